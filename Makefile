@@ -1,0 +1,45 @@
+# Every target sets up what it needs, and does nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+
+.PHONY: setup setup-dev quickstart test test-long lint format clean
+.DEFAULT_GOAL := setup
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llm4rec_jax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup: setup.cfg pyproject.toml third_party/requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement third_party/requirements.txt
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,tfds]'
+	@touch $@
+
+setup: $(VENV)/.setup
+setup-dev: $(VENV)/.setup-dev
+
+quickstart: setup
+	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+test-long: setup-dev
+	$(BIN)/python -m pytest -m long
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,41 @@
+"""Sources of interaction data: `load(name, path, **options)` reads files into a `Dataset`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from llm4rec_jax.data.interactions import Dataset
+
+# The modules of the loaders are imported for their registration.
+from llm4rec_jax.data.sources import atomic, movielens, sequences, table, tfds_source  # noqa: F401
+from llm4rec_jax.data.sources.movielens import natural_title
+from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
+from llm4rec_jax.registry import unknown_name
+
+__all__ = ["SOURCES", "Loader", "load", "natural_title", "register"]
+
+
+def load(name: str, path: str | Path | None = None, **options: Any) -> Dataset:
+    """Loads the data of a named source.
+
+    Args:
+        name: a name in `SOURCES`.
+        path: the file or folder to read; may be left out for sources that know a place of their own.
+        **options: options of the source, see its loader.
+
+    Raises:
+        ValueError: if the name or an option is unknown, or the source needs a path and got none.
+        FileNotFoundError: if a file is missing.
+        DataError: if the data is malformed.
+    """
+    loader = SOURCES.lookup(name)
+    first, *accepted = inspect.signature(loader).parameters.values()
+    names = [parameter.name for parameter in accepted]
+    for option in options:
+        if option not in names:
+            raise ValueError(unknown_name(f"option of source {name!r}", option, names))
+    if path is None:
+        if first.default is inspect.Parameter.empty:
+            raise ValueError(f"source {name!r} needs a path; give the file or folder to read")
+        return loader(**options)
+    return loader(Path(path), **options)

@@ -1,0 +1,1 @@
+"""Encoders, pooling, user models, scoring heads, and the recommender that joins them. Nothing here knows of PEFT."""

@@ -1,0 +1,190 @@
+"""The recommender: encoder, pooling, user model and head together.
+
+    context  C_i = M(D_i)        `encode` then `context`
+    profile  P_u = M(D_u)        `profiles` (a user model over contexts) or `prompt_profile` (M reads the history)
+    score    Y_ui = F(P_u, C_i)  `score`, `pairs`
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm4rec_jax.models import users as user_models
+from llm4rec_jax.models.bert import Bert
+from llm4rec_jax.models.heads import HEADS
+from llm4rec_jax.models.pooling import POOLINGS
+from llm4rec_jax.registry import Registry
+from llm4rec_jax.models.users import USERS
+
+PROJECTIONS: Registry = Registry("projection")
+
+
+@PROJECTIONS.register("linear")
+class LinearProjection(nn.Module):
+    """One linear layer to D."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.width, name="output")(x)
+
+
+@PROJECTIONS.register("mlp")
+class MlpProjection(nn.Module):
+    """Norm, hidden layer, GELU, D. The norm gives any encoder's vectors the same scale.
+
+    Attributes:
+      width: D.
+      hidden: width of the hidden layer.
+      dropout: on the hidden layer, when a dropout rng is given.
+    """
+
+    width: int
+    hidden: int = 256
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(nn.LayerNorm(name="norm")(x)))
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        return nn.Dense(self.width, name="output")(x)
+
+
+class Recommender(nn.Module):
+    """Encoder, pooling, projection, user model, head. Build it with `recommender`, which checks the combination.
+
+    Attributes:
+      encoder: M, or None when items are ids only.
+      pooling: states to a text's vector.
+      project: to D, or None to keep the encoder's width.
+      project_prompt: the same for a profile that M reads from a prompt.
+      users: the user model, or None when M reads the history as one prompt.
+      head: F.
+      num_items: I when items have an id embedding, else None.
+      width: D.
+    """
+
+    encoder: Bert | None
+    pooling: nn.Module | None
+    project: nn.Module | None
+    project_prompt: nn.Module | None
+    users: nn.Module | None
+    head: nn.Module
+    num_items: int | None
+    width: int
+
+    def setup(self) -> None:
+        if self.num_items is not None:
+            self.ids = nn.Embed(self.num_items, self.width, embedding_init=nn.initializers.normal(0.02))
+
+    def __call__(
+        self, ids: jax.Array, mask: jax.Array, items: jax.Array, history: jax.Array, history_mask: jax.Array
+    ) -> jax.Array:
+        """Runs every part once, to initialise it. ids, mask: [U, L]; items: [U]; history, history_mask: [B, H]."""
+        contexts = self.context(items, None if self.encoder is None else self.encode(ids, mask))
+        if self.users is None:
+            profiles = self.prompt_profile(self.encode(ids, mask))
+        else:
+            profiles = user_models.last(self.profiles(contexts[history], history_mask), history_mask)
+        return self.pairs(profiles, contexts) + self.score(profiles[:1], contexts[:1])
+
+    def encode(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Token ids [U, L] and mask [U, L] to pooled float32 vectors [U, W], W the encoder's width."""
+        assert self.encoder is not None
+        assert self.pooling is not None
+        return self.pooling(self.encoder(ids, mask), mask).astype(jnp.float32)
+
+    def context(self, items: jax.Array, text: jax.Array | None) -> jax.Array:
+        """Item rows [U] and their pooled text [U, W] to contexts [U, D]."""
+        context = None
+        if text is not None:
+            context = text if self.project is None else self.project(text)
+        if self.num_items is not None:
+            ids = self.ids(items)
+            context = ids if context is None else context + ids
+        assert context is not None
+        return context
+
+    def profiles(self, contexts: jax.Array, mask: jax.Array) -> jax.Array:
+        """Contexts of histories [B, H, D], padded at the end, to the profile after every position [B, H, D]."""
+        assert self.users is not None
+        return self.users(contexts, mask)
+
+    def prompt_profile(self, text: jax.Array) -> jax.Array:
+        """Pooled prompts [B, W] to profiles [B, D]."""
+        return text if self.project_prompt is None else self.project_prompt(text)
+
+    def score(self, profile: jax.Array, context: jax.Array) -> jax.Array:
+        """Profiles [..., D] against contexts [..., D], broadcast: [...]."""
+        return self.head(profile, context)
+
+    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+        """Every profile [B, D] against every context [N, D]: [B, N]."""
+        return self.head.pairs(profiles, contexts)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def recommender(
+    *,
+    encoder: Bert | None = None,
+    ids: int | None = None,
+    users: str = "transformer",
+    head: str = "dot",
+    pooling: str = "mean",
+    project: str | None = "mlp",
+    width: int = 64,
+    user_options: dict[str, Any] | None = None,
+    head_options: dict[str, Any] | None = None,
+    project_options: dict[str, Any] | None = None,
+) -> Recommender:
+    """A recommender from names.
+
+    Args:
+      encoder: M, for items that are text; None for ids only.
+      ids: the number of items I, for items with an id embedding; with an encoder, both are added.
+      users: a name in `USERS`, or "text": the history is one prompt that M reads.
+      head, pooling, project: names in `HEADS`, `POOLINGS`, `PROJECTIONS`; project None keeps the encoder's width.
+      width: D; the encoder's own width when project is None.
+
+    Raises:
+      ValueError: a name or option that does not exist, or parts that do not go together.
+    """
+    if encoder is None and ids is None:
+        raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
+    if encoder is None and users == "text":
+        raise ValueError("users='text' lets the encoder read the history, but there is no encoder")
+    if encoder is not None and project is None:
+        width = encoder.config.hidden_size
+    projection = None
+    if encoder is not None and project is not None:
+        projection = PROJECTIONS.build(project, width=width, **(project_options or {}))
+    return Recommender(
+        encoder=encoder,
+        pooling=POOLINGS.build(pooling) if encoder is not None else None,
+        project=projection,
+        project_prompt=projection.copy() if projection is not None and users == "text" else None,
+        users=None if users == "text" else USERS.build(users, **(user_options or {})),
+        head=HEADS.build(head, **(head_options or {})),
+        num_items=ids,
+        width=width,
+    )
+
+
+def init(model: Recommender, key: jax.Array, encoder_params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The recommender's parameters, the encoder's being those given (drawn at random when None).
+
+    Returns:
+      {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, parts without parameters left out.
+    """
+    tokens = jnp.zeros((2, 2), jnp.int32)
+    arguments = (tokens, tokens == 0, jnp.zeros(2, jnp.int32), tokens, tokens == 0)
+    if model.encoder is None or encoder_params is None:
+        return dict(jax.jit(model.init)(key, *arguments)["params"])
+
+    def others(key: jax.Array) -> dict[str, Any]:
+        # The encoder's own random parameters are never computed: jit drops what is not returned.
+        return {name: part for name, part in model.init(key, *arguments)["params"].items() if name != "encoder"}
+
+    return {**jax.jit(others)(key), "encoder": encoder_params}

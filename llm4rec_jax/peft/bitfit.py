@@ -1,0 +1,16 @@
+"""BitFit: only biases are trained."""
+
+import jax
+
+from llm4rec_jax.peft.core import METHODS, Delta, Params, Peft, match, replace, sites
+
+
+@METHODS.register("bitfit")
+def bitfit(target: str = r".*") -> Peft:
+    """Trains the biases of the sites that match, those of norms included. Ben Zaken et al. 2022 (arXiv 2106.10199)."""
+
+    def init(key: jax.Array, params: Params) -> Delta:
+        biased = sites(params, "bias")
+        return {site: {"bias": biased[site]["bias"].copy()} for site in match(target, biased)}
+
+    return Peft(init, reparam=replace, merge=replace)

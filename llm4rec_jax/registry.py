@@ -1,0 +1,54 @@
+"""Named choices whose lookup explains a wrong name."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar, cast
+
+T = TypeVar("T")
+Registered = TypeVar("Registered")
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
+    """Words the error for a name that is none of `choices`: the nearest of them first, then all."""
+    listed = [str(choice) for choice in choices]
+    nearest = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    return f"unknown {kind} {name!r}{hint} Choose from: {', '.join(listed) or '(none)'}"
+
+
+class Registry(dict[str, T], Generic[T]):
+    """A dictionary of named objects of one kind, filled by the `register` decorator.
+
+    Args:
+        kind: what the entries are, in the singular, as error messages call them ("source", "split").
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[Registered], Registered]:
+        """Returns a decorator that stores its argument under `name` and returns it unchanged.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+
+        def decorate(value: Registered) -> Registered:
+            if name in self:
+                raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+            # The decorated object keeps its own, more precise type for its callers.
+            self[name] = cast(T, value)
+            return value
+
+        return decorate
+
+    def lookup(self, name: str) -> T:
+        """Returns the entry of that name.
+
+        Raises:
+            ValueError: if there is none; the message names the nearest and lists all.
+        """
+        if name not in self:
+            raise ValueError(unknown_name(self.kind, name, sorted(self)))
+        return self[name]
