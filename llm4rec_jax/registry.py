@@ -1,8 +1,9 @@
 """Named choices whose lookup explains a wrong name."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 Registered = TypeVar("Registered")
@@ -52,3 +53,16 @@ class Registry(dict[str, T], Generic[T]):
         if name not in self:
             raise ValueError(unknown_name(self.kind, name, sorted(self)))
         return self[name]
+
+    def build(self, name: str, /, *args: Any, **options: Any) -> Any:
+        """Calls the entry of that name.
+
+        Raises:
+            ValueError: no such entry, or an option that it does not take; the message names the nearest and lists all.
+        """
+        entry = cast(Callable[..., Any], self.lookup(name))
+        accepted = [n for n in list(inspect.signature(entry).parameters)[len(args) :] if n not in ("parent", "name")]
+        for option in options:
+            if option not in accepted:
+                raise ValueError(unknown_name(f"option of {self.kind} {name!r}:", option, accepted))
+        return entry(*args, **options)

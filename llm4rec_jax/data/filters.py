@@ -56,8 +56,8 @@ def k_core(dataset: Dataset, k: int, *, user_k: int | None = None, item_k: int |
         rows = rows[stays]
     if not len(rows):
         raise DataError(
-            f"k_core with {user_k} interactions a user and {item_k} an item leaves none of the {len(user)} interactions "
-            f"of {dataset.name!r} ({dataset.num_users} users, {dataset.num_items} items); lower k"
+            f"k_core with {user_k} interactions a user and {item_k} an item leaves none of the {len(user)} "
+            f"interactions of {dataset.name!r} ({dataset.num_users} users, {dataset.num_items} items); lower k"
         )
     keep = np.zeros(len(user), bool)
     keep[rows] = True

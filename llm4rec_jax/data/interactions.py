@@ -43,7 +43,8 @@ class Interactions:
                 )
             if str(column.dtype) not in allowed[name]:
                 raise DataError(
-                    f"interactions: column {name!r} has dtype {column.dtype}; convert it to {' or '.join(allowed[name])}"
+                    f"interactions: column {name!r} has dtype {column.dtype}; "
+                    f"convert it to {' or '.join(allowed[name])}"
                 )
 
     def __len__(self) -> int:

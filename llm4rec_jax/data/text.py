@@ -15,9 +15,9 @@ import re
 import string
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -30,17 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FORMAT_VERSION = 1
-_PARALLELISM = "TOKENIZERS_PARALLELISM"
-# As the user set it, read before this module writes it; and the process in which tokenising may use threads.
-_USER_PARALLELISM = os.environ.get(_PARALLELISM)
-_PROCESS = os.getpid()
-
-_BRACKETS = {"(": ")", "[": "]"}
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _SEPARATOR = re.compile(r"\s*[.!?;,|]+(?:\s+|\Z)|\s+[-–—]+(?:\s+|\Z)|[^\S\n]*\n\s*")
 _SENTENCE_END = re.compile(r"\s*[.!?]")
 _JOINER = re.compile(r"[/&+·•~–—-]")
-_LAST_MARKS = re.compile(r"\W*\Z")
-_FIRST_MARKS = re.compile(r"\W*")
+_LAST_MARKS = re.compile(r"[^\w)\]}]*\Z")
+_FIRST_MARKS = re.compile(r"\A[^\w(\[{]*")
 _ENCODE_AT_ONCE = 8192
 _DIGEST_BYTES = 32
 _HISTORY_FIELDS = ("history", "liked", "disliked")
@@ -95,7 +90,9 @@ class UserTemplate:
             values["disliked"] = self._join([title for title, liked in marked if not liked])
         for field in self._template.fields:
             if field in _HISTORY_FIELDS and field not in values:
-                raise ValueError(f"the template uses {{{field}}}: pass liked_mask, such as ratings at least a threshold")
+                raise ValueError(
+                    f"the template uses {{{field}}}: pass liked_mask, such as ratings at least a threshold"
+                )
             if field not in values:
                 raise ValueError(unknown_name("template field", field, values))
         return self._template(values) or ""
@@ -120,7 +117,7 @@ def item_texts(items: pl.DataFrame, template: str = "{title} ({year}). {genres}"
         where = f"item {items['item_id'][index]!r}" if "item_id" in items.columns else f"item table, row {index}"
         try:
             text = compiled(row)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise DataError(f"{where}: {error}; change the format in template {template!r}") from error
         if text is None:
             raise DataError(
@@ -143,7 +140,7 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         loaded = AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer at {str(path_or_name)!r}: give a folder with tokenizer.json or vocab.txt beside config.json, "
+            f"no tokenizer at {str(path_or_name)!r}: give a folder with tokenizer.json and tokenizer_config.json, "
             f"or the name of a model on the hub ({error})"
         ) from error
     if not loaded.is_fast:
@@ -160,8 +157,9 @@ def tokenise(
     """Tokens of the texts with the tokenizer's special tokens, each cut to max_length tokens with these kept.
 
     The result is kept in `cache_dir` (by default llm4rec_jax/tokens in $XDG_CACHE_HOME or ~/.cache) under a hash of
-    texts, tokenizer and max_length. A damaged file is rebuilt, and a folder that cannot be written is done without; both
-    warn. A tokenizer without a padding token pads with 0.
+    texts, tokenizer and max_length. A damaged file is rebuilt, and a folder that cannot be written is done without,
+    both with a warning. A tokenizer without a padding token pads with 0. Leave
+    TOKENIZERS_PARALLELISM unset, or false, where forked workers tokenise too: if true, they deadlock.
 
     Raises:
         ValueError: if max_length leaves no room beside the special tokens.
@@ -257,10 +255,12 @@ class _Template:
             raise ValueError(f"malformed template {template!r}: {error}") from error
         atoms: list[str | _Field] = []
         for literal, name, spec, conversion in parsed:
-            atoms += re.findall(r"[()\[\]]|[^()\[\]]+", literal)
+            atoms += re.findall(r"[()\[\]{}]|[^()\[\]{}]+", literal)
             if name is not None:
                 if not name or name.isdigit():
-                    raise ValueError(f"template {template!r} has a field without a name; name a column, as in {{title}}")
+                    raise ValueError(
+                        f"template {template!r} has a field without a name; name a column, as in {{title}}"
+                    )
                 atoms.append(_Field(name, spec or "", conversion))
         self.fields = list(dict.fromkeys(atom.name for atom in atoms if isinstance(atom, _Field)))
         if not self.fields:
@@ -280,8 +280,8 @@ def _parse_groups(atoms: Sequence[str | _Field]) -> _Clauses:
             openings.append(atom)
             levels.append([])
         elif isinstance(atom, str) and openings and atom == _BRACKETS[openings[-1]]:
-            inner = levels.pop()
-            levels[-1].append(_Group(openings.pop(), _parse_clauses(inner), atom))
+            group = _Group(openings.pop(), _parse_clauses(inner := levels.pop()), atom)
+            levels[-1] += [group] if group.clauses.has_fields else [group.opening, *inner, atom]
         else:
             levels[-1].append(atom)
     while openings:
@@ -312,9 +312,7 @@ def _parse_clauses(parts: Sequence[str | _Field | _Group]) -> _Clauses:
 
 
 def _has_fields(clause: Sequence[str | _Field | _Group]) -> bool:
-    return any(
-        isinstance(part, _Field) or (isinstance(part, _Group) and part.clauses.has_fields) for part in clause
-    )
+    return any(isinstance(part, _Field) or (isinstance(part, _Group) and part.clauses.has_fields) for part in clause)
 
 
 def _separator(pending: Sequence[str]) -> str:
@@ -343,10 +341,95 @@ def _render_clause(clause: Sequence[str | _Field | _Group], values: Mapping[str,
 def _bridge(pieces: Sequence[str], before: bool, after: bool) -> str:
     """Joins literals over the gaps between them. Before and after tell whether text adjoins them on either side."""
     bridge = pieces[0]
-    for index, piece in enumerate(pieces[1:], 2):
-        words, marks = _split(_LAST_MARKS, bridge)
+    for remaining, piece in zip(range(len(pieces) - 2, -1, -1), pieces[1:], strict=True):
+        words = _LAST_MARKS.sub("", bridge, count=1)
+        next_words = _FIRST_MARKS.sub("", piece, count=1)
+        marks, next_marks = bridge[len(words) :], piece[: len(piece) - len(next_words)]
         if ":" in marks or "=" in marks:  # A label goes with its field
             words, marks = "", ""
-        next_marks, next_words = piece[: _split_at(_FIRST_MARKS, piece)], piece[_split_at(_FIRST_MARKS, piece) :]
-        bridge = words + next_words
+        adjoined = (before or words) and (after or next_words or remaining)
+        bridge = words + (_merge_marks(marks, next_marks) if adjoined else "") + next_words
     return bridge
+
+
+def _merge_marks(marks: str, next_marks: str) -> str:
+    for candidate in (marks, next_marks):
+        if _JOINER.search(candidate):
+            return candidate
+    return " " if re.search(r"\s", marks + next_marks) else ""
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / "tokens"
+
+
+def _content_hash(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> str:
+    """SHA-256, in hex, of all that the tokens depend on."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left over from the tokenizer's latest call, and set anew by the next.
+    del model["truncation"], model["padding"]
+    settings = [_FORMAT_VERSION, max_length, tokenizer.truncation_side, tokenizer.pad_token_id, model]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> Tokens:
+    rows = [np.empty(0, np.int32)]
+    for start in range(0, len(texts), _ENCODE_AT_ONCE):
+        encoded = tokenizer(
+            list(texts[start : start + _ENCODE_AT_ONCE]),
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        rows += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+    lengths = np.array([len(row) for row in rows[1:]], np.int32)
+    ids = np.full((len(lengths), lengths.max(initial=0)), tokenizer.pad_token_id or 0, np.int32)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
+    return Tokens(ids, lengths)
+
+
+def _read(path: Path, key: str) -> Tokens | None:
+    """Cached tokens, or None if there are none or they are not what was written, with a warning in the latter case."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        warnings.warn(f"cannot read cached tokens {path} ({error}); tokenising again", stacklevel=3)
+        return None
+    payload = content[:-_DIGEST_BYTES]
+    # Before anything is parsed, so that damage of any kind ends here.
+    if _checksum(key, payload) != content[-_DIGEST_BYTES:]:
+        warnings.warn(f"cached tokens {path} are damaged; tokenising again", stacklevel=3)
+        return None
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        return Tokens(arrays["ids"], arrays["lengths"])
+
+
+def _write(path: Path, key: str, tokens: Tokens) -> None:
+    """Writes an .npz followed by its checksum, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=tokens.ids, lengths=tokens.lengths)
+    payload = buffer.getvalue()
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tokens-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.write(_checksum(key, payload))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _checksum(key: str, payload: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + payload).digest()

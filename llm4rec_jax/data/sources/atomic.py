@@ -74,7 +74,11 @@ def read_atomic(path: Path, encoding: str = "utf-8") -> tuple[Table, dict[str, s
     for header in table.frame.columns:
         name, _, kind = header.rpartition(":")
         if not name or kind not in KINDS:
-            raise DataError(f"{path}, line 1: header {header!r} has no known type; write name:type, type one of {KINDS}")
+            raise DataError(
+                f"{path}, line 1: header {header!r} has no known type; write name:type, type one of {KINDS}"
+            )
+        if name in kinds:
+            raise DataError(f"{path}, line 1: column {name!r} occurs twice in the header; rename one of them")
         kinds[name] = kind
     return Table(path, table.frame.rename(dict(zip(table.frame.columns, kinds, strict=True))), table.locate), kinds
 

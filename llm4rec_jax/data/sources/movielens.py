@@ -14,7 +14,9 @@ from llm4rec_jax.data.sources.registry import register
 
 _ARTICLES = r"The|A|An|La|Le|Les|L'|Il|Lo|Los|Las|El|Der|Die|Das|Det|Den|De|Un|Une|Una|O|I"
 # A title, or an alternative title in brackets, that ends in its article.
-_TRAILING_ARTICLE = re.compile(rf"(?P<open>^|\((?:a\.k\.a\. )?)(?P<rest>[^()]+), (?P<article>{_ARTICLES})(?= *(?:\(|\)|$))")
+_TRAILING_ARTICLE = re.compile(
+    rf"(?P<open>^|\((?:a\.k\.a\. )?)(?P<rest>[^()]+), (?P<article>{_ARTICLES})(?= *(?:\(|\)|$))"
+)
 _YEAR_SUFFIX = r"^(.*?)\s*\((\d{4})(?:[-–]\d*)?\)\s*$"
 
 
@@ -29,25 +31,26 @@ def natural_title(title: str) -> str:
 
 
 @register("movielens_100k")
-def load_movielens_100k(path: Path | None = None, *, natural_titles: bool = True) -> Dataset:
+def load_movielens_100k(path: Path | None = None, *, natural_titles: bool = True, encoding: str = "utf-8") -> Dataset:
     """Loads MovieLens-100k from RecBole's atomic files: 943 users, 1682 items, 100000 ratings of 1 to 5.
 
     Items have title (string), year (int32, null where unknown) and genres (string, separated by ", "; empty where
     unknown). Two rows of the files are mended: item 267 is "unkonwn" in title and year, and item 1412 has its year
-    left in the title. 18 titles occur twice under different ids, as in the official data, and stay apart.
+    left in the title. As in the official data, 18 movies stand under two ids each, which stay apart.
 
     Args:
         path: the folder of ml-100k.inter, .item and .user; the installed one by default.
         natural_titles: whether to move trailing articles to the front.
+        encoding: text encoding of the files.
 
     Raises:
         FileNotFoundError: if the files are missing.
         DataError: if they are malformed.
     """
     folder = assets.movielens_100k() if path is None else path
-    table, _ = read_atomic(folder / "ml-100k.inter")
-    item_table, _ = read_atomic(folder / "ml-100k.item")
-    user_table, _ = read_atomic(folder / "ml-100k.user")
+    table, _ = read_atomic(folder / "ml-100k.inter", encoding)
+    item_table, _ = read_atomic(folder / "ml-100k.item", encoding)
+    user_table, _ = read_atomic(folder / "ml-100k.user", encoding)
     columns = {"title": "movie_title", "year": "release_year", "genres": "class"}
     items = catalogue(item_table, "item", "item_id", columns)
     years = pl.when(pl.col("year").str.contains(r"^\d{4}$")).then(pl.col("year"))
@@ -56,7 +59,7 @@ def load_movielens_100k(path: Path | None = None, *, natural_titles: bool = True
         years.alias("year"),
         pl.col("genres").replace("unknown", "").str.replace_all(" ", ", ", literal=True),
     )
-    dataset = assemble(
+    return assemble(
         "movielens_100k",
         table,
         catalogue(user_table, "user", "user_id"),
@@ -66,11 +69,10 @@ def load_movielens_100k(path: Path | None = None, *, natural_titles: bool = True
         rating="rating",
         timestamp="timestamp",
     )
-    return dataset
 
 
 @register("movielens_small")
-def load_movielens_small(path: Path, *, natural_titles: bool = True) -> Dataset:
+def load_movielens_small(path: Path, *, natural_titles: bool = True, encoding: str = "utf-8") -> Dataset:
     """Loads the official CSV files of MovieLens latest-small, or of any release in that form.
 
     Items have title (string), year (int32, null where the title has none) and genres (string, separated by ", "; empty
@@ -79,13 +81,14 @@ def load_movielens_small(path: Path, *, natural_titles: bool = True) -> Dataset:
     Args:
         path: the folder of movies.csv and ratings.csv.
         natural_titles: whether to move trailing articles to the front.
+        encoding: text encoding of the files.
 
     Raises:
         FileNotFoundError: if a file is missing.
         DataError: if a file is malformed or a rating refers to a movie that movies.csv lacks.
     """
-    movies = read_delimited(path / "movies.csv", ",", quoted=True)
-    table = read_delimited(path / "ratings.csv", ",", quoted=True)
+    movies = read_delimited(path / "movies.csv", ",", quoted=True, encoding=encoding)
+    table = read_delimited(path / "ratings.csv", ",", quoted=True, encoding=encoding)
     items = catalogue(movies, "item", "movieId", {"title": "title", "genres": "genres"})
     genres = pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
     frame = items.frame.select("item_id", "title", pl.lit(None, pl.String).alias("year"), genres)

@@ -142,21 +142,24 @@ def read_json_lines(path: Path, *, encoding: str = "utf-8") -> Table:
         DataError: if it is empty, not text of that encoding, or a line is no object of matching types.
     """
     content = read_text(path, encoding)
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: malformed row, not JSON ({error}); write one JSON object a line"
-            ) from error
-        if not isinstance(value, dict):
-            raise DataError(f"{path}, line {number}: malformed row, not a JSON object; write one JSON object a line")
+    # Polars skips blank lines.
+    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     try:
         frame = pl.read_ndjson(content, infer_schema_length=None)
     except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as error:
+        for number, line in lines:
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as wrong:
+                raise DataError(
+                    f"{path}, line {number}: malformed row, not JSON ({wrong}); write one JSON object a line"
+                ) from wrong
+            if not isinstance(value, dict):
+                raise DataError(
+                    f"{path}, line {number}: malformed row, not a JSON object; write one JSON object a line"
+                ) from error
         raise DataError(f"{path}: the types of a key differ between lines ({error}); give it one type") from error
-    return Table(path, frame, lambda row: f"line {row + 1}")
+    return Table(path, frame, lambda row: f"line {lines[row][0]}")
 
 
 def read_parquet(path: Path) -> Table:
@@ -192,9 +195,7 @@ def read_table(path: Path, *, encoding: str = "utf-8") -> Table:
         case ".parquet":
             return read_parquet(path)
     require(path)
-    raise DataError(
-        f"{path}: unknown extension {path.suffix!r}; give a .csv, .tsv, .parquet, .jsonl or .ndjson file"
-    )
+    raise DataError(f"{path}: unknown extension {path.suffix!r}; give a .csv, .tsv, .parquet, .jsonl or .ndjson file")
 
 
 def column(table: Table, name: str) -> pl.Series:

@@ -48,7 +48,9 @@ def load_sequences(
     if len(short):
         raise table.error(short[0], "malformed row, not a user id and item ids; complete or remove the line")
     users = catalogue(table, "user", "user_id", {})
-    index = table.frame.with_row_index("row").with_columns(pl.int_ranges(pl.col("item_id").list.len()).alias("position"))
+    index = table.frame.with_row_index("row").with_columns(
+        pl.int_ranges(pl.col("item_id").list.len()).alias("position")
+    )
     index = index.explode("item_id", "position")
     interactions = Table(path, index, lambda row: f"line {index['row'][row] + 1}")
     if items_path is None:

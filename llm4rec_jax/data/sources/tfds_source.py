@@ -56,12 +56,16 @@ def load_tfds(
 
     if path is not None:
         require(path)
+    # TFDS declares types that hide the mapping of features and the data source's split.
+    prepared: Any
     if builder is not None:
         prepared = tfds.builder(builder, data_dir=path)
     elif path is None:
         raise ValueError("source 'tfds' needs a builder name or the path of prepared data; give builder= or a path")
     elif not (path / "dataset_info.json").is_file():
-        raise FileNotFoundError(f"{path} holds no prepared data (dataset_info.json); give builder= or a version's folder")
+        raise FileNotFoundError(
+            f"{path} holds no prepared data (dataset_info.json); give builder= or a version's folder"
+        )
     else:
         prepared = tfds.builder_from_directory(path)
     place = Path(str(prepared.data_dir))
@@ -72,7 +76,7 @@ def load_tfds(
         )
     if split not in prepared.info.splits:
         raise DataError(f"{place}: {unknown_name('split', split, list(prepared.info.splits))}")
-    features = (prepared.info.features or {}).keys()
+    features = list(prepared.info.features)
     wanted = {user, item, rating, timestamp, *(item_columns or {}).values(), *(user_columns or {}).values()} - {None}
     for name in sorted(wanted):
         if name not in features:
@@ -105,7 +109,8 @@ def _columns(source: Any, names: list[str], place: Path) -> pl.DataFrame:
         chunks.append(pl.DataFrame(columns))
     if not chunks:
         raise DataError(f"{place} is empty; give a split with data")
-    return pl.concat(chunks)
+    # A chunk whose lists are all empty has no element type of its own.
+    return pl.concat(chunks, how="vertical_relaxed")
 
 
 def _plain(value: Any, name: str, place: Path) -> Any:

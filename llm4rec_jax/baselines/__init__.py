@@ -1,0 +1,1 @@
+"""Baselines: scorers that are evaluated like any trained recommender."""

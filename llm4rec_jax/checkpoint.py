@@ -1,0 +1,104 @@
+"""Checkpoints of what is trained, the optimizer, the step and the input's position; the frozen base only as a digest."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from llm4rec_jax.sharding import path_name
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or does not belong to this run. The message says what differs, and the remedy."""
+
+
+class Restored(NamedTuple):
+    """The training state and the JSON record saved with it."""
+
+    state: Any
+    record: dict[str, Any]
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a tree's arrays."""
+    sha = hashlib.sha256()
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(array)
+        sha.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run: `last` to go on from, `best` by validation to evaluate.
+
+    A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves the
+    one before.
+
+    Args:
+      workdir: the run's folder.
+      base: digest of the frozen parameters; a checkpoint made over another base is refused.
+      keep: how many of `last` are kept.
+    """
+
+    def __init__(self, workdir: Path, base: str, keep: int = 2) -> None:
+        self._base = base
+        self.folder = workdir / "checkpoints"
+        self._managers = {
+            name: ocp.CheckpointManager(
+                (self.folder / name).absolute(),
+                options=ocp.CheckpointManagerOptions(max_to_keep=n, enable_async_checkpointing=False),
+            )
+            for name, n in (("last", keep), ("best", 1))
+        }
+
+    def save(self, name: str, step: int, state: Any, record: Mapping[str, Any]) -> None:
+        """Saves as `last` or `best`. A run that goes on from `last` may come by a `best` of the same step again."""
+        manager = self._managers[name]
+        if step in manager.all_steps():
+            manager.delete(step)
+        record = {**record, "base": self._base}
+        manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)), force=True
+        )
+        manager.wait_until_finished()
+
+    def latest(self, name: str) -> int | None:
+        """The step of the newest checkpoint, None when there is none."""
+        return self._managers[name].latest_step()
+
+    def restore(self, name: str, like: Any, step: int | None = None) -> Restored:
+        """The newest checkpoint, or that of a step, with the structure, shapes and placement of `like`.
+
+        Raises:
+          CheckpointError: there is none, it was made over another base, or it holds other arrays than `like`.
+        """
+        manager = self._managers[name]
+        step = manager.latest_step() if step is None else step
+        if step is None:
+            raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
+        where = self.folder / name / str(step)
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        if record["base"] != self._base:
+            raise CheckpointError(
+                f"{where} was trained over a frozen base with digest {record['base'][:12]}…, but the base at hand has "
+                f"{self._base[:12]}…: give the encoder that the run was trained with, or another workdir"
+            )
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        try:
+            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+        except ValueError as error:
+            raise CheckpointError(
+                f"{where} does not hold what this model trains; it was made by another configuration, or is damaged:\n"
+                f"{error}"
+            ) from error
+        return Restored(state, record)
+
+    def close(self) -> None:
+        """Ends the managers' threads."""
+        for manager in self._managers.values():
+            manager.close()

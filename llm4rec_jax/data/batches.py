@@ -1,0 +1,310 @@
+"""From a split to batches: examples, negatives, each item once, padded to buckets, read by Grain.
+
+A batch holds each of its items once; histories, targets and negatives point into that list, so that the encoder reads
+every text once a batch however often it occurs. Sizes that vary are padded to a few buckets, so that jit compiles a
+handful of programs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from llm4rec_jax.data.interactions import DataError
+from llm4rec_jax.data.negatives import Negatives, NegativeSampler
+from llm4rec_jax.data.splits import Sequences, Split
+from llm4rec_jax.data.text import Tokens
+
+TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+class TokenGroup(NamedTuple):
+    """Texts of similar length: ids [U_g, L_g] int32 and mask [U_g, L_g] bool."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+
+
+class Batch(NamedTuple):
+    """One training batch; what a model or loss has no use for is None.
+
+    Attributes:
+      users: [B] rows of the user table.
+      items: [U] rows of the item table, each once, padded with repeats.
+      history: [B, H] positions in `items`, padded at the end; history_mask: [B, H].
+      target: [B, T] positions in `items`; T is H where every position is trained on, else 1; target_mask: [B, T].
+      tokens: the texts of `items`, in that order, in groups by length.
+      prompt: the histories as text, for a user model that reads text.
+      rating: [B, T] float32 of the targets.
+      negatives: [B, T, K] positions in `items`.
+      candidates: [U] bool, the `items` that a target is compared with: the batch's targets, or the whole catalogue.
+      log_q: [U] log of the probability that a target is this item.
+      own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    history: np.ndarray
+    history_mask: np.ndarray
+    target: np.ndarray
+    target_mask: np.ndarray
+    tokens: tuple[TokenGroup, ...] = ()
+    prompt: TokenGroup | None = None
+    rating: np.ndarray | None = None
+    negatives: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+    log_q: np.ndarray | None = None
+    own: np.ndarray | None = None
+
+
+def bucket(size: int, multiple_of: int = 1) -> int:
+    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size` and is a multiple of `multiple_of`."""
+    power = 16
+    while True:
+        for candidate in (power, power * 3 // 2):
+            if candidate >= size and candidate % multiple_of == 0:
+                return candidate
+        power *= 2
+
+
+def token_bucket(length: int) -> int:
+    """The smallest token bucket that holds a text of so many tokens; beyond the last, a multiple of it."""
+    return next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
+
+
+class Examples(NamedTuple):
+    """Windows of training sequences: inputs are rows start…stop-1 of `Sequences`, targets start+1…stop of it.
+
+    Attributes:
+      user, start, stop: [E].
+    """
+
+    user: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+def windows(sequences: Sequences, history: int) -> Examples:
+    """Cuts each user's sequence into windows of at most `history` inputs whose targets together are all but the first.
+
+    Cut from the end, so that the most recent window is a full one.
+    """
+    lengths = np.diff(sequences.offsets) - 1
+    per_user = np.maximum(-(-lengths // history), 0)
+    user = np.repeat(np.arange(len(lengths)), per_user)
+    nth = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+    stop = sequences.offsets[1:][user] - 1 - nth * history
+    start = np.maximum(stop - history, sequences.offsets[:-1][user])
+    return Examples(user, start, stop)
+
+
+def single_targets(sequences: Sequences, history: int) -> Examples:
+    """One example a target: the inputs are the at most `history` items before it."""
+    user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
+    stop = np.arange(len(user))
+    first = sequences.offsets[:-1][user]
+    keep = stop > first
+    return Examples(user[keep], np.maximum(stop - history, first)[keep] , stop[keep])
+
+
+class BatchBuilder:
+    """Turns example numbers into a `Batch`. See `training_batches` for the arguments."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        history: int,
+        every_position: bool,
+        negatives: Negatives,
+        num_negatives: int,
+        alpha: float,
+        ratings: bool,
+        tokens: Tokens | None,
+        prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None,
+        multiple_of: int,
+    ) -> None:
+        self.sequences, targets = split.training()
+        self._is_target = targets
+        self._every_position = every_position
+        make = windows if every_position else single_targets
+        examples = make(self.sequences, history)
+        # Windows without a single training target (few-shot) teach nothing.
+        counts = np.concatenate([[0], np.cumsum(targets)])
+        first_target = examples.start + 1 if every_position else examples.stop
+        useful = counts[examples.stop + 1] > counts[first_target]
+        self.examples = Examples(*(column[useful] for column in examples))
+        if not len(self.examples.user):
+            raise DataError(
+                f"no training example: under {split.protocol!r} no user has a training target with an item before it; "
+                "keep users with more interactions, or another split"
+            )
+        self.history = min(history, int((self.examples.stop - self.examples.start).max()))
+        self._mode, self._k, self._ratings = negatives, num_negatives, ratings
+        if ratings and self.sequences.ratings is None:
+            raise DataError("this loss learns ratings, but the data has none: name the rating column, or another loss")
+        self._tokens, self._prompts, self._multiple_of = tokens, prompts, multiple_of
+        self._known = np.flatnonzero(split.known).astype(np.int32)
+        num_items = len(split.known)
+        popularity = np.bincount(self.sequences.items, minlength=num_items)
+        self._sampler = NegativeSampler(self.sequences, split.known, popularity, alpha) if negatives == "sampled" else None
+        self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
+        self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
+
+    def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
+        user, start, stop = (column[numbers] for column in self.examples)
+        width = stop - start
+        column = np.arange(self.history)
+        history_mask = column < width[:, None]
+        at = np.where(history_mask, start[:, None] + column, start[:, None])
+        target_at = np.minimum(at + 1, stop[:, None]) if self._every_position else stop[:, None]
+        target_mask = self._is_target[target_at] & (history_mask if self._every_position else True)
+        history, target = self.sequences.items[at], self.sequences.items[target_at]
+
+        parts = [history, target]
+        if self._sampler is not None:
+            drawn = self._sampler(rng, user, target.shape[1] * self._k)
+            parts.append(drawn.reshape(*target.shape, self._k))
+        if self._catalogue is not None:
+            items, tokens, order = self._catalogue
+            parts = [order[np.searchsorted(self._known, part)] for part in parts]
+        else:
+            unique, inverse = np.unique(np.concatenate([part.ravel() for part in parts]), return_inverse=True)
+            items, tokens, order = self._with_tokens(unique.astype(np.int32))
+            ends = np.cumsum([part.size for part in parts])[:-1]
+            parts = [
+                order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)
+            ]
+        batch = Batch(
+            user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
+            negatives=parts[2] if self._sampler is not None else None,
+        )  # fmt: skip
+        if self._prompts is not None:
+            histories = [self.sequences.items[a:b] for a, b in zip(start, stop, strict=True)]
+            batch = batch._replace(prompt=self._prompts(histories, user))
+        if self._ratings and self.sequences.ratings is not None:
+            batch = batch._replace(rating=self.sequences.ratings[target_at].astype(np.float32))
+        if self._catalogue is not None:
+            # Padding repeats items: only the place of each item counts.
+            batch = batch._replace(candidates=np.isin(np.arange(len(items)), order))
+        elif self._mode == "in_batch":
+            candidates = np.zeros(len(items), bool)
+            candidates[parts[1][target_mask]] = True
+            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], own=self._own(user))
+        return batch
+
+    def _with_tokens(self, unique: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
+        """Distinct items to (items padded and ordered, their texts in groups, place of each of the distinct items)."""
+        if self._tokens is None:
+            size = bucket(len(unique), self._multiple_of)
+            padded = np.concatenate([unique, np.full(size - len(unique), unique[0], np.int32)])
+            return padded, (), np.arange(len(unique), dtype=np.int32)
+        # The whole catalogue is the same every time, so several groups cost no further programs; elsewhere one.
+        lengths = np.array([token_bucket(n) for n in self._tokens.lengths[unique]])
+        if self._mode != "catalogue":
+            lengths[:] = lengths.max()
+        items, groups, order, filled = [], [], np.empty(len(unique), np.int32), 0
+        for length in np.unique(lengths):
+            (members,) = np.nonzero(lengths == length)
+            size = bucket(len(members), self._multiple_of)
+            if self._mode == "catalogue":
+                size = -(-len(members) // self._multiple_of) * self._multiple_of
+            rows = unique[np.concatenate([members, np.full(size - len(members), members[0])])]
+            groups.append(token_group(self._tokens, rows, int(length)))
+            order[members] = filled + np.arange(len(members))
+            items.append(rows)
+            filled += size
+        return np.concatenate(items), tuple(groups), order
+
+    def _own(self, users: np.ndarray) -> np.ndarray:
+        starts, stops = self.sequences.offsets[users], self.sequences.offsets[users + 1]
+        column = np.arange(bucket(int((stops - starts).max())))
+        inside = column < (stops - starts)[:, None]
+        rows = self.sequences.items[np.where(inside, starts[:, None] + column, 0)]
+        return np.sort(np.where(inside, rows, -1), axis=1).astype(np.int32)
+
+
+def token_group(tokens: Tokens, rows: np.ndarray, length: int) -> TokenGroup:
+    """Rows of a token table, cut or padded to `length` columns."""
+    ids = tokens.ids[rows, :length]
+    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
+    return TokenGroup(ids, np.arange(length) < tokens.lengths[rows][:, None])
+
+
+def training_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    history: int = 50,
+    every_position: bool = True,
+    negatives: Negatives = "sampled",
+    num_negatives: int = 1,
+    alpha: float = 0.0,
+    ratings: bool = False,
+    tokens: Tokens | None = None,
+    prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    multiple_of: int = 1,
+) -> tuple[BatchBuilder, grain.IterDataset]:
+    """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
+
+    Args:
+      split: what to train on.
+      batch_size: B over all processes.
+      history: H, the longest history that is read.
+      every_position: train on every position of a window; else one example a target.
+      negatives: what the loss compares a target with (`Loss.negatives`).
+      num_negatives, alpha: K, and the power of popularity that they are drawn by, for "sampled".
+      ratings: give the targets' ratings.
+      tokens: the catalogue's texts; None where contexts need none (ids, or text vectors computed beforehand).
+      prompts: (histories, users) to their texts' tokens, for a user model that reads text.
+      seed: of order and negatives.
+      shard: (index, count) of this process.
+      multiple_of: pads U to a multiple of it (the mesh's data axis).
+
+    Returns:
+      The builder (its `examples` count an epoch) and the Grain dataset.
+
+    Raises:
+      DataError: nothing to train on, ratings that the data lacks, a user without a possible negative.
+      ValueError: a batch size that the processes cannot share.
+    """
+    index, count = shard
+    if batch_size < 1 or batch_size % (count * multiple_of):
+        raise ValueError(f"batch_size {batch_size} is not a positive multiple of {count * multiple_of} devices")
+    build = BatchBuilder(
+        split,
+        history=history,
+        every_position=every_position,
+        negatives=negatives,
+        num_negatives=num_negatives,
+        alpha=alpha,
+        ratings=ratings,
+        tokens=tokens,
+        prompts=prompts,
+        multiple_of=multiple_of,
+    )
+    numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
+    batches = numbers[index::count].batch(batch_size // count).random_map(build)
+    return build, batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+
+
+def histories(sequences: Sequences, users: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `length` items of each user, padded at the end: items [B, length] and mask [B, length]."""
+    users = np.asarray(users)
+    stop = sequences.offsets[users + 1]
+    start = np.maximum(stop - length, sequences.offsets[users])
+    column = np.arange(length)
+    mask = column < (stop - start)[:, None]
+    at = np.where(mask, start[:, None] + column, 0)
+    if not len(sequences.items):
+        return np.zeros(mask.shape, np.int32), mask
+    return np.where(mask, sequences.items[at], 0).astype(np.int32), mask
+
+
+def slices(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size` that cover `total`."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,84 @@
+"""Full-catalogue evaluation: exact ranks, metrics by user, and their means."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from jax.sharding import Mesh
+
+from llm4rec_jax import metrics
+from llm4rec_jax.data.splits import Phase, Split
+from llm4rec_jax.ranking import rank
+from llm4rec_jax.scoring import Scorer
+
+
+class Evaluation(NamedTuple):
+    """Attributes:
+    summary: metric name to its mean over users, with `users`, `users_skipped` (without targets) and
+      `repeated_targets` (already in the history; ranked all the same).
+    per_user: one row a user that has targets: `user_id`, `targets`, and every metric.
+    """
+
+    summary: dict[str, float]
+    per_user: pl.DataFrame
+
+
+def evaluate(
+    scorer: Scorer,
+    split: Split,
+    phase: Phase,
+    *,
+    mesh: Mesh,
+    ks: Sequence[int] = (5, 10, 20),
+    batch_size: int = 256,
+    chunk: int = 65536,
+    beyond_accuracy: bool = False,
+) -> Evaluation:
+    """Ranks the whole catalogue for every user with a target, the history masked, ties against the model.
+
+    Args:
+      scorer: what is evaluated.
+      split, phase: "validation" or "test" of a split.
+      mesh: where to compute.
+      ks: cut-offs.
+      batch_size, chunk: users and items at a time; see `ranking.rank`. No metric depends on them.
+      beyond_accuracy: coverage, Gini, novelty, popularity and diversity of the lists at the largest cut-off too.
+    """
+    contexts = scorer.contexts()
+    pairs, params = scorer.head
+    history, targets = split.history(phase), split.targets_of(phase)
+    candidates = split.candidates(phase)
+    found = rank(
+        pairs,
+        params,
+        lambda users: scorer.profiles(contexts, history, users),
+        contexts,
+        history=history,
+        targets=targets,
+        candidates=candidates,
+        mesh=mesh,
+        batch_size=batch_size,
+        chunk=chunk,
+        top=min(max(ks), len(candidates)) if beyond_accuracy else 0,
+    )
+    per_user, summary = metrics.evaluate_ranks(found.ranks, ks)
+    summary["repeated_targets"] = found.repeated
+    users = metrics.evaluated(found.ranks)
+    if found.lists is not None:
+        summary |= _beyond_accuracy(found.lists[users], split, np.asarray(contexts), max(ks))
+    table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
+    table["targets"] = np.diff(found.ranks.offsets)[users]
+    return Evaluation(summary, pl.DataFrame(table | per_user))
+
+
+def _beyond_accuracy(lists: np.ndarray, split: Split, contexts: np.ndarray, k: int) -> dict[str, float]:
+    num_items = split.dataset.num_items
+    popularity = np.bincount(split.training()[0].items, minlength=num_items)
+    return {
+        f"coverage@{k}": metrics.coverage(lists, num_items),
+        f"gini@{k}": metrics.gini(lists, num_items),
+        f"novelty@{k}": metrics.novelty(lists, popularity),
+        f"mean_popularity@{k}": metrics.mean_popularity(lists, popularity),
+        f"diversity@{k}": metrics.intra_list_diversity(lists, contexts),
+    }

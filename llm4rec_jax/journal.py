@@ -1,0 +1,106 @@
+"""What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a progress bar."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+
+class Journal:
+    """The records of one run. Only the first process writes.
+
+    Args:
+      workdir: the run's folder.
+      step: where the run starts or goes on; later records, of steps that will be done again, are dropped.
+      steps: where it ends.
+      batch_size: examples a step.
+      write: False makes every method do nothing.
+    """
+
+    def __init__(self, workdir: Path, step: int, steps: int, batch_size: int, write: bool = True) -> None:
+        self._write, self._batch_size = write, batch_size
+        self._console = rich.console.Console(stderr=True)
+        self._started = self._last = time.perf_counter()
+        if not write:
+            return
+        self.file = workdir / "metrics.jsonl"
+        kept = [r for r in read(self.file) if r["step"] <= step]
+        scratch = self.file.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        os.replace(scratch, self.file)
+        self._lines = self.file.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=step, figures="")
+
+    def __enter__(self) -> Self:
+        if self._write:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._write:
+            self._progress.stop()
+            self._lines.close()
+            self._events.close()
+
+    def say(self, text: str) -> None:
+        """A line on standard error."""
+        if self._write:
+            self._console.print(text, highlight=False, markup=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._write:
+            self._progress.update(self._task, completed=step)
+
+    def train(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
+        """Records figures of `steps` steps up to `step`, with examples/s since the last record."""
+        now = time.perf_counter()
+        rate = steps * self._batch_size / (now - self._last)
+        self._last = now
+        self.record("train", step, {**figures, "examples_per_second": rate})
+        if self._write:
+            shown = f"loss {figures['loss']:.4f}  {rate:,.0f} examples/s"
+            self._progress.update(self._task, completed=step, figures=shown)
+
+    def pause(self) -> None:
+        """Leaves the time since the last record (an evaluation, a checkpoint) out of the next rate."""
+        self._last = time.perf_counter()
+
+    def record(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+        """Appends a record and its TensorBoard scalars."""
+        if not self._write:
+            return
+        seconds = time.perf_counter() - self._started
+        record: dict[str, Any] = {"kind": kind, "step": step, "seconds": round(seconds, 3), **figures}
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        for name, value in figures.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    # Every whole line ends in a newline, so what follows the last one is a piece.
+    return [json.loads(line) for line in lines[:-1] if line]

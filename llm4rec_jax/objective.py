@@ -1,0 +1,89 @@
+"""From a batch to its losses: what is differentiated in training."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.losses import Loss, reduce_mean
+from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.peft.core import Peft, forward
+
+
+class Objective(NamedTuple):
+    """The mean loss of a batch as a function of what is trained.
+
+    Attributes:
+      model, method, loss: the parts.
+      label_threshold: with a pointwise loss, the label is rating ≥ this instead of the rating.
+      gather: brings the text vectors [U, W], encoded on many devices, to all of them.
+    """
+
+    model: Recommender
+    method: Peft
+    loss: Loss
+    label_threshold: float | None = None
+    gather: Callable[[jax.Array], jax.Array] = lambda text: text
+
+    def __call__(
+        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
+    ) -> jax.Array:
+        """The scalar loss.
+
+        Args:
+          trainable: {"delta": the method's, "params": the recommender's own parts}.
+          frozen: {"params": the rest of the recommender's parameters, "text": [I, W] text vectors or None}.
+          batch: see `Batch`.
+          key: turns dropout on; None leaves it off.
+        """
+        losses = self.losses(trainable, frozen, batch, key)
+        return reduce_mean(losses, batch.target_mask) + self.method.penalty(trainable["delta"])
+
+    def losses(
+        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
+    ) -> jax.Array:
+        """The loss of every target, [B, T]."""
+        params = {**frozen["params"], **trainable["params"]}
+        keys = iter(() if key is None else jax.random.split(key, len(batch.tokens) + 5))
+
+        def run(apply: str, *args: Any) -> jax.Array:
+            rngs = None if key is None else {"dropout": next(keys)}
+            return forward(self.model, self.method, params, trainable["delta"], *args, apply=apply, rngs=rngs)
+
+        text = None
+        if frozen["text"] is not None:
+            text = frozen["text"][batch.items]
+        elif self.model.encoder is not None:
+            text = self.gather(jnp.concatenate([run("encode", *group) for group in batch.tokens]))
+        contexts = run("context", batch.items, text)
+        if batch.prompt is not None:
+            profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
+        else:
+            profiles = run("profiles", contexts[batch.history], batch.history_mask)
+
+        if self.loss.negatives == "none":
+            assert batch.rating is not None
+            wanted = batch.rating
+            if self.label_threshold is not None:
+                wanted = (wanted >= self.label_threshold).astype(jnp.float32)
+            return self.loss(run("score", profiles, contexts[batch.target]), wanted)
+        if self.loss.negatives == "sampled":
+            assert batch.negatives is not None
+            columns = jnp.concatenate([batch.target[..., None], batch.negatives], axis=-1)
+            return self.loss(run("score", profiles[:, :, None], contexts[columns]))
+        scores = run("pairs", profiles.reshape(-1, profiles.shape[-1]), contexts)
+        scores = scores.reshape(*batch.target.shape, -1)
+        assert batch.candidates is not None
+        where = batch.candidates
+        if batch.own is not None:
+            where = where & ~jax.vmap(partial(_member, batch.items))(batch.own)[:, None]
+        return self.loss(scores, batch.target, batch.log_q, where)
+
+
+def _member(items: jax.Array, own: jax.Array) -> jax.Array:
+    """Which of items [U] are among own [M], ascending: bool [U]."""
+    place = jnp.minimum(jnp.searchsorted(own, items), own.shape[0] - 1)
+    return own[place] == items

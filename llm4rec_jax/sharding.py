@@ -1,0 +1,97 @@
+"""One mesh with the axes ("data", "model"), and rules that place arrays on it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from llm4rec_jax.data.batches import Batch
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
+# those out of them by row, embeddings by vocabulary.
+BERT_RULES: Rules = (
+    (r".*/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
+    (r".*/(query|key|value|up)/bias", PartitionSpec("model")),
+    (r".*/(output|down)/kernel", PartitionSpec("model", None)),
+    (r".*/word/embedding", PartitionSpec("model", None)),
+)
+
+
+def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (or those given) as a mesh of (devices / model, model).
+
+    Raises:
+      ValueError: the number of devices is not a multiple of `model`.
+    """
+    devices = list(devices or jax.devices())
+    if model < 1 or len(devices) % model:
+        raise ValueError(f"a model axis of {model} does not divide the {len(devices)} devices")
+    shape = (len(devices) // model, model)
+    # Auto, not the default Explicit: under that, a gather from a sharded table must be spelled out.
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of a pytree as "a/b/c"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def specs(tree: Any, rules: Rules) -> Any:
+    """The PartitionSpec of every array: that of the first rule whose regex matches its path in full, else replicated.
+
+    Raises:
+      ValueError: a rule matches no array; the message lists what exists.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(f"sharding rule {pattern!r} matches no parameter; there are: {', '.join(names)}")
+
+    def spec(path: tuple[Any, ...], _: Any) -> PartitionSpec:
+        name = path_name(path)
+        return next((s for pattern, s in rules if re.fullmatch(pattern, name)), PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def place(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+    """The tree on the mesh as the rules have it. An axis that the mesh axis does not divide is a ValueError."""
+
+    def put(path: tuple[Any, ...], array: Any, spec: PartitionSpec) -> Any:
+        for size, axis in zip(np.shape(array), spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"{path_name(path)} has an axis of {size}, which the {mesh.shape[axis]} devices of the mesh axis "
+                    f"{axis!r} do not divide: change the rule or the mesh"
+                )
+        return jax.device_put(array, NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(put, tree, specs(tree, rules))
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Splits examples and unique items over the data axis.
+
+    With several processes each gives its own part: its examples, and the items that those point to. The parts are laid
+    end to end, so positions in `items` move by what the processes before hold.
+    """
+    processes, index = jax.process_count(), jax.process_index()
+    if processes > 1:
+        offset = index * len(batch.items)
+        batch = batch._replace(
+            history=batch.history + offset,
+            target=batch.target + offset,
+            negatives=None if batch.negatives is None else batch.negatives + offset,
+        )
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def put(array: np.ndarray) -> jax.Array:
+        shape = (array.shape[0] * processes, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return jax.tree.map(put, batch)

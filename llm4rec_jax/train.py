@@ -1,0 +1,315 @@
+"""The one training loop, read from top to bottom."""
+
+import math
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llm4rec_jax import sharding
+from llm4rec_jax.checkpoint import Checkpoints, digest
+from llm4rec_jax.data.batches import Batch, training_batches
+from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.text import Tokens
+from llm4rec_jax.evaluate import evaluate
+from llm4rec_jax.journal import Journal
+from llm4rec_jax.losses import LOSSES, Loss
+from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.objective import Objective
+from llm4rec_jax.optim import optimizer
+from llm4rec_jax.peft.core import Peft, count
+from llm4rec_jax.scoring import Prompts, RecommenderScorer
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite. The message names the step, the batch's users and the last good checkpoint."""
+
+
+class Preempted(SystemExit):
+    """SIGTERM came; the state has been saved, and the same call goes on from there. Exits with code 0."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(0)
+        self.step = step
+
+
+class Trained(NamedTuple):
+    """Attributes:
+    trainable: {"delta": …, "params": …} of the best validation.
+    frozen: {"params": …, "text": [I, W] or None}.
+    best_step, best_value: where, and the validation metric there.
+    step: the last step that was made.
+    scorer: `scorer.of(...)` scores with any parameters.
+    """
+
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    best_step: int
+    best_value: float
+    step: int
+    scorer: RecommenderScorer
+
+
+def separate(
+    method: Peft, params: Mapping[str, Any], key: jax.Array
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recommender's parameters as (trainable, frozen): the encoder is frozen, what the method adds to it is trained."""
+    own = {name: part for name, part in params.items() if name != "encoder"}
+    base = {name: part for name, part in params.items() if name == "encoder"}
+    return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None}
+
+
+def train(
+    model: Recommender,
+    method: Peft,
+    params: Mapping[str, Any],
+    split: Split,
+    workdir: Path,
+    *,
+    loss: str = "catalogue",
+    tokens: Tokens | None = None,
+    prompts: Prompts | None = None,
+    steps: int = 1000,
+    batch_size: int = 128,
+    history: int = 100,
+    num_negatives: int = 1,
+    alpha: float = 0.0,
+    label_threshold: float | None = None,
+    dropout: bool = True,
+    learning_rate: float = 1e-3,
+    schedule: str = "constant",
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
+    accumulate: int = 1,
+    scales: Mapping[str, float] | None = None,
+    eval_every: int = 100,
+    metric: str = "ndcg@10",
+    patience: int | None = None,
+    ks: Sequence[int] = (5, 10, 20),
+    log_every: int = 10,
+    checkpoint_every: int = 100,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = (),
+) -> Trained:
+    """Trains, or goes on with, the run in `workdir`, and returns its best state by validation.
+
+    Everything random is a function of the seed and the step, and the input's position is part of a checkpoint: a run that
+    is killed at any instant and started again ends with the same bits as one that never was.
+
+    Args:
+      model, params: a recommender and all its parameters, the pretrained encoder's among them.
+      method: trains the encoder; bring a method for the bare encoder `within(method, "encoder")`.
+      split: training and validation data.
+      workdir: gets checkpoints, metrics.jsonl and TensorBoard events.
+      loss: a name in `LOSSES`.
+      tokens: the catalogue's texts, when the model reads them.
+      prompts: the histories as text, when the user model is "text".
+      steps, batch_size, history: batches, examples a batch (B), longest history (H).
+      num_negatives, alpha: K, and the power of popularity, for losses over sampled negatives.
+      label_threshold: for "bce_pointwise": a rating at or above it is a positive.
+      dropout: False turns every dropout off.
+      learning_rate … scales: see `optim.optimizer`.
+      eval_every, metric, patience: validation every so many steps, the metric of the best state, and after how many
+        validations without a better one to stop (None: never).
+      ks: cut-offs of validation metrics.
+      log_every, checkpoint_every: steps.
+      seed: of initialisation, order, negatives and dropout.
+      mesh, rules: see `sharding`; rules are for the frozen and trainable parameters' paths.
+
+    Raises:
+      NonFiniteLoss, Preempted: see there.
+      DataError, ValueError: arguments that do not go together, before anything is computed.
+    """
+    # ------------------------------------------------------------------------------------------------ what is trained
+    mesh = mesh or sharding.make_mesh()
+    if eval_every < 1 or steps < 1 or checkpoint_every < 1 or log_every < 1:
+        raise ValueError("steps, eval_every, checkpoint_every and log_every must be at least 1")
+    chosen: Loss = LOSSES.lookup(loss)
+    key = jax.random.key(seed)
+    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1))
+    base = digest(frozen["params"])
+    initial = jax.tree.map(np.asarray, trainable)
+    if rules:
+        both = sharding.place({"frozen": frozen["params"], "trainable": trainable}, mesh, rules)
+        frozen["params"], trainable = both["frozen"], both["trainable"]
+    else:
+        frozen["params"], trainable = sharding.place(frozen["params"], mesh), sharding.place(trainable, mesh)
+    scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
+    # What the encoder says of an item is a constant when nothing of it is trained: it reads each text once a run.
+    constant = model.encoder is not None and not jax.tree.leaves(trainable["delta"]) and "pooling" not in params
+    if constant:
+        frozen["text"] = scorer.text({**frozen["params"], **trainable["params"]}, trainable["delta"])
+
+    # ----------------------------------------------------------------------------------------------------------- input
+    builder, batches = training_batches(
+        split,
+        batch_size=batch_size,
+        history=history,
+        every_position=prompts is None,
+        negatives=chosen.negatives,
+        num_negatives=num_negatives,
+        alpha=alpha,
+        ratings=chosen.negatives == "none",
+        tokens=None if constant else tokens,
+        prompts=prompts,
+        seed=seed,
+        shard=(jax.process_index(), jax.process_count()),
+        multiple_of=mesh.shape["data"],
+    )
+    stream = iter(batches)
+
+    # ------------------------------------------------------------------------------------------------------------ step
+    replicated = NamedSharding(mesh, PartitionSpec())
+    objective = Objective(
+        model, method, chosen, label_threshold, lambda text: jax.lax.with_sharding_constraint(text, replicated)
+    )
+    tx = optimizer(
+        method,
+        trainable,
+        learning_rate=learning_rate,
+        steps=steps,
+        schedule_kind=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        accumulate=accumulate,
+        scales=scales,
+    )
+
+    def update(
+        frozen: Any, state: dict[str, Any], batch: Batch
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if dropout else None
+        value, grads = jax.value_and_grad(objective)(state["trainable"], frozen, batch, at)
+        updates, opt_state = tx.update(grads, state["opt_state"], state["trainable"])
+        state = {
+            "step": state["step"] + 1,
+            "trainable": optax.apply_updates(state["trainable"], updates),
+            "opt_state": opt_state,
+        }
+        return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+
+    step_function = jax.jit(update, donate_argnums=1)
+    state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": jax.jit(tx.init)(trainable)}
+    state = jax.tree.map(lambda a: a if a.committed else jax.device_put(a, replicated), state)
+
+    # ---------------------------------------------------------------------------------------------------------- resume
+    checkpoints = Checkpoints(workdir, base)
+    record: dict[str, Any] = {"best_value": None, "best_step": None, "worse": 0, "stopped": False}
+    step = 0
+    if checkpoints.latest("last") is not None:
+        restored = checkpoints.restore("last", state)
+        state, record = restored.state, restored.record
+        step = int(state["step"])
+        stream.set_state(record["input"])  # pyright: ignore[reportAttributeAccessIssue]
+    journal = Journal(workdir, step, steps, batch_size, write=jax.process_index() == 0)
+    stop = threading.Event()
+    previous = None
+    if threading.current_thread() is threading.main_thread():
+        previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def save_last() -> None:
+        checkpoints.save("last", step, state, {**record, "input": stream.get_state()})  # pyright: ignore[reportAttributeAccessIssue]
+
+    def validate() -> None:
+        now = {**frozen["params"], **state["trainable"]["params"]}
+        bound = scorer.of(now, state["trainable"]["delta"], frozen["text"])
+        summary = evaluate(bound, split, "validation", mesh=mesh, ks=ks).summary
+        if metric not in summary:
+            raise ValueError(f"metric {metric!r} is none of those validation gives: {', '.join(summary)}")
+        journal.record("validation", step, summary)
+        better = record["best_value"] is None or summary[metric] > record["best_value"]
+        journal.say(f"step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}")
+        if better:
+            record.update(best_value=summary[metric], best_step=step, worse=0)
+            checkpoints.save("best", step, state["trainable"], {"step": step, metric: summary[metric]})
+        else:
+            record["worse"] += 1
+            record["stopped"] = patience is not None and record["worse"] >= patience
+
+    # ------------------------------------------------------------------------------------------------------------ loop
+    pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()
+    window: list[dict[str, float]] = []
+
+    def settle(leave: int) -> None:
+        """Reads the figures of all steps but the latest few, which the device may still be working on."""
+        while len(pending) > leave:
+            at, users, device_figures = pending.popleft()
+            figures = {name: float(value) for name, value in device_figures.items()}
+            if not math.isfinite(figures["loss"]):
+                names = split.dataset.users["user_id"].gather(users).to_list()
+                good = checkpoints.latest("last")
+                raise NonFiniteLoss(
+                    f"the loss is {figures['loss']} at step {at}, in a batch of the users {', '.join(names[:20])}"
+                    f"{' …' if len(names) > 20 else ''}; the last good checkpoint is "
+                    f"{'none' if good is None else checkpoints.folder / 'last' / str(good)}. Lower the learning rate, "
+                    "lengthen the warm-up, or look at these users' data"
+                )
+            window.append(figures)
+
+    try:
+        with journal:
+            journal.say(
+                f"training {count(trainable):,} parameters ({count(trainable['delta']):,} of them in the delta), "
+                f"{count(frozen['params']):,} frozen; {len(builder.examples.user):,} examples an epoch, "
+                f"{'starting' if step == 0 else f'going on after step {step}'}, {steps} steps"
+            )
+            if step == 0:
+                validate()
+                save_last()
+            journal.pause()
+            while step < steps and not record["stopped"]:
+                batch: Batch = next(stream)
+                users = batch.users
+                state, figures = step_function(frozen, state, sharding.place_batch(batch, mesh))
+                step += 1
+                pending.append((step, users, figures))
+                settle(leave=2)
+                journal.advance(step)
+                due = step % eval_every == 0 or step == steps
+                if step % log_every == 0 or due:
+                    settle(leave=0)
+                    journal.train(
+                        step, len(window), {n: float(np.mean([w[n] for w in window])) for n in ("loss", "grad_norm")}
+                    )
+                    window.clear()
+                if due:
+                    validate()
+                if due or step % checkpoint_every == 0 or stop.is_set():
+                    settle(leave=0)
+                    save_last()
+                    journal.pause()
+                if stop.is_set():
+                    journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
+                    raise Preempted(step)
+            if record["stopped"]:
+                journal.say(f"stopped early: {record['worse']} validations without a better {metric}")
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+    # ------------------------------------------------------------------------------------------------ what came of it
+    if digest(frozen["params"]) != base:
+        raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
+    unmoved = [
+        sharding.path_name(path)
+        for (path, before), after in zip(
+            jax.tree_util.tree_leaves_with_path(initial), jax.tree.leaves(state["trainable"]), strict=True
+        )
+        if np.array_equal(before, np.asarray(after))
+    ]
+    if unmoved:
+        journal.say(f"warning: not moved by {step} steps: {', '.join(unmoved)}")
+    best = checkpoints.restore("best", state["trainable"])
+    checkpoints.close()
+    return Trained(best.state, frozen, record["best_step"], record["best_value"], step, scorer)
