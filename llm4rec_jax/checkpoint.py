@@ -102,3 +102,30 @@ class Checkpoints:
         """Ends the managers' threads."""
         for manager in self._managers.values():
             manager.close()
+
+
+def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """The parameters, with those outside the encoder taken from the best checkpoint of another run.
+
+    Parts that the other run lacks keep their values.
+
+    Raises:
+      CheckpointError: no checkpoint there, or a part that both have in different shapes.
+    """
+    folder = (workdir / "checkpoints" / "best").absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"{workdir} holds no trained run to start from: {folder} does not exist")
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{folder} holds no checkpoint: has that run been trained?")
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        metadata = manager.item_metadata(step).state
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata)
+        theirs = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state["params"]
+    shared = [name for name in params if name in theirs]
+    for name in shared:
+        ours, other = (jax.tree.map(np.shape, tree) for tree in (params[name], theirs[name]))
+        if ours != other:
+            raise CheckpointError(f"{folder}: {name} has the shapes {other}, but this model needs {ours}")
+    return {**params, **{name: theirs[name] for name in shared}}

@@ -6,15 +6,14 @@ whatever they hold. An example left without a negative costs nothing.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from llm4rec_jax.data.negatives import Negatives
 from llm4rec_jax.registry import Registry
-
-Negatives = Literal["sampled", "in_batch", "catalogue", "none"]
 
 
 def bpr(positive: ArrayLike, negative: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
@@ -74,9 +73,14 @@ def catalogue_softmax(scores: ArrayLike, target: ArrayLike, where: ArrayLike | N
     """
     scores = _float32(scores)
     target = jnp.asarray(target)[..., None]
-    others = _mask(where, scores) & (jnp.arange(scores.shape[-1]) != target)
     positive = jnp.take_along_axis(scores, target, axis=-1)[..., 0]
-    return softmax(positive, scores, others)
+    if where is not None:
+        kept = _mask(where, scores) | (jnp.arange(scores.shape[-1]) == target)
+        scores = jnp.where(kept, scores, -jnp.inf)
+    # The highest score is taken out of both terms: their difference stays precise however large the scores are.
+    highest = jax.lax.stop_gradient(scores.max(axis=-1))
+    total = jnp.exp(scores - highest[..., None]).sum(axis=-1)
+    return jnp.log(total) + (highest - positive)
 
 
 def in_batch_softmax(

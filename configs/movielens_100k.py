@@ -1,0 +1,103 @@
+"""MovieLens-100k, leave-one-out, the whole catalogue ranked: ids, frozen text, and text tuned in six ways.
+
+    python -m experiments.train --config=configs/movielens_100k.py:lora --workdir=runs/lora
+
+`:arg` is one of id, frozen, full, lora, bitfit, houlsby, prefix, id+text.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from llm4rec_jax.registry import unknown_name
+
+METHODS = ("frozen", "full", "lora", "bitfit", "houlsby", "prefix")
+ARGS = (*METHODS, "id", "id+text")
+
+
+def get_config(arg: str = "lora") -> ConfigDict:
+    """The configuration of one model."""
+    if arg not in ARGS:
+        raise ValueError(unknown_name("model of configs/movielens_100k.py", arg, ARGS))
+    config = ConfigDict()
+    config.seed = 0
+    config.items = arg if arg in ("id", "id+text") else "text"
+    # A finished run whose parts outside the encoder this one starts from.
+    config.init_from = placeholder(str)
+
+    config.data = data = ConfigDict()
+    data.source = "movielens_100k"
+    data.path = placeholder(str)
+    data.options = ConfigDict()
+    data.min_rating = placeholder(float)
+    data.k_core = placeholder(int)
+    data.split = "leave_one_out"
+    data.split_options = ConfigDict()
+    data.few_shot = placeholder(int)
+    data.few_shot_per = "user"
+
+    config.text = text = ConfigDict()
+    text.items = "{title} ({year}). {genres}"
+    text.users = "The user watched: {history}"
+    text.title = "title"
+    text.max_items = 20
+    text.max_tokens = 64
+    text.max_prompt_tokens = 256
+
+    config.encoder = encoder = ConfigDict()
+    # A folder or a hub name; by default MiniLM-L6 as `make setup` installs it.
+    encoder.path = placeholder(str)
+    encoder.layers = placeholder(int)
+    encoder.dtype = "float32"
+    encoder.remat = False
+    encoder.dropout = 0.0
+    encoder.pooling = "mean"
+
+    config.model = model = ConfigDict()
+    model.width = 64
+    model.project = "mlp"
+    model.project_options = ConfigDict()
+    model.users = "transformer"
+    model.user_options = ConfigDict({"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100})
+    model.head = "dot"
+    model.head_options = ConfigDict()
+
+    config.peft = peft = ConfigDict()
+    peft.method = arg if arg in METHODS else "frozen"
+    peft.options = ConfigDict()
+    if arg == "lora":
+        peft.options.lora = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target": r".*/(query|value)"}
+    if arg == "houlsby":
+        peft.options.houlsby = {"reduction": 16}
+    if arg == "prefix":
+        # Texts here have about fifteen tokens.
+        peft.options.prefix = {"length": 5}
+
+    config.loss = loss = ConfigDict()
+    loss.name = "catalogue"
+    loss.num_negatives = 1
+    loss.alpha = 0.0
+    loss.label_threshold = placeholder(float)
+
+    tuned = peft.method != "frozen"
+    config.train = train = ConfigDict()
+    train.steps = 240 if tuned else 2400
+    train.batch_size = 128
+    train.history = 100
+    train.dropout = True
+    train.learning_rate = 1e-3
+    train.schedule = "constant"
+    train.warmup = 0
+    train.weight_decay = 0.0
+    train.clip = 1.0
+    train.accumulate = 1
+    # Factors on the learning rate by regex, in order, as "regex=factor" joined by spaces.
+    train.scales = ""
+    train.eval_every = 24 if tuned else 60
+    train.metric = "ndcg@10"
+    train.patience = 5 if tuned else 10
+    train.log_every = 12
+    train.checkpoint_every = 60
+
+    config.mesh = ConfigDict({"model": 1})
+    config.lock()
+    return config

@@ -1,0 +1,178 @@
+"""From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
+a configuration or its data comes out here, before any long work starts."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm4rec_jax import peft, sharding
+from llm4rec_jax.data import assets, filters, sources, splits
+from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
+from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.text import Tokens, UserTemplate, item_texts, tokenise, tokenizer
+from llm4rec_jax.losses import LOSSES
+from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.scoring import Prompts, RecommenderScorer
+
+ITEMS = ("text", "id", "id+text")
+
+
+class Assembly:
+    """What a configuration describes, each part made when it is first asked for.
+
+    Attributes:
+      config: the resolved configuration.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        self.config = config
+        if config["items"] not in ITEMS:
+            raise ValueError(unknown_name("config.items", config["items"], ITEMS))
+        LOSSES.lookup(config.loss.name)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        data = self.config.data
+        dataset = sources.load(data.source, data.path, **data.options)
+        if data.min_rating is not None:
+            dataset = filters.min_rating(dataset, data.min_rating)
+        if data.k_core is not None:
+            dataset = filters.k_core(dataset, data.k_core)
+        return dataset
+
+    @cached_property
+    def split(self) -> Split:
+        data = self.config.data
+        split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
+        if data.few_shot is not None:
+            split = splits.few_shot(split, data.few_shot, per=data.few_shot_per, seed=self.config.seed)
+        return split
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether items are text, wholly or in part."""
+        return self.config["items"] != "id"
+
+    @cached_property
+    def encoder_path(self) -> str | Path:
+        """The folder or hub name of the encoder."""
+        return self.config.encoder.path or assets.minilm()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """What an item is called, for people and for prompts."""
+        items, column = self.dataset.items, self.config.text.title
+        if column not in items.columns:
+            if not self.reads_text:
+                return items["item_id"].to_list()
+            raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
+        return [title or item for title, item in items.select(column, "item_id").iter_rows()]
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        if not self.reads_text:
+            return None
+        texts = item_texts(self.dataset.items, self.config.text["items"])
+        return self.tokenise(texts, self.config.text.max_tokens)
+
+    def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
+        """Token ids of texts, from the cache when they have been tokenised before."""
+        return tokenise(texts, self._tokenizer, max_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return tokenizer(pretrained.resolve(self.encoder_path))
+
+    @cached_property
+    def prompts(self) -> Prompts | None:
+        """Writes histories as prompts, when the user model is the encoder itself."""
+        if self.config.model.users != "text":
+            return None
+        text = self.config.text
+        template = UserTemplate(text.users, max_items=text.max_items)
+        rows = self.dataset.users.to_dicts()
+        titles = np.array(self.titles, dtype=object)
+        encode = self._tokenizer
+
+        def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
+            texts = [template(titles[items].tolist(), rows[u]) for items, u in zip(histories, users, strict=True)]
+            ids = encode(texts, truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+            lengths = np.array([len(row) for row in ids], np.int32)
+            # One length for all, so that a prompt's vector does not depend on its neighbours.
+            longest = token_bucket(text.max_prompt_tokens)
+            table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
+            for row, tokens in zip(table, ids, strict=True):
+                row[: len(tokens)] = tokens
+            return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
+
+        return prompts
+
+    @cached_property
+    def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
+        if not self.reads_text:
+            return None, None
+        encoder = self.config.encoder
+        return pretrained.load(
+            self.encoder_path,
+            layers=encoder.layers,
+            compute_dtype=encoder.dtype,
+            remat=encoder.remat,
+            dropout=encoder.dropout,
+        )
+
+    @cached_property
+    def model(self) -> Recommender:
+        model = self.config.model
+        return recommender(
+            encoder=self._pretrained[0],
+            ids=None if self.config["items"] == "text" else self.dataset.num_items,
+            users=model.users,
+            head=model.head,
+            pooling=self.config.encoder.pooling,
+            project=model.project,
+            width=model.width,
+            user_options=dict(model.user_options) if model.users == "transformer" else None,
+            head_options=dict(model.head_options),
+            project_options=dict(model.project_options),
+        )
+
+    @cached_property
+    def method(self) -> peft.Peft:
+        chosen = self.config.peft
+        method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+        return peft.within(method, "encoder") if self.reads_text else method
+
+    def params(self) -> dict[str, Any]:
+        """All parameters at the start, the pretrained encoder's among them."""
+        return init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return sharding.make_mesh(self.config.mesh.model)
+
+    @cached_property
+    def rules(self) -> sharding.Rules:
+        return sharding.BERT_RULES if self.config.mesh.model > 1 and self.reads_text else ()
+
+    @cached_property
+    def scorer(self) -> RecommenderScorer:
+        return RecommenderScorer(
+            self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
+        )
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Learning rate factors by regex."""
+        pairs = [pair.rpartition("=") for pair in self.config.train.scales.split()]
+        for regex, _, factor in pairs:
+            if not regex or not factor.replace(".", "", 1).isdigit():
+                raise ValueError(f"config.train.scales: {regex}={factor} is not of the form regex=factor")
+        return {regex: float(factor) for regex, _, factor in pairs}

@@ -1,0 +1,116 @@
+"""A run is a folder: what it was asked to do, on what, with what, and what came of it."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.assemble import Assembly
+from llm4rec_jax.data.interactions import format_statistics
+
+PACKAGES = ("llm4rec-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "polars")
+
+
+class RunFolderError(ValueError):
+    """A folder that does not hold the run one asks for."""
+
+
+def write(path: Path, value: Any) -> None:
+    """Writes JSON, by rename, so that a file is whole or not there."""
+    scratch = path.with_suffix(f".tmp{os.getpid()}")
+    scratch.write_text(json.dumps(value, indent=2, default=float) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def read(path: Path) -> Any:
+    """Reads JSON; RunFolderError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} does not exist: is {path.parent} the folder of a run? Train one first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} is damaged ({error})") from error
+
+
+def open_for(config: ConfigDict, workdir: Path) -> None:
+    """Makes the folder of a run, or finds that of the same run.
+
+    Raises:
+      RunFolderError: the folder belongs to a run with another configuration; the message says where they differ.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = workdir / "config.json"
+    asked = json.loads(config.to_json())
+    if not file.exists():
+        write(file, asked)
+        return
+    held = read(file)
+    if differing := sorted(_differing(asked, held)):
+        raise RunFolderError(
+            f"{workdir} holds a run with another configuration; they differ in {', '.join(differing)}. Give another "
+            "--workdir, or remove that one"
+        )
+
+
+def config_of(workdir: Path) -> ConfigDict:
+    """The resolved configuration of a run."""
+    return ConfigDict(read(workdir / "config.json")).lock()
+
+
+def describe(assembly: Assembly, workdir: Path) -> None:
+    """Writes environment.json and dataset.json, and says on standard error what the data is."""
+    dataset, split = assembly.dataset, assembly.split
+    write(workdir / "environment.json", environment())
+    write(
+        workdir / "dataset.json",
+        {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "protocol": split.protocol,
+            "statistics": dataset.statistics(),
+            "split": split.statistics(),
+        },
+    )
+
+
+def summary(assembly: Assembly) -> str:
+    """The dataset's and the split's statistics, for people."""
+    dataset, split = assembly.dataset, assembly.split
+    return (
+        f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
+        f"{split.protocol}\n{format_statistics(split.statistics())}"
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, and the commit when the code is in a git checkout."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "commit": git.stdout.strip() if git.returncode == 0 else None,
+    }
+
+
+def identity(config: ConfigDict) -> str:
+    """A short name for a resolved configuration."""
+    return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _differing(a: Any, b: Any, path: str = "config") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in a.keys() | b.keys() for d in _differing(a.get(key), b.get(key), f"{path}.{key}")]
+    return [] if a == b else [f"{path} ({a!r} asked for, {b!r} there)"]

@@ -1,0 +1,89 @@
+"""Trains one model and evaluates it.
+
+    python -m experiments.train --config=configs/movielens_100k.py:lora --workdir=runs/lora
+    python -m experiments.train --config=configs/movielens_100k.py:id --workdir=runs/id --config.train.steps=600
+
+The last line of standard output is one JSON object with validation and test metrics; the same is in
+WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import command, run_folder
+from experiments.assemble import Assembly
+from experiments.results import evaluate_run
+from llm4rec_jax import train
+from llm4rec_jax.checkpoint import adopt
+from llm4rec_jax.peft import count
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if need be.")
+
+
+def run(config: ConfigDict, workdir: Path, say: Any = lambda text: None) -> dict[str, Any]:
+    """Trains and evaluates, or returns the result of the run that has ended here.
+
+    Returns:
+      What is in result.json.
+    """
+    run_folder.open_for(config, workdir)
+    if (workdir / "result.json").exists():
+        return run_folder.read(workdir / "result.json")
+    assembly = Assembly(config)
+    say(run_folder.summary(assembly))
+    run_folder.describe(assembly, workdir)
+    params = assembly.params()
+    if config.init_from is not None:
+        params = adopt(params, Path(config.init_from))
+    t = config.train
+    started = time.perf_counter()
+    trained = train.train(
+        assembly.model,
+        assembly.method,
+        params,
+        assembly.split,
+        workdir,
+        loss=config.loss.name,
+        tokens=assembly.tokens,
+        prompts=assembly.prompts,
+        num_negatives=config.loss.num_negatives,
+        alpha=config.loss.alpha,
+        label_threshold=config.loss.label_threshold,
+        scales=assembly.scales,
+        seed=config.seed,
+        mesh=assembly.mesh,
+        rules=assembly.rules,
+        **{name: t[name] for name in t if name != "scales"},
+    )
+    seconds = time.perf_counter() - started
+    weights = {**trained.frozen["params"], **trained.trainable["params"]}
+    scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
+    result = {
+        **evaluate_run(assembly, scorer, workdir),
+        "best_step": trained.best_step,
+        "steps": trained.step,
+        "parameters": {
+            "trainable": count(trained.trainable),
+            "delta": count(trained.trainable["delta"]),
+            "frozen": count(trained.frozen["params"]),
+        },
+        "seconds": seconds,
+    }
+    run_folder.write(workdir / "result.json", result)
+    return result
+
+
+def main() -> None:
+    result = run(_CONFIG.value, Path(_WORKDIR.value), print)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    command.run(main)
