@@ -5,6 +5,8 @@
 `:arg` is one of id, frozen, full, lora, bitfit, houlsby, prefix, id+text.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -18,13 +20,14 @@ def get_config(arg: str = "lora") -> ConfigDict:
     """The configuration of one model."""
     if arg not in ARGS:
         raise ValueError(unknown_name("model of configs/movielens_100k.py", arg, ARGS))
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.seed = 0
-    config.items = arg if arg in ("id", "id+text") else "text"
+    config.inputs = arg if arg in ("id", "id+text") else "text"
     # A finished run whose parts outside the encoder this one starts from.
     config.init_from = placeholder(str)
 
-    config.data = data = ConfigDict()
+    data: Any = ConfigDict()
+    config.data = data
     data.source = "movielens_100k"
     data.path = placeholder(str)
     data.options = ConfigDict()
@@ -35,15 +38,17 @@ def get_config(arg: str = "lora") -> ConfigDict:
     data.few_shot = placeholder(int)
     data.few_shot_per = "user"
 
-    config.text = text = ConfigDict()
-    text.items = "{title} ({year}). {genres}"
-    text.users = "The user watched: {history}"
+    text: Any = ConfigDict()
+    config.text = text
+    text.item = "{title} ({year}). {genres}"
+    text.user = "The user watched: {history}"
     text.title = "title"
     text.max_items = 20
     text.max_tokens = 64
     text.max_prompt_tokens = 256
 
-    config.encoder = encoder = ConfigDict()
+    encoder: Any = ConfigDict()
+    config.encoder = encoder
     # A folder or a hub name; by default MiniLM-L6 as `make setup` installs it.
     encoder.path = placeholder(str)
     encoder.layers = placeholder(int)
@@ -52,7 +57,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     encoder.dropout = 0.0
     encoder.pooling = "mean"
 
-    config.model = model = ConfigDict()
+    model: Any = ConfigDict()
+    config.model = model
     model.width = 64
     model.project = "mlp"
     model.project_options = ConfigDict()
@@ -61,7 +67,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     model.head = "dot"
     model.head_options = ConfigDict()
 
-    config.peft = peft = ConfigDict()
+    peft: Any = ConfigDict()
+    config.peft = peft
     peft.method = arg if arg in METHODS else "frozen"
     peft.options = ConfigDict()
     if arg == "lora":
@@ -72,14 +79,16 @@ def get_config(arg: str = "lora") -> ConfigDict:
         # Texts here have about fifteen tokens.
         peft.options.prefix = {"length": 5}
 
-    config.loss = loss = ConfigDict()
+    loss: Any = ConfigDict()
+    config.loss = loss
     loss.name = "catalogue"
     loss.num_negatives = 1
     loss.alpha = 0.0
     loss.label_threshold = placeholder(float)
 
     tuned = peft.method != "frozen"
-    config.train = train = ConfigDict()
+    train: Any = ConfigDict()
+    config.train = train
     train.steps = 240 if tuned else 2400
     train.batch_size = 128
     train.history = 100

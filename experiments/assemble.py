@@ -22,7 +22,7 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
 
-ITEMS = ("text", "id", "id+text")
+INPUTS = ("text", "id", "id+text")
 
 
 class Assembly:
@@ -33,10 +33,11 @@ class Assembly:
     """
 
     def __init__(self, config: ConfigDict) -> None:
-        self.config = config
-        if config["items"] not in ITEMS:
-            raise ValueError(unknown_name("config.items", config["items"], ITEMS))
-        LOSSES.lookup(config.loss.name)
+        # Keys are not known statically.
+        self.config: Any = config
+        if self.config.inputs not in INPUTS:
+            raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
+        LOSSES.lookup(self.config.loss.name)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -59,7 +60,7 @@ class Assembly:
     @property
     def reads_text(self) -> bool:
         """Whether items are text, wholly or in part."""
-        return self.config["items"] != "id"
+        return self.config.inputs != "id"
 
     @cached_property
     def encoder_path(self) -> str | Path:
@@ -80,7 +81,7 @@ class Assembly:
     def tokens(self) -> Tokens | None:
         if not self.reads_text:
             return None
-        texts = item_texts(self.dataset.items, self.config.text["items"])
+        texts = item_texts(self.dataset.items, self.config.text.item)
         return self.tokenise(texts, self.config.text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
@@ -97,7 +98,7 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        template = UserTemplate(text.users, max_items=text.max_items)
+        template = UserTemplate(text.user, max_items=text.max_items)
         rows = self.dataset.users.to_dicts()
         titles = np.array(self.titles, dtype=object)
         encode = self._tokenizer
@@ -133,7 +134,7 @@ class Assembly:
         model = self.config.model
         return recommender(
             encoder=self._pretrained[0],
-            ids=None if self.config["items"] == "text" else self.dataset.num_items,
+            ids=None if self.config.inputs == "text" else self.dataset.num_items,
             users=model.users,
             head=model.head,
             pooling=self.config.encoder.pooling,

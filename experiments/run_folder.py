@@ -15,7 +15,18 @@ from ml_collections import ConfigDict
 from experiments.assemble import Assembly
 from llm4rec_jax.data.interactions import format_statistics
 
-PACKAGES = ("llm4rec-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "polars")
+PACKAGES = (
+    "llm4rec-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "transformers",
+    "numpy",
+    "polars",
+)
 
 
 class RunFolderError(ValueError):

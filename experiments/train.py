@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from experiments import command, run_folder
 from experiments.assemble import Assembly
@@ -23,10 +23,9 @@ from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.peft import count
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if need be.")
 
 
-def run(config: ConfigDict, workdir: Path, say: Any = lambda text: None) -> dict[str, Any]:
+def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, Any]:
     """Trains and evaluates, or returns the result of the run that has ended here.
 
     Returns:
@@ -80,10 +79,10 @@ def run(config: ConfigDict, workdir: Path, say: Any = lambda text: None) -> dict
 
 
 def main() -> None:
-    result = run(_CONFIG.value, Path(_WORKDIR.value), print)
+    result = run(_CONFIG.value, command.workdir(), print)
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     command.run(main)

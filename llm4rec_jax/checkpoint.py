@@ -1,4 +1,4 @@
-"""Checkpoints of what is trained, the optimizer, the step and the input's position; the frozen base only as a digest."""
+"""Checkpoints of what is trained, the optimizer, the step and the input's position; of the frozen base, a digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ def digest(tree: Any) -> str:
 class Checkpoints:
     """The checkpoints of one run: `last` to go on from, `best` by validation to evaluate.
 
-    A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves the
-    one before.
+    A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves
+    the one before.
 
     Args:
       workdir: the run's folder.
@@ -63,7 +63,9 @@ class Checkpoints:
             manager.delete(step)
         record = {**record, "base": self._base}
         manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)), force=True
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+            force=True,
         )
         manager.wait_until_finished()
 
@@ -82,7 +84,7 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
         where = self.folder / name / str(step)
-        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record["base"] != self._base:
             raise CheckpointError(
                 f"{where} was trained over a frozen base with digest {record['base'][:12]}…, but the base at hand has "
@@ -90,7 +92,7 @@ class Checkpoints:
             )
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
         try:
-            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         except ValueError as error:
             raise CheckpointError(
                 f"{where} does not hold what this model trains; it was made by another configuration, or is damaged:\n"

@@ -79,7 +79,7 @@ class Objective(NamedTuple):
         assert batch.candidates is not None
         where = batch.candidates
         if batch.own is not None:
-            where = where & ~jax.vmap(partial(_member, batch.items))(batch.own)[:, None]
+            where = where & ~jax.vmap(partial(_member, jnp.asarray(batch.items)))(jnp.asarray(batch.own))[:, None]
         return self.loss(scores, batch.target, batch.log_q, where)
 
 

@@ -1,7 +1,8 @@
 """Exact ranks over the whole catalogue, counted in chunks on the device.
 
-Scores are computed in tiles of one fixed shape, whatever the chunk, the batch or the number of devices: a matrix product
-of another shape may add in another order, and a rank must not depend on that. Chunks and batches are made of whole tiles.
+Scores are computed in tiles of one fixed shape, whatever the chunk, the batch or the number of devices: a matrix
+product of another shape may add in another order, and a rank must not depend on that. Chunks and batches are made of
+whole tiles.
 """
 
 from collections.abc import Callable
@@ -65,8 +66,8 @@ def rank(
       history, targets: by user; a target that is not a candidate is a ValueError.
       candidates: [I] bool, the items that are ranked.
       mesh: users are split over its data axis.
-      batch_size, chunk: users and items at a time; memory is 4 bytes times their product, a few times over. Rounded up to
-        whole tiles. No result depends on them.
+      batch_size, chunk: users and items at a time; memory is 4 bytes times their product, a few times over. Rounded up
+        to whole tiles. No result depends on them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
 
@@ -77,7 +78,9 @@ def rank(
     counts = np.diff(targets.offsets)
     users = np.arange(len(counts)) if everyone else np.flatnonzero(counts)
     if (outside := ~candidates[targets.items]).any():
-        raise ValueError(f"{outside.sum()} targets are not among the candidates, the first being item {targets.items[outside][0]}")
+        raise ValueError(
+            f"{outside.sum()} targets are not among the candidates, the first being item {targets.items[outside][0]}"
+        )
     masked_user, masked_item, repeated = _masked(history, targets, num_items)
     shards = mesh.shape["data"]
     step = -(-batch_size // (USER_TILE * shards)) * USER_TILE * shards
@@ -126,7 +129,7 @@ def rank(
 
 
 def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(user, item) of what is masked, sorted and distinct: the history less the targets; and how many targets it held."""
+    """(user, item) of what is masked, sorted: the history less the targets; and how many targets the history held."""
 
     def keys(sequences: Sequences) -> np.ndarray:
         user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
@@ -156,8 +159,8 @@ def _places(
 def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
     if not_finite.any():
         raise NonFiniteScores(
-            f"{not_finite.sum()} scores are NaN or infinite, the first for user row {users[np.argmax(not_finite > 0)]}: "
-            "the model has diverged, or its vectors are not finite"
+            f"{not_finite.sum()} scores are NaN or infinite, the first for user row "
+            f"{users[np.argmax(not_finite > 0)]}: the model has diverged, or its vectors are not finite"
         )
 
 
@@ -177,9 +180,9 @@ def _scores(
 
     data = PartitionSpec("data")
     replicated = PartitionSpec()
-    scores = jax.shard_map(
-        local, mesh=mesh, in_specs=(replicated, data, replicated), out_specs=data, check_vma=False
-    )(params, profiles, contexts)
+    scores = jax.shard_map(local, mesh=mesh, in_specs=(replicated, data, replicated), out_specs=data, check_vma=False)(
+        params, profiles, contexts
+    )
     not_finite = (~jnp.isfinite(scores) & allowed).sum(-1)
     return jnp.where(allowed, scores, -jnp.inf), not_finite
 

@@ -1,7 +1,7 @@
 """Contexts of a whole catalogue and profiles of all users, as evaluation and recommendation need them.
 
-Everything is computed in tiles of one fixed shape, so that a vector does not depend on what else is computed with it, on
-how many devices, or in which batch.
+Everything is computed in tiles of one fixed shape, so that a vector does not depend on what else is computed with it,
+on how many devices, or in which batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import Batch
 
-Rules = Sequence[tuple[str, PartitionSpec]]
+Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec]]"
 
 # Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
 # those out of them by row, embeddings by vocabulary.
@@ -22,7 +22,7 @@ BERT_RULES: Rules = (
 )
 
 
-def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (or those given) as a mesh of (devices / model, model).
 
     Raises:

@@ -58,10 +58,8 @@ class Trained(NamedTuple):
     scorer: RecommenderScorer
 
 
-def separate(
-    method: Peft, params: Mapping[str, Any], key: jax.Array
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recommender's parameters as (trainable, frozen): the encoder is frozen, what the method adds to it is trained."""
+def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters as (trainable, frozen): the encoder is frozen, and what the method adds to it is trained."""
     own = {name: part for name, part in params.items() if name != "encoder"}
     base = {name: part for name, part in params.items() if name == "encoder"}
     return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None}
@@ -103,8 +101,8 @@ def train(
 ) -> Trained:
     """Trains, or goes on with, the run in `workdir`, and returns its best state by validation.
 
-    Everything random is a function of the seed and the step, and the input's position is part of a checkpoint: a run that
-    is killed at any instant and started again ends with the same bits as one that never was.
+    Everything random is a function of the seed and the step, and the input's position is part of a checkpoint: a run
+    that is killed at any instant and started again ends with the same bits as one that never was.
 
     Args:
       model, params: a recommender and all its parameters, the pretrained encoder's among them.
@@ -186,9 +184,7 @@ def train(
         scales=scales,
     )
 
-    def update(
-        frozen: Any, state: dict[str, Any], batch: Batch
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    def update(frozen: Any, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if dropout else None
         value, grads = jax.value_and_grad(objective)(state["trainable"], frozen, batch, at)
         updates, opt_state = tx.update(grads, state["opt_state"], state["trainable"])
@@ -238,7 +234,7 @@ def train(
             record["stopped"] = patience is not None and record["worse"] >= patience
 
     # ------------------------------------------------------------------------------------------------------------ loop
-    pending: deque[tuple[int, np.ndarray, dict[str, jax.Array]]] = deque()
+    pending: deque[tuple[int, Any, dict[str, jax.Array]]] = deque()
     window: list[dict[str, float]] = []
 
     def settle(leave: int) -> None:

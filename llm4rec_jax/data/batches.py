@@ -6,7 +6,7 @@ handful of programs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import grain
 import numpy as np
@@ -16,14 +16,20 @@ from llm4rec_jax.data.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.splits import Sequences, Split
 from llm4rec_jax.data.text import Tokens
 
+if TYPE_CHECKING:
+    import jax
+
+# A batch is made of numpy arrays here, and of device arrays by the time a model sees it.
+Array: TypeAlias = "np.ndarray | jax.Array"
+
 TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class TokenGroup(NamedTuple):
     """Texts of similar length: ids [U_g, L_g] int32 and mask [U_g, L_g] bool."""
 
-    ids: np.ndarray
-    mask: np.ndarray
+    ids: Array
+    mask: Array
 
 
 class Batch(NamedTuple):
@@ -43,19 +49,19 @@ class Batch(NamedTuple):
       own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
     """
 
-    users: np.ndarray
-    items: np.ndarray
-    history: np.ndarray
-    history_mask: np.ndarray
-    target: np.ndarray
-    target_mask: np.ndarray
+    users: Array
+    items: Array
+    history: Array
+    history_mask: Array
+    target: Array
+    target_mask: Array
     tokens: tuple[TokenGroup, ...] = ()
     prompt: TokenGroup | None = None
-    rating: np.ndarray | None = None
-    negatives: np.ndarray | None = None
-    candidates: np.ndarray | None = None
-    log_q: np.ndarray | None = None
-    own: np.ndarray | None = None
+    rating: Array | None = None
+    negatives: Array | None = None
+    candidates: Array | None = None
+    log_q: Array | None = None
+    own: Array | None = None
 
 
 def bucket(size: int, multiple_of: int = 1) -> int:
@@ -105,7 +111,7 @@ def single_targets(sequences: Sequences, history: int) -> Examples:
     stop = np.arange(len(user))
     first = sequences.offsets[:-1][user]
     keep = stop > first
-    return Examples(user[keep], np.maximum(stop - history, first)[keep] , stop[keep])
+    return Examples(user[keep], np.maximum(stop - history, first)[keep], stop[keep])
 
 
 class BatchBuilder:
@@ -148,7 +154,9 @@ class BatchBuilder:
         self._known = np.flatnonzero(split.known).astype(np.int32)
         num_items = len(split.known)
         popularity = np.bincount(self.sequences.items, minlength=num_items)
-        self._sampler = NegativeSampler(self.sequences, split.known, popularity, alpha) if negatives == "sampled" else None
+        self._sampler = (
+            NegativeSampler(self.sequences, split.known, popularity, alpha) if negatives == "sampled" else None
+        )
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
@@ -173,9 +181,7 @@ class BatchBuilder:
             unique, inverse = np.unique(np.concatenate([part.ravel() for part in parts]), return_inverse=True)
             items, tokens, order = self._with_tokens(unique.astype(np.int32))
             ends = np.cumsum([part.size for part in parts])[:-1]
-            parts = [
-                order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)
-            ]
+            parts = [order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)]
         batch = Batch(
             user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
             negatives=parts[2] if self._sampler is not None else None,

@@ -17,8 +17,8 @@ _TOTAL = 1 << 50
 class NegativeSampler:
     """Draws items in proportion to popularity^alpha among the known items that a user's training data lacks.
 
-    The own items' probability mass is cut out of the cumulative distribution, so a draw takes O(log I + log n) whether a
-    user has seen one item or all but one.
+    The own items' probability mass is cut out of the cumulative distribution, so a draw takes O(log I + log n) whether
+    a user has seen one item or all but one.
 
     Args:
       seen: what each user has in training, users in the order of the user table.

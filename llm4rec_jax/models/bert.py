@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2019, arXiv 1810.04805) in Flax Linen, with its joints named so that other code can reach them.
 
-A joint is a method call that can be intercepted; its name is the module's path, then the method unless it is `__call__`:
+A joint is a method call that can be intercepted, named by the module's path and, unless it is `__call__`, the method:
 
     embeddings                                       [B, L] ids -> [B, L, D]
     .layers                                          the whole stack, hidden states in, hidden states out

@@ -1,7 +1,7 @@
 """Scoring heads F: a profile and a context to a score.
 
-Each broadcasts: profiles [..., D] against contexts [..., D] give scores [...]. `pairs(P [B, D], C [N, D])` is [B, N], the
-same scores without a [B, N, D] array where the head allows it.
+Each broadcasts: profiles [..., D] against contexts [..., D] give scores [...]. `pairs(P [B, D], C [N, D])` is [B, N],
+the same scores without a [B, N, D] array where the head allows it.
 """
 
 import flax.linen as nn

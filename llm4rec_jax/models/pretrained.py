@@ -152,10 +152,10 @@ def save(
     }
     # The weights go last and by rename, so that a folder with weights is a whole one.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-        source = Path(os.fspath(tokenizer_from)) / name  # pyright: ignore[reportArgumentType]
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
+    if tokenizer_from is not None:
+        for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
+            if source.is_file():
+                shutil.copyfile(source, folder / source.name)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
         os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
@@ -279,7 +279,9 @@ def _check(flat: dict[str, np.ndarray], config: BertConfig, where: Path) -> None
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     wanted = flatten(jax.eval_shape(Bert(config).init, jax.random.key(0), ids, ids)["params"])
     if missing := sorted(set(wanted) - set(flat)):
-        raise PretrainedError(f"{where}: tensors that the encoder needs are missing: {_some(map(to_torch_name, missing))}")
+        raise PretrainedError(
+            f"{where}: tensors that the encoder needs are missing: {_some(map(to_torch_name, missing))}"
+        )
     if unused := sorted(set(flat) - set(wanted)):
         raise PretrainedError(
             f"{where}: tensors beyond what config.json describes (num_hidden_layers={config.num_hidden_layers}): "

@@ -1,8 +1,8 @@
 """The recommender: encoder, pooling, user model and head together.
 
-    context  C_i = M(D_i)        `encode` then `context`
-    profile  P_u = M(D_u)        `profiles` (a user model over contexts) or `prompt_profile` (M reads the history)
-    score    Y_ui = F(P_u, C_i)  `score`, `pairs`
+context  C_i = M(D_i)        `encode` then `context`
+profile  P_u = M(D_u)        `profiles` (a user model over contexts) or `prompt_profile` (M reads the history)
+score    Y_ui = F(P_u, C_i)  `score`, `pairs`
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.bert import Bert
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.pooling import POOLINGS
-from llm4rec_jax.registry import Registry
 from llm4rec_jax.models.users import USERS
+from llm4rec_jax.registry import Registry
 
 PROJECTIONS: Registry = Registry("projection")
 

@@ -43,7 +43,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
-        logits = nn.Dense(1, use_bias=False, name="query")(jnp.tanh(nn.Dense(self.hidden, name="hidden")(items)))[..., 0]
+        logits = nn.Dense(1, use_bias=False, name="query")(jnp.tanh(nn.Dense(self.hidden, name="hidden")(items)))[
+            ..., 0
+        ]
         allowed = _causal(mask)
         weights = jax.nn.softmax(jnp.where(allowed, logits[:, None, :], jnp.finfo(items.dtype).min), axis=-1) * allowed
         return jnp.einsum("bts,bsd->btd", weights, items)
@@ -137,7 +139,9 @@ class Gru(nn.Module):
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
         x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(items)
         # Padding comes last, so the states at real positions never see it.
-        return nn.RNN(nn.GRUCell(items.shape[-1]), name="gru")(x)
+        states = nn.RNN(nn.GRUCell(items.shape[-1]), name="gru")(x)
+        assert isinstance(states, jax.Array)
+        return states
 
 
 def _causal(mask: jax.Array) -> jax.Array:

@@ -100,7 +100,7 @@ def forward(
     delta: Delta,
     *args: Any,
     apply: str | None = None,
-    rngs: Mapping[str, jax.Array] | None = None,
+    rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
     """`module.apply({"params": params}, *args)` as the method with this delta would have it.
 
@@ -135,7 +135,10 @@ def chain(*methods: Peft) -> Peft:
         return [(method, delta[str(i)]) for i, method in enumerate(methods)]
 
     def init(key: jax.Array, params: Params) -> Delta:
-        return {str(i): m.init(k, params) for i, (m, k) in enumerate(zip(methods, jax.random.split(key, len(methods)), strict=True))}
+        return {
+            str(i): m.init(k, params)
+            for i, (m, k) in enumerate(zip(methods, jax.random.split(key, len(methods)), strict=True))
+        }
 
     def reparam(params: Params, delta: Delta) -> Params:
         for method, part in parts(delta):
@@ -198,7 +201,7 @@ def within(method: Peft, scope: str) -> Peft:
 
 
 def sites(params: Params, leaf: str | None = None) -> dict[str, Params]:
-    """Every module of a parameter tree by its path, {"layer_0/ffn/up": {"kernel": …}}; with `leaf`, those that hold it."""
+    """Every module of a parameter tree by path, {"layer_0/ffn/up": {"kernel": …}}; with `leaf`, those that hold it."""
     found: dict[str, Params] = {}
 
     def visit(path: str, node: Params) -> None:
