@@ -15,7 +15,8 @@ from llm4rec_jax.data import assets, filters, sources, splits
 from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.splits import Split
-from llm4rec_jax.data.text import Tokens, UserTemplate, item_texts, tokenise, tokenizer
+from llm4rec_jax.data.text import UserTemplate, item_texts
+from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import Recommender, init, recommender
@@ -104,7 +105,10 @@ class Assembly:
         encode = self._tokenizer
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            texts = [template(titles[items].tolist(), rows[u]) for items, u in zip(histories, users, strict=True)]
+            texts = [
+                template(titles[items].tolist(), rows[u] if u < len(rows) else None)
+                for items, u in zip(histories, users, strict=True)
+            ]
             ids = encode(texts, truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
             lengths = np.array([len(row) for row in ids], np.int32)
             # One length for all, so that a prompt's vector does not depend on its neighbours.

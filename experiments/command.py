@@ -56,8 +56,16 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(arguments)
+        except (AttributeError, KeyError, OSError) as error:
+            # An unknown key or a missing file of --config; ml_collections writes its hint with the marks of a repr.
+            print("error: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr)
+            sys.exit(2)
+
     try:
-        app.run(guarded)
+        app.run(guarded, flags_parser=parse)
     except SystemExit as end:
         # absl ends --help with 1.
         sys.exit(0 if wants_help and end.code == 1 else end.code)

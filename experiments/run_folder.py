@@ -63,7 +63,11 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
         write(file, asked)
         return
     held = read(file)
-    if differing := sorted(_differing(asked, held)):
+    differing = sorted(_differing(asked, held))
+    if differing and not any((workdir / "checkpoints" / "last").glob("[0-9]*")):
+        # It never came to training, so nothing is lost.
+        write(file, asked)
+    elif differing:
         raise RunFolderError(
             f"{workdir} holds a run with another configuration; they differ in {', '.join(differing)}. Give another "
             "--workdir, or remove that one"

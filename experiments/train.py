@@ -35,11 +35,11 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
     if (workdir / "result.json").exists():
         return run_folder.read(workdir / "result.json")
     assembly = Assembly(config)
-    say(run_folder.summary(assembly))
-    run_folder.describe(assembly, workdir)
     params = assembly.params()
     if config.init_from is not None:
         params = adopt(params, Path(config.init_from))
+    say(run_folder.summary(assembly))
+    run_folder.describe(assembly, workdir)
     t = config.train
     started = time.perf_counter()
     trained = train.train(

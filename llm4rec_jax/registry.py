@@ -5,16 +5,20 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
+_SHOWN = 40
+
 T = TypeVar("T")
 Registered = TypeVar("Registered")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Words the error for a name that is none of `choices`: the nearest of them first, then all."""
+    """Words the error for a name that is none of `choices`: the nearest of them first, then all, or the first of many."""
     listed = [str(choice) for choice in choices]
     nearest = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
-    return f"unknown {kind} {name!r}{hint} Choose from: {', '.join(listed) or '(none)'}"
+    shown = ", ".join(listed[:_SHOWN]) or "(none)"
+    rest = f", … ({len(listed)} in all)" if len(listed) > _SHOWN else ""
+    return f"unknown {kind} {name!r}{hint} Choose from: {shown}{rest}"
 
 
 class Registry(dict[str, T], Generic[T]):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import TokenGroup, histories, token_bucket, token_group
 from llm4rec_jax.data.splits import Sequences
-from llm4rec_jax.data.text import Tokens
+from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Delta, Params, Peft, forward

@@ -18,7 +18,7 @@ from llm4rec_jax import sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batches import Batch, training_batches
 from llm4rec_jax.data.splits import Split
-from llm4rec_jax.data.text import Tokens
+from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
 from llm4rec_jax.journal import Journal
 from llm4rec_jax.losses import LOSSES, Loss

@@ -5,6 +5,8 @@ every text once a batch however often it occurs. Sizes that vary are padded to a
 handful of programs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -14,7 +16,7 @@ import numpy as np
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.splits import Sequences, Split
-from llm4rec_jax.data.text import Tokens
+from llm4rec_jax.data.tokens import Tokens
 
 if TYPE_CHECKING:
     import jax
@@ -65,13 +67,12 @@ class Batch(NamedTuple):
 
 
 def bucket(size: int, multiple_of: int = 1) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size` and is a multiple of `multiple_of`."""
+    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size`, rounded up to a multiple of `multiple_of`."""
     power = 16
-    while True:
-        for candidate in (power, power * 3 // 2):
-            if candidate >= size and candidate % multiple_of == 0:
-                return candidate
+    while size > power * 3 // 2:
         power *= 2
+    smallest = power if size <= power else power * 3 // 2
+    return -(-smallest // multiple_of) * multiple_of
 
 
 def token_bucket(length: int) -> int:
@@ -293,7 +294,9 @@ def training_batches(
         multiple_of=multiple_of,
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
-    batches = numbers[index::count].batch(batch_size // count).random_map(build)
+    # Each process draws negatives of its own.
+    draws = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+    batches = numbers[index::count].batch(batch_size // count, drop_remainder=True).random_map(build, seed=draws)
     return build, batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
 

@@ -1,4 +1,4 @@
-"""Texts of items and users from templates, and their tokens, cached on disk.
+"""Texts of items and users from templates.
 
 A template is a Python format string over columns, such as "{title} ({year}). {genres}". It is read as clauses parted by
 punctuation (`. ! ? ; , |`, spaced dashes, line breaks), and brackets hold clauses of their own. A bracket or clause
@@ -6,18 +6,10 @@ whose fields are all empty (null, NaN, blank, an empty list) vanishes with its w
 clauses an empty field takes along only the marks and blanks around it. Fields are never altered.
 """
 
-import contextlib
-import hashlib
-import io
-import json
-import os
 import re
 import string
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -26,26 +18,13 @@ from numpy.typing import NDArray
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.registry import unknown_name
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-_FORMAT_VERSION = 1
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _SEPARATOR = re.compile(r"\s*[.!?;,|]+(?:\s+|\Z)|\s+[-–—]+(?:\s+|\Z)|[^\S\n]*\n\s*")
 _SENTENCE_END = re.compile(r"\s*[.!?]")
 _JOINER = re.compile(r"[/&+·•~–—-]")
 _LAST_MARKS = re.compile(r"[^\w)\]}]*\Z")
 _FIRST_MARKS = re.compile(r"\A[^\w(\[{]*")
-_ENCODE_AT_ONCE = 8192
-_DIGEST_BYTES = 32
 _HISTORY_FIELDS = ("history", "liked", "disliked")
-
-
-class Tokens(NamedTuple):
-    """Token ids int32 [n, L], padded on the right to the longest text, and lengths int32 [n] without padding."""
-
-    ids: NDArray[np.int32]
-    lengths: NDArray[np.int32]
 
 
 class UserTemplate:
@@ -126,58 +105,6 @@ def item_texts(items: pl.DataFrame, template: str = "{title} ({year}). {genres}"
             )
         texts.append(text)
     return texts
-
-
-def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
-    """Loads the tokenizer of a local model folder, or of a model on the Hugging Face hub.
-
-    Raises:
-        ValueError: if there is none, or it is not a fast tokenizer.
-    """
-    from transformers import AutoTokenizer  # Takes seconds to import
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(path_or_name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer at {str(path_or_name)!r}: give a folder with tokenizer.json and tokenizer_config.json, "
-            f"or the name of a model on the hub ({error})"
-        ) from error
-    if not loaded.is_fast:
-        raise ValueError(f"the tokenizer at {str(path_or_name)!r} is not a fast one: save it with a tokenizer.json")
-    return loaded
-
-
-def tokenise(
-    texts: Sequence[str],
-    tokenizer: "PreTrainedTokenizerFast",
-    max_length: int,
-    cache_dir: str | Path | None = None,
-) -> Tokens:
-    """Tokens of the texts with the tokenizer's special tokens, each cut to max_length tokens with these kept.
-
-    The result is kept in `cache_dir` (by default llm4rec_jax/tokens in $XDG_CACHE_HOME or ~/.cache) under a hash of
-    texts, tokenizer and max_length. A damaged file is rebuilt, and a folder that cannot be written is done without,
-    both with a warning. A tokenizer without a padding token pads with 0. Leave
-    TOKENIZERS_PARALLELISM unset, or false, where forked workers tokenise too: if true, they deadlock.
-
-    Raises:
-        ValueError: if max_length leaves no room beside the special tokens.
-    """
-    special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
-        raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
-    folder = Path(cache_dir) if cache_dir is not None else _default_cache()
-    key = _content_hash(texts, tokenizer, max_length)
-    path = folder / f"{key}.npz"
-    tokens = _read(path, key)
-    if tokens is None:
-        tokens = _encode(texts, tokenizer, max_length)
-        try:
-            _write(path, key, tokens)
-        except OSError as error:
-            warnings.warn(f"tokens are not cached: cannot write {path} ({error}); set cache_dir", stacklevel=2)
-    return tokens
 
 
 class _Field(NamedTuple):
@@ -357,79 +284,3 @@ def _merge_marks(marks: str, next_marks: str) -> str:
         if _JOINER.search(candidate):
             return candidate
     return " " if re.search(r"\s", marks + next_marks) else ""
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / "tokens"
-
-
-def _content_hash(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> str:
-    """SHA-256, in hex, of all that the tokens depend on."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left over from the tokenizer's latest call, and set anew by the next.
-    del model["truncation"], model["padding"]
-    settings = [_FORMAT_VERSION, max_length, tokenizer.truncation_side, tokenizer.pad_token_id, model]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
-def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> Tokens:
-    rows = [np.empty(0, np.int32)]
-    for start in range(0, len(texts), _ENCODE_AT_ONCE):
-        encoded = tokenizer(
-            list(texts[start : start + _ENCODE_AT_ONCE]),
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        rows += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-    lengths = np.array([len(row) for row in rows[1:]], np.int32)
-    ids = np.full((len(lengths), lengths.max(initial=0)), tokenizer.pad_token_id or 0, np.int32)
-    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
-    return Tokens(ids, lengths)
-
-
-def _read(path: Path, key: str) -> Tokens | None:
-    """Cached tokens, or None if there are none or they are not what was written, with a warning in the latter case."""
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        warnings.warn(f"cannot read cached tokens {path} ({error}); tokenising again", stacklevel=3)
-        return None
-    payload = content[:-_DIGEST_BYTES]
-    # Before anything is parsed, so that damage of any kind ends here.
-    if _checksum(key, payload) != content[-_DIGEST_BYTES:]:
-        warnings.warn(f"cached tokens {path} are damaged; tokenising again", stacklevel=3)
-        return None
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        return Tokens(arrays["ids"], arrays["lengths"])
-
-
-def _write(path: Path, key: str, tokens: Tokens) -> None:
-    """Writes an .npz followed by its checksum, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, ids=tokens.ids, lengths=tokens.lengths)
-    payload = buffer.getvalue()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tokens-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.write(_checksum(key, payload))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _checksum(key: str, payload: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + payload).digest()

@@ -209,6 +209,8 @@ def _read_config(file: Path) -> BertConfig:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PretrainedError(f"{file} is not JSON ({error}): it is damaged, fetch it again") from error
+    if not isinstance(raw, dict):
+        raise PretrainedError(f"{file} holds {raw!r} instead of the fields of a model: it is damaged, fetch it again")
     if raw.get("model_type") != "bert":
         raise PretrainedError(f"{file}: model_type is {raw.get('model_type')!r}; only 'bert' can be read")
     if raw.get("position_embedding_type", "absolute") != "absolute":
@@ -216,9 +218,14 @@ def _read_config(file: Path) -> BertConfig:
     for unsupported in ("is_decoder", "add_cross_attention"):
         if raw.get(unsupported):
             raise PretrainedError(f"{file}: {unsupported} is set; only encoders can be read")
-    fields = {f.name for f in dataclasses.fields(BertConfig)} - {"compute_dtype", "remat"}
+    given = {
+        f: raw[f.name] for f in dataclasses.fields(BertConfig) if f.name in raw.keys() - {"compute_dtype", "remat"}
+    }
+    for field, value in given.items():
+        if not isinstance(value, (int, float) if field.type is float else field.type):
+            raise PretrainedError(f"{file}: {field.name} is {value!r}, must be of type {field.type.__name__}")
     try:
-        return BertConfig(**{k: v for k, v in raw.items() if k in fields})
+        return BertConfig(**{field.name: value for field, value in given.items()})
     except ValueError as error:
         raise PretrainedError(f"{file}: {error}") from error
 
@@ -233,11 +240,12 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             "not read, since unpickling runs code; convert them with `model.save_pretrained(folder)` in transformers"
         )
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        shards = sorted(map(str, set(weight_map.values())))
+    except (ValueError, KeyError, TypeError) as error:
         raise PretrainedError(f"{index} is not an index of safetensors shards ({error!r}): fetch it again") from error
     tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in shards:
         if Path(shard).name != shard or not (folder / shard).is_file():
             raise PretrainedError(f"{index} names the shard {shard!r}, which is not a file of {folder}")
         tensors |= _read_file(folder / shard)

@@ -1,0 +1,36 @@
+"""Writes the item vectors of a run, and the ids that they belong to.
+
+    python -m experiments.encode --workdir=runs/lora --out=items.npy
+
+items.npy is float32 [I, D], what the scoring head compares profiles with; items.ids.json lists the I item ids in order.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import command
+from experiments.results import restored_scorer
+
+_OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
+
+
+def main() -> None:
+    out = Path(_OUT.value or "")
+    if out.suffix != ".npy" or not out.parent.is_dir():
+        raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
+    assembly, scorer = restored_scorer(command.workdir())
+    vectors = np.asarray(scorer.contexts(), np.float32)
+    scratch = out.with_suffix(".tmp.npy")
+    np.save(scratch, vectors)
+    os.replace(scratch, out)
+    ids = out.with_suffix(".ids.json")
+    ids.write_text(json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n", encoding="utf-8")
+    print(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}")
+
+
+if __name__ == "__main__":
+    command.run(main)

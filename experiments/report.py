@@ -1,0 +1,180 @@
+"""Tables and plots from run folders, and from nothing else."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import polars as pl
+import scipy.stats
+
+from experiments import run_folder
+from llm4rec_jax import journal
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+METRICS = ("hr@10", "ndcg@10", "mrr")
+
+
+class Interval(NamedTuple):
+    """A mean over users and its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(values: np.ndarray, resamples: int = 2000) -> Interval:
+    """Mean of a metric over users [n], with the percentile bootstrap's 95% interval (Efron 1979)."""
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, batch=200, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Interval(float(values.mean()), float(found.low), float(found.high))
+
+
+def markdown(runs: Mapping[str, Path], note: str, metrics: Sequence[str] = METRICS) -> str:
+    """Test metrics of runs as a Markdown table: best in bold, with 95% intervals, parameters and time.
+
+    Args:
+      runs: label to run folder.
+      note: printed below.
+      metrics: columns.
+    """
+    header = ["model", *(name.upper() for name in metrics), "trained parameters", "time"]
+    rows = _rows(runs, metrics, bold="**{}**")
+    users = _users(next(iter(runs.values())))
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\n{_caption(runs, users)} {note}\n"
+
+
+def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Mapping[str, Sequence[str]]) -> None:
+    """One HTML page without outside files: table, plots, and lists of titles side by side.
+
+    Args:
+      file: written by this.
+      title: the heading.
+      runs: label to run folder.
+      note: printed below the table.
+      lists: heading to titles.
+    """
+    header = ["model", *(name.upper() for name in METRICS), "trained parameters", "time"]
+    rows = _rows(runs, METRICS, bold="<b>{}</b>", escape=True)
+    depth = max(len(column) for column in lists.values())
+    columns = [list(column) + [""] * (depth - len(column)) for column in lists.values()]
+    file.write_text(
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left }}
+table.figures td:not(:first-child), table.figures th:not(:first-child) {{ text-align: right }}
+img {{ max-width: 100% }} p.note {{ color: #555 }}
+</style></head><body>
+<h1>{html.escape(title)}</h1>
+{_html_table(header, rows, "figures")}
+<p class="note">{html.escape(_caption(runs, _users(next(iter(runs.values())))))} {html.escape(note)}</p>
+<h2>Metrics, with 95% intervals</h2>{_image(_bars(runs))}
+<h2>Learning curves</h2>{_image(_curves(runs))}
+<h2>What accuracy costs</h2>{_image(_costs(runs))}
+<h2>Recommendations</h2>
+{_html_table(list(lists), [[html.escape(cell) for cell in row] for row in zip(*columns, strict=True)], "lists")}
+</body></html>
+""",
+        encoding="utf-8",
+    )
+
+
+def _rows(runs: Mapping[str, Path], metrics: Sequence[str], bold: str, escape: bool = False) -> list[list[str]]:
+    results = {label: run_folder.read(folder / "result.json") for label, folder in runs.items()}
+    intervals = {label: {m: interval(_values(folder, m)) for m in metrics} for label, folder in runs.items()}
+    best = {m: max(intervals[label][m].mean for label in runs) for m in metrics}
+    rows = []
+    for label, result in results.items():
+        cells = [html.escape(label) if escape else label]
+        for m in metrics:
+            mean, low, high = intervals[label][m]
+            figure = bold.format(f"{mean:.4f}") if mean == best[m] else f"{mean:.4f}"
+            cells.append(f"{figure} [{low:.3f}, {high:.3f}]")
+        rows.append([*cells, f"{result['parameters']['trainable']:,}", _time(result["seconds"])])
+    return rows
+
+
+def _caption(runs: Mapping[str, Path], users: int) -> str:
+    data = run_folder.read(next(iter(runs.values())) / "dataset.json")
+    return f"Test, {users} users, {data['protocol']}; mean over users [95% bootstrap interval]."
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
+
+
+def _bars(runs: Mapping[str, Path]) -> Figure:
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(9, 3.2), layout="constrained")
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for i, folder in enumerate(runs.values()):
+            mean, low, high = interval(_values(folder, metric))
+            axis.bar(i, mean, color=f"C{i}")
+            axis.errorbar(i, mean, [[mean - low], [high - mean]], color="#333", capsize=3)
+        axis.set_title(metric.upper())
+        axis.set_xticks(range(len(runs)), list(runs), rotation=30, ha="right")
+    return figure
+
+
+def _curves(runs: Mapping[str, Path]) -> Figure:
+    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    for i, (label, folder) in enumerate(runs.items()):
+        records = [r for r in journal.read(folder / "metrics.jsonl") if r["kind"] == "validation"]
+        if records:
+            values = [r["ndcg@10"] for r in records]
+            by_step.plot([r["step"] for r in records], values, color=f"C{i}", marker=".", label=label)
+            by_time.plot([r["seconds"] for r in records], values, color=f"C{i}", marker=".", label=label)
+    by_step.set(xlabel="steps", ylabel="validation NDCG@10")
+    by_time.set(xlabel="seconds, validation included")
+    by_step.legend(fontsize="small")
+    return figure
+
+
+def _costs(runs: Mapping[str, Path]) -> Figure:
+    figure, (by_parameters, by_time) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    for i, (label, folder) in enumerate(runs.items()):
+        result = run_folder.read(folder / "result.json")
+        mean, low, high = interval(_values(folder, "ndcg@10"))
+        for axis, cost in ((by_parameters, result["parameters"]["trainable"]), (by_time, result["seconds"])):
+            axis.errorbar(cost, mean, [[mean - low], [high - mean]], color=f"C{i}", marker="o", capsize=3, label=label)
+    by_parameters.set(xlabel="trained parameters", ylabel="test NDCG@10")
+    by_parameters.set_xscale("symlog", linthresh=1e4)
+    by_time.set(xlabel="seconds of training")
+    by_parameters.legend(fontsize="small")
+    return figure
+
+
+def _image(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _values(folder: Path, metric: str) -> np.ndarray:
+    return _per_user(folder)[metric].to_numpy()
+
+
+def _users(folder: Path) -> int:
+    return len(_per_user(folder))
+
+
+def _per_user(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "per_user_test.parquet")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,345 @@
+"""Batches decoded back into the split that they were made from."""
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4rec_jax.data.batches import (
+    Batch,
+    Examples,
+    bucket,
+    histories,
+    single_targets,
+    token_bucket,
+    token_group,
+    training_batches,
+    windows,
+)
+from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
+from llm4rec_jax.data.splits import Sequences, Split, few_shot, global_time, leave_one_out
+from llm4rec_jax.data.tokens import Tokens
+
+USERS, ITEMS = 23, 150
+MODES = ("sampled", "in_batch", "catalogue", "none")
+
+
+def dataset(size: int = 500, seed: int = 0) -> Dataset:
+    """Users from none to very many interactions, items more than once; each interaction has a rating of its own."""
+    rng = np.random.default_rng(seed)
+    return Dataset(
+        "random",
+        Interactions(
+            (USERS * rng.random(size) ** 2).astype(np.int32),
+            rng.integers(ITEMS, size=size, dtype=np.int32),
+            rng.permutation(size).astype(np.float32),
+            rng.integers(60, size=size),
+        ),
+        pl.DataFrame({"item_id": [f"i{i}" for i in range(ITEMS)]}),
+        pl.DataFrame({"user_id": [f"u{u}" for u in range(USERS)]}),
+    )
+
+
+def token_table(seed: int = 0) -> Tokens:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 40, ITEMS, dtype=np.int32)
+    ids = np.where(np.arange(lengths.max()) < lengths[:, None], rng.integers(1, 99, (ITEMS, lengths.max())), 0)
+    return Tokens(ids.astype(np.int32), lengths)
+
+
+def random_sequences(rng: np.random.Generator) -> Sequences:
+    lengths = rng.integers(0, 14, 12)
+    return Sequences(np.r_[0, np.cumsum(lengths)], rng.integers(9, size=lengths.sum(), dtype=np.int32), None, None)
+
+
+def triples(examples: Examples) -> list[tuple[int, int, int]]:
+    return [tuple(map(int, row)) for row in zip(*examples, strict=True)]
+
+
+def epoch(split: Split, **options: Any) -> list[Batch]:
+    """Batches of one example each, as many as there are examples."""
+    builder, batches = training_batches(split, batch_size=1, **options)
+    return list(islice(batches, len(builder.examples.user)))
+
+
+def decoded(batch: Batch) -> list[tuple[int, list[int], list[int]]]:
+    """Each example's user, history and targets as rows of the tables."""
+    items = np.asarray(batch.items)
+    return [
+        (int(user), items[history][mask].tolist(), items[target][target_mask].tolist())
+        for user, history, mask, target, target_mask in zip(
+            batch.users, batch.history, batch.history_mask, batch.target, batch.target_mask, strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("history", [1, 2, 3, 5, 50])
+def test_windows_and_single_targets_are_those_of_plain_python(history, seed):
+    sequences = random_sequences(np.random.default_rng(seed))
+    cut, single = [], []
+    for user, (first, end) in enumerate(zip(sequences.offsets, sequences.offsets[1:], strict=False)):
+        stop = int(end) - 1
+        while stop > first:
+            cut.append((user, max(int(first), stop - history), stop))
+            stop -= history
+        single += [(user, max(int(first), t - history), t) for t in range(int(first) + 1, int(end))]
+    assert triples(windows(sequences, history)) == cut
+    assert triples(single_targets(sequences, history)) == single
+
+
+def test_buckets_hold_the_size_and_are_few():
+    assert [bucket(n) for n in (1, 16, 17, 25, 33, 49, 65, 97)] == [16, 16, 24, 32, 48, 64, 96, 128]
+    for multiple_of in range(1, 13):
+        sizes = [bucket(n, multiple_of) for n in range(1, 500)]
+        assert all(size >= n and size % multiple_of == 0 for n, size in enumerate(sizes, 1))
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) <= 11
+    assert [token_bucket(n) for n in (0, 8, 9, 33, 512, 513, 1025)] == [8, 8, 16, 48, 512, 1024, 1536]
+
+
+def target_rows(split: Split, batches: Iterable[Batch]) -> Counter[int]:
+    """How often each interaction is a target, told by its rating."""
+    assert split.dataset.interactions.rating is not None
+    row_of = {rating: row for row, rating in enumerate(split.dataset.interactions.rating.tolist())}
+    counts: Counter[int] = Counter()
+    for batch in batches:
+        assert batch.rating is not None
+        counts.update(row_of[r] for r in np.asarray(batch.rating)[np.asarray(batch.target_mask)].tolist())
+    return counts
+
+
+def teachable(split: Split) -> list[int]:
+    """Training targets with an earlier training interaction of their user."""
+    users = split.dataset.interactions.user[split.train]
+    later = np.r_[False, users[1:] == users[:-1]]
+    return sorted(split.train[later & split.targets].tolist())
+
+
+@pytest.mark.parametrize("every_position", [True, False])
+@pytest.mark.parametrize("history", [1, 4, 100])
+@pytest.mark.parametrize("few", [{}, {"k": 3, "per": "user"}, {"k": 10, "per": "total"}])
+def test_each_training_target_comes_exactly_once_an_epoch(few, history, every_position):
+    split = leave_one_out(dataset())
+    split = few_shot(split, **few) if few else split
+    options = {"history": history, "every_position": every_position, "negatives": "none", "ratings": True}
+    counts = target_rows(split, epoch(split, **options))
+    assert sorted(counts) == teachable(split)
+    assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("every_position", [True, False])
+@pytest.mark.parametrize("history", [1, 4, 100])
+def test_a_position_has_read_what_came_before_its_target_and_nothing_else(history, every_position):
+    """The items of history are made to tell their interaction: each interaction has an item of its own."""
+    size = 200
+    whole = dataset(size)
+    data = whole.interactions
+    unique = Dataset(
+        "unique",
+        Interactions(data.user, np.arange(size, dtype=np.int32), data.rating, data.timestamp),
+        pl.DataFrame({"item_id": [str(i) for i in range(size)]}),
+        whole.users,
+    )
+    split = leave_one_out(unique)
+    sequences = split.training()[0]
+    ends = 0
+    for batch in epoch(split, history=history, every_position=every_position, negatives="none"):
+        ((user, read, targets),) = decoded(batch)
+        sequence = sequences.of(user).tolist()
+        at = [sequence.index(target) for target in targets]
+        if every_position:
+            for t, place in enumerate(at):
+                assert read[: t + 1] == sequence[max(0, at[0] - 1) : place]
+        else:
+            assert read == sequence[max(0, at[0] - history) : at[0]]
+        ends += at[-1] == len(sequence) - 1
+    assert ends == (np.diff(sequences.offsets) > 1).sum()
+
+
+@pytest.mark.parametrize("with_tokens", [False, True])
+@pytest.mark.parametrize("every_position", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("multiple_of", [1, 8])
+def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
+    split = global_time(dataset())
+    tokens = token_table() if with_tokens else None
+    builder, batches = training_batches(
+        split,
+        batch_size=8,
+        history=5,
+        every_position=every_position,
+        negatives=mode,
+        num_negatives=3,
+        ratings=mode == "none",
+        tokens=tokens,
+        multiple_of=multiple_of,
+    )
+    sequences, _ = split.training()
+    popularity = np.bincount(sequences.items, minlength=ITEMS)
+    examples = {example: [] for example in triples(builder.examples)}
+    for batch in islice(batches, 6):
+        items = np.asarray(batch.items)
+        used = [batch.history, batch.target] + ([batch.negatives] if mode == "sampled" else [])
+        places = np.unique(np.concatenate([np.ravel(part) for part in used]))
+        if mode == "catalogue":
+            assert batch.candidates is not None
+            places = np.flatnonzero(batch.candidates)
+            np.testing.assert_array_equal(np.sort(items[places]), np.flatnonzero(split.known))
+        # Each item has one place; what is left are repeats, for padding.
+        assert len(np.unique(items[places])) == len(places) == len(np.unique(items))
+        assert len(items) % multiple_of == 0
+        assert mode == "catalogue" or len(items) == bucket(len(places), multiple_of)
+        assert np.shape(batch.history) == np.shape(batch.history_mask) == (8, 5)
+        assert np.shape(batch.target) == np.shape(batch.target_mask) == (8, 5 if every_position else 1)
+
+        for user, read, targets in decoded(batch):
+            of = [e for e in examples if e[0] == user and sequences.items[e[1] : e[2]].tolist() == read]
+            wanted = [sequences.items[(e[1] + 1 if every_position else e[2]) : e[2] + 1].tolist() for e in of]
+            assert targets in wanted
+
+        assert (batch.negatives is not None) == (mode == "sampled")
+        if batch.negatives is not None:
+            assert np.shape(batch.negatives) == (*np.shape(batch.target), 3)
+            for user, negatives in zip(batch.users, items[batch.negatives], strict=True):
+                assert not np.isin(negatives, sequences.of(user)).any()
+                assert split.known[negatives].all()
+        if mode == "in_batch":
+            check_in_batch(batch, sequences, popularity)
+        else:
+            assert batch.log_q is None
+            assert batch.own is None
+            assert (batch.candidates is not None) == (mode == "catalogue")
+        check_tokens(batch, tokens, mode)
+
+
+def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray) -> None:
+    assert batch.candidates is not None
+    assert batch.own is not None
+    items, target = np.asarray(batch.items), np.asarray(batch.target)
+    targets = np.unique(target[np.asarray(batch.target_mask)])
+    np.testing.assert_array_equal(np.flatnonzero(batch.candidates), targets)
+    np.testing.assert_allclose(np.asarray(batch.log_q)[targets], np.log(popularity[items[targets]] / popularity.sum()))
+    for user, own in zip(batch.users, np.asarray(batch.own), strict=True):
+        assert own[own >= 0].tolist() == sorted(sequences.of(user))
+        assert (np.diff(own) >= 0).all()
+
+
+def check_tokens(batch: Batch, tokens: Tokens | None, mode: str) -> None:
+    if tokens is None:
+        assert batch.tokens == ()
+        return
+    items, at = np.asarray(batch.items), 0
+    for ids, mask in batch.tokens:
+        rows = items[at : at + len(ids)]
+        at += len(ids)
+        longest = tokens.lengths[rows].max()
+        assert np.shape(ids)[1] == token_bucket(int(longest))
+        for row, text, kept in zip(rows, np.asarray(ids), np.asarray(mask), strict=True):
+            length = tokens.lengths[row]
+            np.testing.assert_array_equal(text[:length], tokens.ids[row, :length])
+            assert not text[length:].any()
+            assert kept[:length].all()
+            assert not kept[length:].any()
+    assert at == len(items)
+    assert (len(batch.tokens) > 1) == (mode == "catalogue")
+
+
+def test_prompts_are_written_from_the_history_alone():
+    seen = []
+
+    def prompts(read: list[np.ndarray], users: np.ndarray):
+        seen.append([(int(user), items.tolist()) for user, items in zip(users, read, strict=True)])
+        return token_group(token_table(), np.zeros(len(users), int), 8)
+
+    options = {"history": 4, "every_position": False, "negatives": "none", "prompts": prompts}
+    _, batches = training_batches(leave_one_out(dataset()), batch_size=8, **options)
+    batch = next(iter(batches))
+    assert batch.prompt is not None
+    assert [(user, read) for user, read, _ in decoded(batch)] in seen
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True) if x is not None and not isinstance(x, tuple))
+
+
+def test_the_stream_is_a_function_of_the_seed():
+    split = leave_one_out(dataset())
+    first, again, other = (
+        list(islice(training_batches(split, batch_size=8, history=5, seed=seed)[1], 40)) for seed in (3, 3, 4)
+    )
+    assert all(map(same, first, again))
+    assert not any(map(same, first, other))
+    # Order and negatives change from epoch to epoch.
+    assert not any(same(first[0], batch) for batch in first[1:])
+
+
+def test_a_stream_goes_on_from_its_state():
+    """As deep into the epochs as wanted, and whatever has been read ahead."""
+    batches = training_batches(leave_one_out(dataset()), batch_size=8, history=5)[1]
+    stream = iter(batches)
+    for _ in range(21):
+        next(stream)
+    state = stream.get_state()
+    rest = list(islice(stream, 5))
+    resumed = iter(batches)
+    resumed.set_state(state)
+    assert all(map(same, rest, islice(resumed, 5)))
+
+
+def test_two_processes_share_the_examples_of_one():
+    split = leave_one_out(dataset())
+
+    def stream(shard: tuple[int, int]) -> list[Batch]:
+        options = {"history": 5, "num_negatives": 20, "shard": shard}
+        return list(islice(training_batches(split, batch_size=8, **options)[1], 30))
+
+    one, left, right = stream((0, 1)), stream((0, 2)), stream((1, 2))
+    for whole, a, b in zip(one, left, right, strict=True):
+        assert len(a.users) == len(b.users) == 4
+        assert sorted(decoded(whole)) == sorted(decoded(a) + decoded(b))
+    # Each draws negatives of its own: the same draws would be the same item of 150 nearly always.
+    drawn = [np.concatenate([b.items[b.negatives].ravel() for b in part]) for part in (left, right)]
+    assert (drawn[0] == drawn[1]).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shard", "multiple_of"), [(0, (0, 1), 1), (-8, (0, 1), 8), (12, (0, 1), 8), (6, (1, 4), 1)]
+)
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size, shard, multiple_of):
+    with pytest.raises(ValueError, match=f"batch_size {batch_size} is not a positive multiple of"):
+        training_batches(leave_one_out(dataset()), batch_size=batch_size, shard=shard, multiple_of=multiple_of)
+
+
+def test_nothing_to_train_on_is_refused():
+    users = np.repeat(np.arange(3, dtype=np.int32), 3)
+    data = Interactions(users, np.arange(9, dtype=np.int32), None, np.arange(9))
+    tables = pl.DataFrame({"item_id": [str(i) for i in range(9)]}), pl.DataFrame({"user_id": list("abc")})
+    split = leave_one_out(Dataset("short", data, *tables))
+    with pytest.raises(DataError, match="no user has a training target with an item before it"):
+        training_batches(split, batch_size=1)
+
+
+def test_ratings_that_the_data_lacks_are_refused():
+    whole = dataset()
+    data = whole.interactions
+    unrated = Dataset("unrated", Interactions(data.user, data.item, None, data.timestamp), whole.items, whole.users)
+    with pytest.raises(DataError, match="learns ratings, but the data has none"):
+        training_batches(leave_one_out(unrated), batch_size=1, negatives="none", ratings=True)
+
+
+def test_histories_are_the_last_items():
+    sequences = random_sequences(np.random.default_rng(2))
+    users = np.array([5, 0, 11, 5])
+    items, mask = histories(sequences, users, 4)
+    for user, row, kept in zip(users, items, mask, strict=True):
+        assert row[kept].tolist() == sequences.of(user)[-4:].tolist()
+        assert kept.tolist() == sorted(kept, reverse=True)
+        assert not row[~kept].any()
+    items, mask = histories(Sequences(np.zeros(3, np.int64), np.zeros(0, np.int32), None, None), [0, 1], 4)
+    assert items.shape == (2, 4)
+    assert not mask.any()
