@@ -105,10 +105,10 @@ class Assembly:
         encode = self._tokenizer
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            texts = [
-                template(titles[items].tolist(), rows[u] if u < len(rows) else None)
-                for items, u in zip(histories, users, strict=True)
-            ]
+            texts = []
+            for items, user in zip(histories, users, strict=True):
+                # Somebody who isn't in the user table has none of its columns.
+                texts.append(template(titles[items].tolist(), rows[user] if user < len(rows) else None))
             ids = encode(texts, truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
             lengths = np.array([len(row) for row in ids], np.int32)
             # One length for all, so that a prompt's vector does not depend on its neighbours.

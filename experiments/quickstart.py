@@ -25,8 +25,8 @@ from llm4rec_jax.baselines.popularity import Popularity
 _USER = flags.DEFINE_string("show_user", "42", "The user for whom recommendations are shown.")
 
 NOTE = (
-    "Short training, one seed: {id} steps for ids, {frozen} for frozen text, then {lora} for LoRA, which starts from the "
-    "frozen run's head and user model. Trained to the end, all three are better; see the README."
+    "Short training, one seed: {id} steps for ids, {frozen} for frozen text, then {lora} for LoRA, which starts from "
+    "the frozen run's head and user model. Trained to the end, all three are better; see the README."
 )
 
 

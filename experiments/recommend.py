@@ -70,7 +70,7 @@ def history_of(assembly: Assembly, user_id: str) -> tuple[int, np.ndarray]:
 
 
 def find_titles(assembly: Assembly, titles: Sequence[str]) -> list[int]:
-    """Rows of the items with these titles, letter case aside; an unknown title is a ValueError that names the nearest."""
+    """Rows of the items with these titles, letter case aside; of an unknown one, a ValueError names the nearest."""
     rows: dict[str, int] = {}
     for row, title in enumerate(assembly.titles):
         rows.setdefault(title.casefold(), row)

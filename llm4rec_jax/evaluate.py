@@ -32,7 +32,7 @@ def evaluate(
     mesh: Mesh,
     ks: Sequence[int] = (5, 10, 20),
     batch_size: int = 256,
-    chunk: int = 65536,
+    chunk: int = 8192,
     beyond_accuracy: bool = False,
 ) -> Evaluation:
     """Ranks the whole catalogue for every user with a target, the history masked, ties against the model.

@@ -53,7 +53,7 @@ def rank(
     candidates: np.ndarray,
     mesh: Mesh,
     batch_size: int = 256,
-    chunk: int = 65536,
+    chunk: int = 8192,
     top: int = 0,
     everyone: bool = False,
 ) -> Ranking:
@@ -103,22 +103,19 @@ def rank(
         at = np.where(inside, targets.offsets[padded][:, None] + column, 0)
         wanted = targets.items[at] if len(targets.items) else at
 
-        # Two passes, the targets' own scores and then the counts, unless one chunk holds everything.
-        spans = [(t * ITEM_TILE, min(t + chunk_tiles, tiles) * ITEM_TILE) for t in range(0, tiles, chunk_tiles)]
-        own, scores = jnp.full(wanted.shape, -jnp.inf), None
-        for low, high in spans:
-            scores, not_finite = _scores(pairs, mesh, params, vectors, contexts[low:high], allowed[low:high])
-            _check_finite(np.asarray(not_finite), padded)
-            own = _pick(own, scores, wanted - low)
+        own = _own(pairs, mesh, params, vectors, contexts, wanted)
         more = same = jnp.zeros(wanted.shape, jnp.int32)
         best = (jnp.full((step, top), -jnp.inf), jnp.full((step, top), -1, jnp.int32))
-        for low, high in spans:
-            if scores is None or len(spans) > 1:
-                scores, _ = _scores(pairs, mesh, params, vectors, contexts[low:high], allowed[low:high])
+        not_finite = jnp.zeros(step, jnp.int32)
+        for first in range(0, tiles, chunk_tiles):
+            low, high = first * ITEM_TILE, min(first + chunk_tiles, tiles) * ITEM_TILE
+            scores, bad = _scores(pairs, mesh, params, vectors, contexts[low:high], allowed[low:high])
+            not_finite += bad
             scores = _mask(scores, *_places(padded, masked_user, masked_item, low, high))
             more, same = _count(more, same, scores, own, wanted - low)
             if top:
                 best = _best(*best, scores, low)
+        _check_finite(np.asarray(not_finite)[: len(rows)], rows)
         greater[at[inside]], equal[at[inside]] = np.asarray(more)[inside], np.asarray(same)[inside]
         if lists is not None:
             lists[rows] = np.asarray(best[1])[: len(rows)]
@@ -156,6 +153,16 @@ def _places(
     return np.pad(row, padding, constant_values=len(users)), np.pad(column, padding, constant_values=high - low)
 
 
+def _own(
+    pairs: Pairs, mesh: Mesh, params: Any, vectors: jax.Array, contexts: jax.Array, wanted: np.ndarray
+) -> jax.Array:
+    """The scores of the items wanted by each user [B, T]: those items are a small catalogue of their own."""
+    items, place = np.unique(wanted, return_inverse=True)
+    items = np.pad(items, (0, bucket(len(items), ITEM_TILE) - len(items)))
+    scores, _ = _scores(pairs, mesh, params, vectors, contexts[items], np.ones(len(items), bool))
+    return jnp.take_along_axis(scores, place.reshape(wanted.shape), axis=1)
+
+
 def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
     if not_finite.any():
         raise NonFiniteScores(
@@ -187,13 +194,6 @@ def _scores(
     return jnp.where(allowed, scores, -jnp.inf), not_finite
 
 
-@jax.jit
-def _pick(own: jax.Array, scores: jax.Array, column: jax.Array) -> jax.Array:
-    """Takes the targets' scores [B, T] from the chunk [B, N] where their column lies in it."""
-    within = (column >= 0) & (column < scores.shape[1])
-    return jnp.where(within, jnp.take_along_axis(scores, jnp.where(within, column, 0), axis=1), own)
-
-
 @partial(jax.jit, donate_argnums=0)
 def _mask(scores: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
     return scores.at[row, column].set(-jnp.inf, mode="drop")
@@ -210,8 +210,10 @@ def _count(
         return (scores > score).sum(-1), (scores == score).sum(-1)
 
     above, level = jax.lax.map(one, jnp.arange(own.shape[1]))
-    itself = (column >= 0) & (column < scores.shape[1])
-    return more + above.T, same + level.T - itself
+    # The target is no rival of itself, nor if its own score came out otherwise in another program.
+    within = (column >= 0) & (column < scores.shape[1])
+    itself = jnp.take_along_axis(scores, jnp.where(within, column, 0), axis=1)
+    return more + above.T - (within & (itself > own)), same + level.T - (within & (itself == own))
 
 
 @jax.jit

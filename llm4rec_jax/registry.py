@@ -12,7 +12,7 @@ Registered = TypeVar("Registered")
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
-    """Words the error for a name that is none of `choices`: the nearest of them first, then all, or the first of many."""
+    """Words the error for a name that is none of `choices`: first the nearest, then all, or the first of many."""
     listed = [str(choice) for choice in choices]
     nearest = difflib.get_close_matches(str(name), listed, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"

@@ -78,10 +78,11 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Splits examples and unique items over the data axis.
 
     With several processes each gives its own part: its examples, and the items that those point to. The parts are laid
-    end to end, so positions in `items` move by what the processes before hold.
+    end to end, so positions in `items` move by what the processes before hold. A whole catalogue is the same in all.
     """
     processes, index = jax.process_count(), jax.process_index()
-    if processes > 1:
+    whole = batch.candidates is not None and batch.own is None
+    if processes > 1 and not whole:
         offset = index * len(batch.items)
         batch = batch._replace(
             history=batch.history + offset,
@@ -94,4 +95,9 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
         shape = (array.shape[0] * processes, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return jax.tree.map(put, batch)
+    def put_whole(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+
+    place_item = put_whole if whole else put
+    by_item = ("items", "tokens", "candidates", "log_q")
+    return Batch(**{n: jax.tree.map(place_item if n in by_item else put, v) for n, v in batch._asdict().items()})

@@ -131,6 +131,7 @@ class BatchBuilder:
         tokens: Tokens | None,
         prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None,
         multiple_of: int,
+        most_examples: int | None,
     ) -> None:
         self.sequences, targets = split.training()
         self._is_target = targets
@@ -152,6 +153,10 @@ class BatchBuilder:
         if ratings and self.sequences.ratings is None:
             raise DataError("this loss learns ratings, but the data has none: name the rating column, or another loss")
         self._tokens, self._prompts, self._multiple_of = tokens, prompts, multiple_of
+        # Several processes must run one program, so none may choose its sizes by what it happens to read.
+        self._fixed_shapes = most_examples is not None
+        slots = self.history + (self.history if every_position else 1) * (1 + num_negatives)
+        self._most_items = min((most_examples or 0) * slots, int(split.known.sum()))
         self._known = np.flatnonzero(split.known).astype(np.int32)
         num_items = len(split.known)
         popularity = np.bincount(self.sequences.items, minlength=num_items)
@@ -204,19 +209,20 @@ class BatchBuilder:
     def _with_tokens(self, unique: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
         """Distinct items to (items padded and ordered, their texts in groups, place of each of the distinct items)."""
         if self._tokens is None:
-            size = bucket(len(unique), self._multiple_of)
+            size = self._size(len(unique))
             padded = np.concatenate([unique, np.full(size - len(unique), unique[0], np.int32)])
             return padded, (), np.arange(len(unique), dtype=np.int32)
-        # The whole catalogue is the same every time, so several groups cost no further programs; elsewhere one.
-        lengths = np.array([token_bucket(n) for n in self._tokens.lengths[unique]])
-        if self._mode != "catalogue":
-            lengths[:] = lengths.max()
+        # The whole catalogue is the same every time, so finer groups cost no further programs; elsewhere there is one.
+        lengths = self._tokens.lengths[unique]
+        if self._mode == "catalogue":
+            lengths = -(-lengths // 4) * 4
+        else:
+            longest = self._tokens.lengths[self._known].max() if self._fixed_shapes else lengths.max()
+            lengths = np.full(len(unique), token_bucket(longest))
         items, groups, order, filled = [], [], np.empty(len(unique), np.int32), 0
         for length in np.unique(lengths):
             (members,) = np.nonzero(lengths == length)
-            size = bucket(len(members), self._multiple_of)
-            if self._mode == "catalogue":
-                size = -(-len(members) // self._multiple_of) * self._multiple_of
+            size = self._size(len(members))
             rows = unique[np.concatenate([members, np.full(size - len(members), members[0])])]
             groups.append(token_group(self._tokens, rows, int(length)))
             order[members] = filled + np.arange(len(members))
@@ -224,9 +230,15 @@ class BatchBuilder:
             filled += size
         return np.concatenate(items), tuple(groups), order
 
+    def _size(self, items: int) -> int:
+        if self._mode == "catalogue":
+            return -(-items // self._multiple_of) * self._multiple_of
+        return bucket(self._most_items if self._fixed_shapes else items, self._multiple_of)
+
     def _own(self, users: np.ndarray) -> np.ndarray:
         starts, stops = self.sequences.offsets[users], self.sequences.offsets[users + 1]
-        column = np.arange(bucket(int((stops - starts).max())))
+        lengths = np.diff(self.sequences.offsets) if self._fixed_shapes else stops - starts
+        column = np.arange(bucket(int(lengths.max())))
         inside = column < (stops - starts)[:, None]
         rows = self.sequences.items[np.where(inside, starts[:, None] + column, 0)]
         return np.sort(np.where(inside, rows, -1), axis=1).astype(np.int32)
@@ -269,7 +281,7 @@ def training_batches(
       prompts: (histories, users) to their texts' tokens, for a user model that reads text.
       seed: of order and negatives.
       shard: (index, count) of this process.
-      multiple_of: pads U to a multiple of it (the mesh's data axis).
+      multiple_of: the size of the mesh's data axis, over which B and U are split.
 
     Returns:
       The builder (its `examples` count an epoch) and the Grain dataset.
@@ -279,8 +291,11 @@ def training_batches(
       ValueError: a batch size that the processes cannot share.
     """
     index, count = shard
-    if batch_size < 1 or batch_size % (count * multiple_of):
-        raise ValueError(f"batch_size {batch_size} is not a positive multiple of {count * multiple_of} devices")
+    if multiple_of % count or batch_size < 1 or batch_size % multiple_of:
+        raise ValueError(
+            f"batch_size {batch_size} is not a positive multiple of {multiple_of} devices on the data axis, in {count} "
+            "processes"
+        )
     build = BatchBuilder(
         split,
         history=history,
@@ -291,7 +306,8 @@ def training_batches(
         ratings=ratings,
         tokens=tokens,
         prompts=prompts,
-        multiple_of=multiple_of,
+        multiple_of=multiple_of if negatives == "catalogue" else multiple_of // count,
+        most_examples=None if count == 1 else batch_size // count,
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
     # Each process draws negatives of its own.

@@ -222,8 +222,9 @@ def _read_config(file: Path) -> BertConfig:
         f: raw[f.name] for f in dataclasses.fields(BertConfig) if f.name in raw.keys() - {"compute_dtype", "remat"}
     }
     for field, value in given.items():
-        if not isinstance(value, (int, float) if field.type is float else field.type):
-            raise PretrainedError(f"{file}: {field.name} is {value!r}, must be of type {field.type.__name__}")
+        kind = type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise PretrainedError(f"{file}: {field.name} is {value!r}, must be of type {kind.__name__}")
     try:
         return BertConfig(**{field.name: value for field, value in given.items()})
     except ValueError as error:

@@ -109,9 +109,13 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
         shape = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         q, k, v = (nn.Dense(x.shape[-1], name=name)(x).reshape(shape) for name in ("query", "key", "value"))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / shape[-1] ** 0.5
-        weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, jnp.finfo(x.dtype).min), axis=-1)
-        return nn.Dense(x.shape[-1], name="output")(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+        return nn.Dense(x.shape[-1], name="output")(self.attend(q, k, v, allowed).reshape(x.shape))
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
+        """q: [B, H, heads, D / heads]; k, v: [B, S, heads, D / heads]; allowed: [B, H, S] bool."""
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min), axis=-1)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 class FeedForward(nn.Module):

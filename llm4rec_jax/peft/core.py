@@ -163,10 +163,7 @@ def chain(*methods: Peft) -> Peft:
     def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         if all(method.optimizer is _same_optimizer for method in methods):
             return tx
-        return optax.partition(
-            {str(i): method.optimizer(tx) for i, method in enumerate(methods)},
-            lambda delta: {i: jax.tree.map(lambda _, i=i: i, part) for i, part in delta.items()},
-        )
+        return optimize_apart({str(i): method.optimizer(tx) for i, method in enumerate(methods)})
 
     return Peft(
         init,
@@ -176,6 +173,26 @@ def chain(*methods: Peft) -> Peft:
         optimizer,
         merge if all(method.merge for method in methods) else None,
     )
+
+
+def optimize_apart(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Each part of a tree {name: part} by its own transformation.
+
+    Unlike under `optax.partition`, each sees its part as a tree of its own, not the whole with the rest masked: a
+    method's `optimizer` may count on the structure of its delta.
+    """
+
+    def init(params: Any) -> Any:
+        return {name: tx.init(params[name]) for name, tx in parts.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        done = {
+            name: tx.update(updates[name], state[name], None if params is None else params[name])
+            for name, tx in parts.items()
+        }
+        return {name: new for name, (new, _) in done.items()}, {name: state for name, (_, state) in done.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 def _bind(tap: Callable[..., Any], delta: Delta, site: str, call: Call) -> Callable[..., Any]:

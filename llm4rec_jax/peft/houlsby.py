@@ -20,9 +20,11 @@ def houlsby(reduction: int = 16, stddev: float = 1e-3, target: str = r"layer_\d+
 
     def init(key: jax.Array, params: Params) -> Delta:
         modules = sites(params)
+        # A sublayer ends in the projection that gives its width.
+        ends = {s.rpartition("/")[0]: m for s, m in modules.items() if s.endswith(("/output", "/down"))}
         delta = {}
-        for i, site in enumerate(match(target, modules)):
-            width = next(m for s, m in modules.items() if s in (f"{site}/output", f"{site}/down"))["kernel"].shape[-1]
+        for i, site in enumerate(match(target, ends)):
+            width = ends[site]["kernel"].shape[-1]
             if width < reduction:
                 raise ValueError(f"houlsby: reduction {reduction} leaves nothing of {site}'s width {width}")
             down, up = jax.random.split(jax.random.fold_in(key, i))

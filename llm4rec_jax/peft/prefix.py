@@ -44,7 +44,7 @@ def prefix(length: int = 30, stddev: float = 0.02, target: str = r"layer_\d+/att
             prefix = jnp.broadcast_to(prefix.astype(states.dtype).reshape(1, length, heads, width), shape)
             return jnp.concatenate([prefix, states], axis=1)
 
-        mask = jnp.concatenate([jnp.ones((batch, length), bool), mask], axis=1)
+        mask = jnp.concatenate([jnp.ones((*mask.shape[:-1], length), bool), mask], axis=-1)
         return call(q, before(p["key"], k), before(p["value"], v), mask)
 
     return Peft(init, tap=tap)

@@ -1,0 +1,209 @@
+"""The commands as a person runs them: in processes of their own, on files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from ml_collections import ConfigDict
+from configs import movielens_100k
+
+def get_config(arg="id"):
+    config = movielens_100k.get_config(arg)
+    with config.unlocked():
+        config.data.source = "table"
+        config.data.path = {interactions!r}
+        config.data.options = ConfigDict(dict(
+            user="user", item="item", rating="rating", timestamp="timestamp", items_path={items!r},
+            item_columns=dict(title="title"),
+        ))
+        config.text.item = "the {{title}}."
+        config.encoder.path = {encoder!r}
+        config.model.width = 16
+        config.model.user_options.positions = 8
+        config.peft.options.pop("prefix", None)
+        config.train.update(dict(steps=12, batch_size=16, history=8, eval_every=6, log_every=4, metric="ndcg@5"))
+    return config
+"""
+
+
+def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    data = tiny.dataset()
+    i = data.interactions
+    pl.DataFrame(
+        {
+            "user": data.users["user_id"].gather(i.user),
+            "item": data.items["item_id"].gather(i.item),
+            "rating": i.rating,
+            "timestamp": i.timestamp,
+        }
+    ).write_csv(folder / "interactions.csv")
+    data.items.rename({"item_id": "item"}).write_csv(folder / "items.csv")
+    encoder = tiny.encoder_folder(folder / "encoder")
+    text = CONFIG.format(
+        interactions=str(folder / "interactions.csv"), items=str(folder / "items.csv"), encoder=str(encoder)
+    )
+    (folder / "study.py").write_text(text, encoding="utf-8")
+    return folder / "study.py"
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    workdir = tmp_path_factory.mktemp("runs") / "lora"
+    return workdir, command("train", f"--config={config}:lora", f"--workdir={workdir}")
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_train_prints_its_result_and_fills_its_folder(trained):
+    workdir, done = trained
+    result = last_line(done)
+    assert result == json.loads((workdir / "result.json").read_text())
+    assert {"validation", "test", "best_step", "parameters", "seconds"} <= set(result)
+    # Two layers, query and value, rank 8: 2 · 2 · 8 · (16 + 16).
+    assert result["parameters"]["delta"] == 1024
+    assert "fingerprint" in done.stdout
+    for name in ("config.json", "environment.json", "dataset.json", "metrics.jsonl", "tensorboard", "checkpoints"):
+        assert (workdir / name).exists(), name
+    data = json.loads((workdir / "dataset.json").read_text())
+    assert data["statistics"]["users"] == 48
+    assert len(data["fingerprint"]) == 64
+    for phase in ("validation", "test"):
+        per_user = pl.read_parquet(workdir / f"per_user_{phase}.parquet")
+        assert per_user["ndcg@10"].mean() == pytest.approx(result[phase]["ndcg@10"])
+        assert per_user.height == 48
+
+
+def test_evaluate_gives_the_same_numbers(trained):
+    workdir, done = trained
+    again = last_line(command("evaluate", f"--workdir={workdir}"))
+    assert again == {phase: last_line(done)[phase] for phase in ("validation", "test")}
+
+
+def test_the_same_command_prints_the_result_again_and_another_is_refused(config, trained):
+    workdir, done = trained
+    assert last_line(command("train", f"--config={config}:lora", f"--workdir={workdir}")) == last_line(done)
+    other = command("train", f"--config={config}:lora", f"--workdir={workdir}", "--config.seed=1", check=False)
+    assert other.returncode == 2
+    assert "config.seed (1 asked for, 0 there)" in other.stderr
+
+
+def test_recommend_for_a_user_and_for_a_stranger(trained):
+    workdir, _ = trained
+    known = command("recommend", f"--workdir={workdir}", "--user=u3", "--k=4").stdout.splitlines()
+    assert len(known) == 5
+    history = command("recommend", f"--workdir={workdir}", "--history=red lamp; RED chair", "--k=3").stdout
+    lines = [line.split() for line in history.splitlines()[1:]]
+    assert lines[0][:2] == ["red", "chair"]
+    assert lines[1][:2] == ["red", "lamp"]
+    recommended = [tuple(line[-3:-1]) for line in lines]
+    assert not {("red", "chair"), ("red", "lamp")} & set(recommended)
+    assert [float(line[-1]) for line in lines] == sorted((float(line[-1]) for line in lines), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--user=u99"], "did you mean 'u9'"),
+        (["--history=red lmp"], "did you mean 'red lamp'"),
+        ([], "either --user"),
+    ],
+)
+def test_recommend_says_what_is_wrong(trained, arguments, words):
+    done = command("recommend", f"--workdir={trained[0]}", *arguments, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_encode_writes_vectors_and_ids(trained, tmp_path):
+    command("encode", f"--workdir={trained[0]}", f"--out={tmp_path / 'items.npy'}")
+    vectors = np.load(tmp_path / "items.npy")
+    assert vectors.shape == (40, 16)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
+
+
+def test_a_run_starts_from_another(config, trained, tmp_path):
+    workdir, _ = trained
+    command(
+        "train", f"--config={config}:bitfit", f"--workdir={tmp_path}", f"--config.init_from={workdir}",
+        "--config.train.steps=1", "--config.train.learning_rate=1e-9",
+    )  # fmt: skip
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    fresh = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == fresh["step"] == 0
+    assert first["mrr"] > fresh["mrr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config.train.lerning_rate=1"], "learning_rate"),
+        (["--config.model.users=transfomer"], "did you mean 'transformer'"),
+        (["--config.loss.name=brp"], "did you mean 'bpr'"),
+        (["--config.data.path=/nowhere/x.csv"], "/nowhere/x.csv"),
+        (["--config.encoder.path=/nowhere/bert"], "/nowhere/bert"),
+        (["--config.data.split=leave_two_out"], "did you mean 'leave_one_out'"),
+        (["--config.text.item={titel}"], "title"),
+        (["--config.peft.method=lorra"], "did you mean 'lora'"),
+        (["--config.peft.options.lora.target=nothing"], "layer_N/attention/query"),
+        (["--config.train.metric=ndcg"], "ndcg@10"),
+    ],
+)
+def test_train_says_what_is_wrong_before_it_starts(config, tmp_path, arguments, words):
+    done = command("train", f"--config={config}:lora", f"--workdir={tmp_path / 'run'}", *arguments, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/last/[0-9]*"))
+
+
+def test_an_unknown_model_names_the_nearest(tmp_path):
+    done = command("train", "--config=configs/movielens_100k.py:lorra", f"--workdir={tmp_path}", check=False)
+    assert done.returncode != 0
+    assert "did you mean 'lora'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "recommend", "encode", "quickstart"])
+def test_help_shows_an_example(name):
+    done = command(name, "--help")
+    assert f"python -m experiments.{name} --" in done.stdout
+
+
+def test_importing_the_package_is_quick_and_leaves_torch_alone():
+    code = (
+        "import sys, time; t = time.perf_counter(); import llm4rec_jax; s = time.perf_counter() - t;"
+        "from llm4rec_jax import train, evaluate, peft; from llm4rec_jax.data import sources;"
+        "print([m for m in ('torch', 'tensorflow') if m in sys.modules], s)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules, seconds = done.stdout.rsplit(" ", 1)
+    assert modules == "[]"
+    assert float(seconds) < 3

@@ -1,0 +1,25 @@
+"""A small run for the tests that kill it: python -m tests.killed_run WORKDIR STEPS."""
+
+import sys
+from pathlib import Path
+
+import jax
+
+from llm4rec_jax import peft
+from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.train import train
+from tests import tiny
+
+
+def main(workdir: Path, steps: int) -> None:
+    split = tiny.split()
+    model = recommender(ids=split.dataset.num_items, users="transformer", width=16)
+    train(
+        model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir,
+        loss="softmax", num_negatives=4, steps=steps, batch_size=16, history=8, accumulate=2, schedule="cosine",
+        eval_every=7, checkpoint_every=3, log_every=2,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

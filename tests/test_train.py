@@ -1,0 +1,272 @@
+"""The training loop on a small problem: every method, loss and user model learns, and nothing is lost on the way."""
+
+import json
+import os
+import signal
+import warnings
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from llm4rec_jax import journal, peft, sharding
+from llm4rec_jax.checkpoint import CheckpointError
+from llm4rec_jax.data.batches import TokenGroup
+from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.text import item_texts
+from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
+from llm4rec_jax.losses import LOSSES
+from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.models.users import USERS
+from llm4rec_jax.train import NonFiniteLoss, Preempted, Trained, separate, train
+from tests import tiny
+
+QUICK = {"batch_size": 16, "history": 8, "learning_rate": 1e-2, "eval_every": 10, "log_every": 5, "metric": "ndcg@5"}
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return tiny.split()
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.encoder_folder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def tokens(split: Split, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokens:
+    texts = item_texts(split.dataset.items, "the {title}.")
+    return tokenise(texts, tokenizer(encoder_folder), 16, tmp_path_factory.mktemp("cache"))
+
+
+def one_device() -> jax.sharding.Mesh:
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Trained:
+    model = recommender(ids=split.dataset.num_items, users=users, width=16)
+    options = {"steps": 40, "mesh": one_device(), **QUICK, **options}
+    return train(model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir, **options)
+
+
+def train_text(split: Split, tokens: Tokens, encoder_folder: Path, workdir: Path, method: str, **options):
+    encoder, params = pretrained.load(encoder_folder)
+    model = recommender(encoder=encoder, users="mean", width=16)
+    options = {"steps": 20, "tokens": tokens, "mesh": one_device(), **QUICK, **options}
+    chosen = peft.within(peft.create(method, METHOD_OPTIONS.get(method)), "encoder")
+    params = init(model, jax.random.key(0), params)
+    return chosen, params, train(model, chosen, params, split, workdir, **options)
+
+
+METHOD_OPTIONS = {"houlsby": {"houlsby": {"reduction": 4}}, "prefix": {"prefix": {"length": 2}}}
+
+
+def losses(workdir: Path) -> list[float]:
+    return [r["loss"] for r in journal.read(workdir / "metrics.jsonl") if r["kind"] == "train"]
+
+
+def same_bits(a, b) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("method", ["full", "frozen", "bitfit", "lora", "houlsby", "prefix", "lora+bitfit"])
+def test_every_trainable_array_moves_and_every_frozen_one_stays(split, tokens, encoder_folder, tmp_path, method):
+    chosen, params, trained = train_text(split, tokens, encoder_folder, tmp_path, method)
+    before, frozen = separate(chosen, params, jax.random.fold_in(jax.random.key(0), 1))
+    same_bits(frozen["params"], trained.frozen["params"])
+    same_bits(params["encoder"], trained.frozen["params"]["encoder"])
+    assert trained.best_step > 0
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, trained.trainable)
+    assert all(jax.tree.leaves(moved)), moved
+    assert bool(jax.tree.leaves(trained.trainable["delta"])) == (method != "frozen")
+    curve = losses(tmp_path)
+    assert curve[-1] < 0.8 * curve[0]
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_learns(split, tmp_path, loss):
+    train_ids(
+        split, tmp_path, loss=loss, num_negatives=4, alpha=0.5, label_threshold=4 if "pointwise" in loss else None
+    )
+    curve = losses(tmp_path)
+    assert np.mean(curve[-2:]) < 0.9 * np.mean(curve[:2])
+
+
+@pytest.mark.parametrize("users", sorted(USERS))
+def test_every_user_model_learns_what_comes_next(split, tmp_path, users):
+    trained = train_ids(split, tmp_path, users=users, steps=120, eval_every=40)
+    # A mean has no order, so it can tell the colour but hardly the place: the best of ten.
+    assert trained.best_value > (0.25 if users in ("mean", "attention") else 0.6)
+
+
+def test_a_prompt_is_read_as_a_history(split, tokens, encoder_folder, tmp_path):
+    encoder, params = pretrained.load(encoder_folder)
+    model = recommender(encoder=encoder, users="text", width=16)
+    encode = tokenizer(encoder_folder)
+    titles = np.array(split.dataset.items["title"].to_list(), dtype=object)
+
+    def prompts(histories, users) -> TokenGroup:
+        texts = ["the user bought: " + "; ".join(titles[h[-4:]]) for h in histories]
+        padded = encode(texts, padding="max_length", max_length=24, truncation=True, return_tensors="np")
+        return TokenGroup(padded["input_ids"].astype(np.int32), padded["attention_mask"].astype(bool))
+
+    trained = train(
+        model, peft.within(peft.create("lora"), "encoder"), init(model, jax.random.key(0), params), split, tmp_path,
+        tokens=tokens, prompts=prompts, steps=60, mesh=one_device(), **QUICK | {"eval_every": 30},
+    )  # fmt: skip
+    curve = losses(tmp_path)
+    assert curve[-1] < 0.7 * curve[0]
+    assert trained.best_value > 0.15
+
+
+def test_a_run_that_breaks_off_ends_with_the_same_bits(split, tmp_path, monkeypatch):
+    options = {"users": "transformer", "steps": 24, "checkpoint_every": 5, "accumulate": 2, "loss": "softmax"}
+    whole = train_ids(split, tmp_path / "whole", **options)
+
+    class Stop(Exception):
+        pass
+
+    for at in (3, 7, 18):
+
+        def advance(self, step, at=at):
+            if step == at:
+                raise Stop
+
+        monkeypatch.setattr(journal.Journal, "advance", advance)
+        with pytest.raises(Stop):
+            train_ids(split, tmp_path / "broken", **options)
+    monkeypatch.undo()
+    broken = train_ids(split, tmp_path / "broken", **options)
+    same_bits(whole.trainable, broken.trainable)
+    assert (whole.best_step, whole.best_value, whole.step) == (broken.best_step, broken.best_value, broken.step)
+
+    def without_time(folder: Path) -> list[dict]:
+        records = journal.read(folder / "metrics.jsonl")
+        return [{k: v for k, v in r.items() if k not in ("seconds", "examples_per_second")} for r in records]
+
+    # Training records average the steps since the last one, which a restart cuts.
+    validation = [[r for r in without_time(tmp_path / f) if r["kind"] == "validation"] for f in ("whole", "broken")]
+    assert validation[0] == validation[1]
+    steps = [r["step"] for r in without_time(tmp_path / "broken")]
+    assert steps == sorted(steps)
+
+
+def test_a_finished_run_is_not_trained_again(split, tmp_path):
+    first = train_ids(split, tmp_path, steps=10)
+    again = train_ids(split, tmp_path, steps=10)
+    same_bits(first.trainable, again.trainable)
+    assert again.step == 10
+
+
+def test_sigterm_saves_and_the_run_goes_on(split, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    real = journal.Journal.advance
+
+    def advance(self, step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, step)
+
+    monkeypatch.setattr(journal.Journal, "advance", advance)
+    with pytest.raises(Preempted) as stopped:
+        train_ids(split, tmp_path / "stopped")
+    assert stopped.value.code == 0
+    assert stopped.value.step == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    assert (tmp_path / "stopped" / "checkpoints" / "last" / "7").is_dir()
+    same_bits(train_ids(split, tmp_path / "stopped").trainable, train_ids(split, tmp_path / "whole").trainable)
+
+
+def test_a_loss_that_is_not_finite_names_step_users_and_checkpoint(split, tmp_path):
+    with pytest.raises(NonFiniteLoss) as error:
+        train_ids(split, tmp_path, learning_rate=1e38, clip=None, loss="mse", checkpoint_every=1)
+    message = str(error.value)
+    assert "at step 2" in message or "at step 3" in message
+    assert "u1" in message
+    assert str(tmp_path / "checkpoints" / "last") in message
+    kept = int(message.split(str(tmp_path / "checkpoints" / "last") + "/")[1].split(".")[0])
+    assert (tmp_path / "checkpoints" / "last" / str(kept)).is_dir()
+
+
+def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
+    trained = train_ids(split, tmp_path, steps=400, learning_rate=0.3, eval_every=5, patience=3)
+    assert trained.step < 400
+    assert trained.step == trained.best_step + 15
+    values = {r["step"]: r["ndcg@5"] for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "validation"}
+    assert trained.best_value == max(values.values()) == values[trained.best_step]
+
+
+@pytest.mark.parametrize("method", ["frozen", "lora"])
+@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+def test_eight_devices_train_as_one(split, tokens, encoder_folder, tmp_path, method, loss):
+    curves, ends = [], []
+    for name, mesh in (("one", one_device()), ("eight", sharding.make_mesh())):
+        _, _, trained = train_text(
+            split, tokens, encoder_folder, tmp_path / name, method,
+            mesh=mesh, loss=loss, steps=10, dropout=False, log_every=1, learning_rate=1e-3,
+        )  # fmt: skip
+        curves.append(losses(tmp_path / name))
+        ends.append(trained.trainable)
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *ends)
+
+
+def test_a_model_axis_trains_as_one_device(split, tokens, encoder_folder, tmp_path):
+    curves = []
+    vocabulary = (r".*/word/embedding", sharding.BERT_RULES[-1][1])
+    rules = [rule for rule in sharding.BERT_RULES if rule[0] != vocabulary[0]]
+    for name, mesh, placed in (("one", one_device(), ()), ("eight", sharding.make_mesh(model=4), rules)):
+        train_text(
+            split, tokens, encoder_folder, tmp_path / name, "lora", mesh=mesh, rules=placed, steps=6, dropout=False,
+            log_every=1,
+        )  # fmt: skip
+        curves.append(losses(tmp_path / name))
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+
+
+def test_another_base_and_another_model_are_refused(split, tokens, encoder_folder, tmp_path):
+    train_text(split, tokens, encoder_folder, tmp_path, "lora", steps=2)
+    encoder, params = pretrained.load(encoder_folder)
+    model = recommender(encoder=encoder, users="mean", width=16)
+    changed = jax.tree.map(lambda a: a + 1, params)
+    options = {"tokens": tokens, "steps": 4, "mesh": one_device(), **QUICK}
+    lora, bitfit = (peft.within(peft.create(name), "encoder") for name in ("lora", "bitfit"))
+    with pytest.raises(CheckpointError, match="digest"):
+        train(model, lora, init(model, jax.random.key(0), changed), split, tmp_path, **options)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(model, bitfit, init(model, jax.random.key(0), params), split, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "catalog"}, "catalogue"),
+        ({"schedule": "cosin"}, "cosine"),
+        ({"metric": "ndcg@7"}, "ndcg@10"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"eval_every": 0}, "eval_every"),
+        ({"scales": {"delta/.*": 2.0}}, "matches nothing"),
+        ({"warmup": 100}, "warm-up"),
+    ],
+)
+def test_a_wrong_option_is_named(split, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        train_ids(split, tmp_path, **options)
+
+
+def test_records_are_json_and_tensorboard_has_events(split, tmp_path):
+    train_ids(split, tmp_path, steps=10)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {r["kind"] for r in records} == {"train", "validation"}
+    assert all({"step", "seconds"} <= set(r) for r in records)
+    assert all(r["examples_per_second"] > 0 for r in records if r["kind"] == "train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        events = list((tmp_path / "tensorboard").glob("events.*"))
+    assert events
+    assert events[0].stat().st_size > 100

@@ -1,0 +1,59 @@
+"""A small problem that trains in seconds: a dataset with structure, a random BERT, and a tokenizer for its words."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from transformers import BertTokenizerFast
+
+from llm4rec_jax.data.interactions import Dataset, Interactions
+from llm4rec_jax.data.splits import Split, leave_one_out
+from tests.conftest import random_bert
+
+COLOURS = ("red", "green", "blue", "white")
+THINGS = ("lamp", "chair", "table", "door", "clock", "vase", "shelf", "bench", "stool", "frame")
+
+
+def dataset(users: int = 48, length: int = 9, seed: int = 0) -> Dataset:
+    """Users walk through the 40 items in steps of one colour: what comes next can be learnt from ids and from text.
+
+    The rating of an item is the same for everybody, 1 to 5.
+    """
+    rng = np.random.default_rng(seed)
+    num_items = len(COLOURS) * len(THINGS)
+    start, colour = rng.integers(0, len(THINGS), users), rng.integers(0, len(COLOURS), users)
+    thing = (start[:, None] + np.arange(length)) % len(THINGS)
+    item = (colour[:, None] * len(THINGS) + thing).astype(np.int32).ravel()
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(num_items)],
+            "title": [f"{colour} {thing}" for colour in COLOURS for thing in THINGS],
+        }
+    )
+    return Dataset(
+        "tiny",
+        Interactions(
+            np.repeat(np.arange(users, dtype=np.int32), length),
+            item,
+            (1 + item % 5).astype(np.float32),
+            np.arange(len(item), dtype=np.int64),
+        ),
+        items,
+        pl.DataFrame({"user_id": [f"u{i}" for i in range(users)]}),
+    )
+
+
+def split(**options: int) -> Split:
+    return leave_one_out(dataset(**options))
+
+
+def encoder_folder(folder: Path) -> Path:
+    """A random BERT of 2 layers and a WordPiece tokenizer that knows the tiny dataset's words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "user", "bought", ":", ";", ".", *COLOURS, *THINGS]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    random_bert(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, intermediate_size=32).save_pretrained(
+        folder
+    )
+    return folder
