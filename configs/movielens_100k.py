@@ -86,26 +86,27 @@ def get_config(arg: str = "lora") -> ConfigDict:
     loss.alpha = 0.0
     loss.label_threshold = placeholder(float)
 
+    # A step that tunes the encoder reads the whole catalogue, so it takes as many users as it can.
     tuned = peft.method != "frozen"
     train: Any = ConfigDict()
     config.train = train
-    train.steps = 240 if tuned else 2400
-    train.batch_size = 128
+    train.steps = 24 if tuned else 480
+    train.batch_size = 512 if tuned else 128
     train.history = 100
     train.dropout = True
-    train.learning_rate = 1e-3
-    train.schedule = "constant"
-    train.warmup = 0
+    train.learning_rate = 1e-3 if tuned else 3e-3
+    train.schedule = "cosine"
+    train.warmup = 2 if tuned else 0
     train.weight_decay = 0.0
     train.clip = 1.0
     train.accumulate = 1
     # Factors on the learning rate by regex, in order, as "regex=factor" joined by spaces.
     train.scales = ""
-    train.eval_every = 24 if tuned else 60
+    train.eval_every = 4 if tuned else 60
     train.metric = "ndcg@10"
-    train.patience = 5 if tuned else 10
-    train.log_every = 12
-    train.checkpoint_every = 60
+    train.patience = placeholder(int)
+    train.log_every = 2 if tuned else 12
+    train.checkpoint_every = 4 if tuned else 60
 
     config.mesh = ConfigDict({"model": 1})
     config.lock()

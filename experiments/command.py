@@ -60,6 +60,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             return app.parse_flags_with_usage(arguments)
         except (AttributeError, KeyError, OSError) as error:
+            if "Did you mean" not in str(error) and not isinstance(error, OSError):
+                raise
             # An unknown key or a missing file of --config; ml_collections writes its hint with the marks of a repr.
             print("error: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr)
             sys.exit(2)

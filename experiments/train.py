@@ -8,7 +8,6 @@ WORKDIR/result.json. Started again with the same arguments, a run goes on where 
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ml_collections import config_flags
 from experiments import command, run_folder
 from experiments.assemble import Assembly
 from experiments.results import evaluate_run
-from llm4rec_jax import train
+from llm4rec_jax import journal, train
 from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.peft import count
 
@@ -41,7 +40,6 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
     say(run_folder.summary(assembly))
     run_folder.describe(assembly, workdir)
     t = config.train
-    started = time.perf_counter()
     trained = train.train(
         assembly.model,
         assembly.method,
@@ -60,7 +58,6 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         rules=assembly.rules,
         **{name: t[name] for name in t if name != "scales"},
     )
-    seconds = time.perf_counter() - started
     weights = {**trained.frozen["params"], **trained.trainable["params"]}
     scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
     result = {
@@ -72,7 +69,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
             "delta": count(trained.trainable["delta"]),
             "frozen": count(trained.frozen["params"]),
         },
-        "seconds": seconds,
+        "seconds": journal.read(workdir / "metrics.jsonl")[-1]["seconds"],
     }
     run_folder.write(workdir / "result.json", result)
     return result

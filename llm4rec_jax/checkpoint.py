@@ -29,8 +29,21 @@ def digest(tree: Any) -> str:
     for path, array in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(array)
         sha.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
-        sha.update(np.ascontiguousarray(array).data)
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer
     return sha.hexdigest()
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Type and shape of every array, by name."""
+    return {path_name(path): f"{a.dtype} {a.shape}" for path, a in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    # Without its handlers a manager that has not saved yet cannot say what a checkpoint holds.
+    handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers
+    )
 
 
 class Checkpoints:
@@ -49,10 +62,7 @@ class Checkpoints:
         self._base = base
         self.folder = workdir / "checkpoints"
         self._managers = {
-            name: ocp.CheckpointManager(
-                (self.folder / name).absolute(),
-                options=ocp.CheckpointManagerOptions(max_to_keep=n, enable_async_checkpointing=False),
-            )
+            name: _manager(self.folder / name, max_to_keep=n, enable_async_checkpointing=False)
             for name, n in (("last", keep), ("best", 1))
         }
 
@@ -90,14 +100,15 @@ class Checkpoints:
                 f"{where} was trained over a frozen base with digest {record['base'][:12]}…, but the base at hand has "
                 f"{self._base[:12]}…: give the encoder that the run was trained with, or another workdir"
             )
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-        try:
-            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
-        except ValueError as error:
+        held, wanted = _arrays(manager.item_metadata(step).state), _arrays(like)
+        if differing := [name for name in sorted(held | wanted) if held.get(name) != wanted.get(name)]:
+            listed = (f"{n}: {held.get(n, 'nothing')} there, {wanted.get(n, 'nothing')} here" for n in differing[:20])
             raise CheckpointError(
-                f"{where} does not hold what this model trains; it was made by another configuration, or is damaged:\n"
-                f"{error}"
-            ) from error
+                f"{where} does not hold what this model trains, {len(differing)} arrays differ; give the configuration "
+                "that it was made by, or another workdir:\n" + "\n".join(listed)
+            )
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         return Restored(state, record)
 
     def close(self) -> None:
@@ -114,10 +125,10 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: no checkpoint there, or a part that both have in different shapes.
     """
-    folder = (workdir / "checkpoints" / "best").absolute()
+    folder = workdir / "checkpoints" / "best"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no trained run to start from: {folder} does not exist")
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(folder, create=False) as manager:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{folder} holds no checkpoint: has that run been trained?")

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
 
 
 class Journal:
@@ -19,7 +18,7 @@ class Journal:
 
     Args:
       workdir: the run's folder.
-      step: where the run starts or goes on; later records, of steps that will be done again, are dropped.
+      step: the step of the checkpoint that the run goes on from, -1 when it starts; later records are dropped.
       steps: where it ends.
       batch_size: examples a step.
       write: False makes every method do nothing.
@@ -31,8 +30,13 @@ class Journal:
         self._started = self._last = time.perf_counter()
         if not write:
             return
+        # It imports torch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         self.file = workdir / "metrics.jsonl"
         kept = [r for r in read(self.file) if r["step"] <= step]
+        # Seconds count on where the run was broken off.
+        self._started -= kept[-1]["seconds"] if kept else 0.0
         scratch = self.file.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
         os.replace(scratch, self.file)
@@ -48,7 +52,7 @@ class Journal:
             console=self._console,
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task("train", total=steps, completed=step, figures="")
+        self._task = self._progress.add_task("train", total=steps, completed=max(step, 0), figures="")
 
     def __enter__(self) -> Self:
         if self._write:

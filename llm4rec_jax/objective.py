@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from llm4rec_jax.data.batches import Batch
 from llm4rec_jax.losses import Loss, reduce_mean
+from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft, forward
 
@@ -63,6 +64,8 @@ class Objective(NamedTuple):
             profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
         else:
             profiles = run("profiles", contexts[batch.history], batch.history_mask)
+            if batch.target.shape[1] != batch.history.shape[1]:
+                profiles = user_models.last(profiles, jnp.asarray(batch.history_mask))[:, None]
 
         if self.loss.negatives == "none":
             assert batch.rating is not None

@@ -59,6 +59,19 @@ def scale_by_path(scales: Mapping[str, float], trainable: Any) -> optax.Gradient
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
 
 
+def _by_part(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Transforms each part of a dictionary by itself: a method's optimizer sees its delta and nothing else."""
+
+    def init(params: Any) -> dict[str, Any]:
+        return {name: tx.init(params[name]) for name, tx in parts.items()}
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        done = {name: tx.update(updates[name], state[name], params[name]) for name, tx in parts.items()}
+        return {name: new for name, (new, _) in done.items()}, {name: kept for name, (_, kept) in done.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
 def optimizer(
     method: Peft,
     trainable: Mapping[str, Any],
@@ -96,10 +109,7 @@ def optimizer(
         optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree)),
         optax.scale_by_learning_rate(rate),
     )
-    tx = optax.partition(
-        {"delta": method.optimizer(tx), "params": tx},
-        {part: jax.tree.map(lambda _, part=part: part, tree) for part, tree in trainable.items()},
-    )
+    tx = _by_part({"delta": method.optimizer(tx), "params": tx})
     tx = optax.chain(
         optax.clip_by_global_norm(clip) if clip is not None else optax.identity(),
         tx,

@@ -203,12 +203,13 @@ def train(
     checkpoints = Checkpoints(workdir, base)
     record: dict[str, Any] = {"best_value": None, "best_step": None, "worse": 0, "stopped": False}
     step = 0
-    if checkpoints.latest("last") is not None:
+    fresh = checkpoints.latest("last") is None
+    if not fresh:
         restored = checkpoints.restore("last", state)
         state, record = restored.state, restored.record
         step = int(state["step"])
         stream.set_state(record["input"])  # pyright: ignore[reportAttributeAccessIssue]
-    journal = Journal(workdir, step, steps, batch_size, write=jax.process_index() == 0)
+    journal = Journal(workdir, -1 if fresh else step, steps, batch_size, write=jax.process_index() == 0)
     stop = threading.Event()
     previous = None
     if threading.current_thread() is threading.main_thread():
@@ -258,9 +259,9 @@ def train(
             journal.say(
                 f"training {count(trainable):,} parameters ({count(trainable['delta']):,} of them in the delta), "
                 f"{count(frozen['params']):,} frozen; {len(builder.examples.user):,} examples an epoch, "
-                f"{'starting' if step == 0 else f'going on after step {step}'}, {steps} steps"
+                f"{'starting' if fresh else f'going on after step {step}'}, {steps} steps"
             )
-            if step == 0:
+            if fresh:
                 validate()
                 save_last()
             journal.pause()

@@ -41,7 +41,7 @@ def steps_done(workdir: Path) -> int:
 
 
 def kill_again_and_again(workdir: Path, kills: int, seed: int) -> int:
-    """Kills at random instants once each start has come further than the last; returns how many kills hit a live run."""
+    """Kills at random instants, each start having come further than the last; returns how many hit a live run."""
     rng, hits = random.Random(seed), 0
     for _ in range(kills):
         run, before = start(workdir), steps_done(workdir)

@@ -60,7 +60,7 @@ def matrices(tree: dict) -> dict:
 def test_schedules_are_those_of_optax(kind, warmup):
     ours = schedule(kind, 0.3, 20, warmup, end=0.03)
     plain = {
-        "constant": optax.warmup_constant_schedule(0.0, 0.3, warmup),
+        "constant": optax.warmup_constant_schedule(0.0, 0.3, warmup) if warmup else optax.constant_schedule(0.3),
         "linear": optax.schedules.join_schedules(
             [optax.linear_schedule(0.0, 0.3, warmup or 1), optax.linear_schedule(0.3, 0.03, 20 - warmup)], [warmup]
         ),
@@ -158,8 +158,12 @@ def test_a_regex_that_matches_nothing_lists_what_there_is():
         optimizer(METHOD, trainable(), learning_rate=0.1, steps=1, scales={"params/user": 1.0})
 
 
-def test_a_method_changes_the_optimizer_of_its_delta_alone():
-    slow = Peft(lambda key, params: {}, optimizer=lambda tx: optax.chain(tx, optax.scale(0.1)))
+def test_a_method_changes_the_optimizer_of_its_delta_and_sees_nothing_else():
+    def slower(updates: dict, params: dict) -> dict:
+        assert list(updates) == list(params) == ["layer_0/query"]
+        return jax.tree.map(lambda a: 0.1 * a, updates)
+
+    slow = Peft(lambda key, params: {}, optimizer=lambda tx: optax.chain(tx, optax.stateless(slower)))
     start = trainable()
     ours = run(optimizer(slow, start, learning_rate=0.1, steps=1), [0.5])
     plain = run(optimizer(METHOD, start, learning_rate=0.1, steps=1), [0.5])

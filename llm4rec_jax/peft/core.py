@@ -87,6 +87,8 @@ def create(spec: str, options: Mapping[str, Mapping[str, Any]] | None = None) ->
     """
     options = options or {}
     names = [name.strip() for name in spec.split("+")]
+    for name in names:
+        METHODS.lookup(name)
     if stray := sorted(set(options) - set(names)):
         raise ValueError(f"options for {', '.join(stray)}, but the method is {spec!r}")
     methods = [METHODS.build(name, **options.get(name, {})) for name in names]

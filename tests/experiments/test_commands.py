@@ -31,8 +31,7 @@ def get_config(arg="id"):
         config.encoder.path = {encoder!r}
         config.model.width = 16
         config.model.user_options.positions = 8
-        config.peft.options.pop("prefix", None)
-        config.train.update(dict(steps=12, batch_size=16, history=8, eval_every=6, log_every=4, metric="ndcg@5"))
+        config.train.update(dict(steps=12, batch_size=16, history=8, eval_every=6, log_every=4, metric="ndcg@5", warmup=0))
     return config
 """
 

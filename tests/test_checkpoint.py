@@ -1,0 +1,188 @@
+"""Checkpoints come back bit by bit, and those of something else are refused with what differs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from llm4rec_jax.checkpoint import CheckpointError, Checkpoints, adopt, digest
+from llm4rec_jax.sharding import make_mesh, place
+
+BASE = digest({"encoder": np.arange(3.0)})
+
+
+def state(seed: int = 0, width: int = 6) -> dict:
+    rng = np.random.default_rng(seed)
+    # A denormal, a NaN and an infinity are bits like others.
+    kernel = rng.normal(size=(8, width)).astype(np.float32)
+    kernel[0, :3] = [1e-42, np.nan, -np.inf]
+    tree = {
+        "step": jnp.asarray(seed, jnp.int32),
+        "trainable": {
+            "delta": {"layer_0/query": {"a": jnp.asarray(rng.normal(size=(4, 2)), jnp.bfloat16)}},
+            "params": {"users": {"kernel": jnp.asarray(kernel)}},
+        },
+    }
+    return place(tree, make_mesh())
+
+
+def same(a: dict, b: dict) -> None:
+    assert digest(a) == digest(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
+    opened = Checkpoints(tmp_path, BASE)
+    yield opened
+    opened.close()
+
+
+def test_a_state_comes_back_bit_by_bit(checkpoints, tmp_path):
+    record = {"best_value": 0.1 + 0.2, "best_step": None, "input": {"next_index": 7}}
+    checkpoints.save("last", 3, state(3), record)
+    again = Checkpoints(tmp_path, BASE)
+    restored = again.restore("last", state(9))
+    again.close()
+    same(restored.state, state(3))
+    assert {name: restored.record[name] for name in record} == record
+
+
+def test_arrays_come_back_where_they_are_wanted(checkpoints):
+    checkpoints.save("last", 1, state(1), {})
+    like = state(0)
+    kernel = place(
+        {"kernel": np.zeros((8, 6), np.float32)}, make_mesh(2), (("kernel", PartitionSpec("data", "model")),)
+    )
+    like["trainable"]["params"]["users"] = kernel
+    restored = checkpoints.restore("last", like).state
+    same(restored, state(1))
+    assert restored["trainable"]["params"]["users"]["kernel"].sharding == kernel["kernel"].sharding
+
+
+def test_last_and_best_go_their_own_ways(checkpoints):
+    assert checkpoints.latest("last") is None
+    for step in (1, 2, 3):
+        checkpoints.save("last", step, state(step), {})
+    for step in (1, 2):
+        checkpoints.save("best", step, state(10 + step), {})
+    assert (checkpoints.latest("last"), checkpoints.latest("best")) == (3, 2)
+    same(checkpoints.restore("last", state()).state, state(3))
+    same(checkpoints.restore("last", state(), step=2).state, state(2))
+    same(checkpoints.restore("best", state()).state, state(12))
+    assert sorted(path.name for path in (checkpoints.folder / "last").iterdir()) == ["2", "3"]
+    assert [path.name for path in (checkpoints.folder / "best").iterdir()] == ["2"]
+
+
+def test_a_step_that_is_done_again_is_saved_again(checkpoints):
+    checkpoints.save("best", 2, state(1), {"try": 1})
+    checkpoints.save("best", 2, state(2), {"try": 2})
+    restored = checkpoints.restore("best", state())
+    same(restored.state, state(2))
+    assert restored.record["try"] == 2
+
+
+def test_where_there_is_none_one_must_be_trained(checkpoints):
+    with pytest.raises(CheckpointError, match="last holds no checkpoint: train first"):
+        checkpoints.restore("last", state())
+
+
+def test_another_base_is_refused(checkpoints, tmp_path):
+    checkpoints.save("last", 1, state(), {})
+    other = Checkpoints(tmp_path, digest({"encoder": np.arange(4.0)}))
+    with pytest.raises(CheckpointError, match=rf"frozen base with digest {BASE[:12]}…, but .* another workdir"):
+        other.restore("last", state())
+    other.close()
+
+
+def other_shape(tree: dict) -> None:
+    tree["trainable"]["params"]["users"]["kernel"] = jnp.zeros((8, 7))
+
+
+def another_array(tree: dict) -> None:
+    tree["trainable"]["params"]["users"]["scale"] = jnp.zeros(3)
+
+
+def an_array_fewer(tree: dict) -> None:
+    del tree["trainable"]["params"]["users"]["kernel"]
+
+
+def other_names(tree: dict) -> None:
+    tree["trainable"]["delta"] = {"layer_1/value": {"a": jnp.zeros((4, 2))}}
+
+
+def other_dtype(tree: dict) -> None:
+    tree["trainable"]["params"]["users"]["kernel"] = jnp.zeros((8, 6), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_shape, "users/kernel"),
+        (another_array, "users/scale"),
+        (an_array_fewer, "users/kernel"),
+        (other_names, "layer_1/value"),
+        (other_dtype, "users/kernel"),
+    ],
+)
+def test_other_arrays_are_refused_by_name(checkpoints, change, named):
+    checkpoints.save("last", 1, state(), {})
+    like = state()
+    change(like)
+    like = place(like, make_mesh())
+    with pytest.raises(CheckpointError, match=rf"(?s)last/1 does not hold what this model trains.*{named}"):
+        checkpoints.restore("last", like)
+
+
+def test_the_digest_sees_names_types_shapes_and_bits():
+    tree = {"a": np.arange(6, dtype=np.float32), "b": np.zeros(2)}
+    assert digest(tree) == digest({"b": np.zeros(2), "a": jnp.arange(6, dtype=jnp.float32)})
+    changed = [
+        {"c": tree["a"], "b": tree["b"]},
+        tree | {"a": tree["a"].reshape(2, 3)},
+        tree | {"a": tree["a"].view(np.int32)},
+        tree | {"a": np.nextafter(tree["a"], 9)},
+        tree | {"b": -tree["b"]},
+        {"a": tree["a"]},
+    ]
+    assert len({digest(other) for other in [tree, *changed]}) == 1 + len(changed)
+
+
+def best(workdir: Path, params: dict) -> None:
+    made = Checkpoints(workdir, BASE)
+    made.save("best", 5, place({"delta": {}, "params": params}, make_mesh()), {})
+    made.close()
+
+
+def test_another_run_lends_all_but_the_encoder(tmp_path):
+    theirs = {"users": {"kernel": np.full((2, 3), 7.0, np.float32)}, "pooling": {"query": np.ones(2, np.float32)}}
+    best(tmp_path, theirs)
+    ours = {
+        "encoder": {"kernel": np.zeros(5, np.float32)},
+        "users": {"kernel": np.zeros((2, 3), np.float32)},
+        "head": {"weight": np.eye(2, dtype=np.float32)},
+    }
+    adopted = adopt(ours, tmp_path)
+    assert set(adopted) == set(ours)
+    np.testing.assert_array_equal(adopted["users"]["kernel"], theirs["users"]["kernel"])
+    assert adopted["encoder"] is ours["encoder"]
+    assert adopted["head"] is ours["head"]
+    assert not ours["users"]["kernel"].any()
+
+
+def test_what_does_not_fit_is_not_lent(tmp_path):
+    best(tmp_path, {"users": {"kernel": np.zeros((2, 3), np.float32)}})
+    with pytest.raises(CheckpointError, match=r"users has the shapes .*\(2, 3\).* this model needs .*\(3, 2\)"):
+        adopt({"users": {"kernel": np.zeros((3, 2), np.float32)}}, tmp_path)
+
+
+def test_a_run_that_was_never_trained_lends_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no trained run to start from"):
+        adopt({}, tmp_path)
+    Checkpoints(tmp_path, BASE).close()
+    with pytest.raises(CheckpointError, match="has that run been trained"):
+        adopt({}, tmp_path)
