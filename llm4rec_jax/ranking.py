@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm4rec_jax.data.batches import bucket
 from llm4rec_jax.data.splits import Sequences
 from llm4rec_jax.metrics import Ranks
+from llm4rec_jax.sharding import fetch
 
 USER_TILE, ITEM_TILE = 128, 1024
 
@@ -115,10 +116,10 @@ def rank(
             more, same = _count(more, same, scores, own, wanted - low)
             if top:
                 best = _best(*best, scores, low)
-        _check_finite(np.asarray(not_finite)[: len(rows)], rows)
-        greater[at[inside]], equal[at[inside]] = np.asarray(more)[inside], np.asarray(same)[inside]
+        _check_finite(fetch(not_finite)[: len(rows)], rows)
+        greater[at[inside]], equal[at[inside]] = fetch(more)[inside], fetch(same)[inside]
         if lists is not None:
-            lists[rows] = np.asarray(best[1])[: len(rows)]
+            lists[rows] = fetch(best[1])[: len(rows)]
 
     masked = np.bincount(masked_user[candidates[masked_item]], minlength=len(counts))
     ranked = np.where(counts > 0, candidates.sum() - masked, 0)

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import Batch
@@ -72,6 +73,13 @@ def place(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         return jax.device_put(array, NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(put, tree, specs(tree, rules))
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on this host, also when other processes hold parts of it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:

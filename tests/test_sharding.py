@@ -103,7 +103,7 @@ def loss_of(tmp_path_factory: pytest.TempPathFactory):
 
     def loss(params: dict, ids: jax.Array, mask: jax.Array) -> jax.Array:
         states = encoder.apply({"params": params}, ids, mask)
-        return jnp.square((states * mask[..., None]).sum((1, 2))).mean()
+        return (jnp.square(states - 0.5) * mask[..., None]).sum((1, 2)).mean()
 
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 96, (16, 12))
@@ -125,5 +125,5 @@ def test_a_loss_is_the_same_on_every_mesh(loss_of, model):
     data = jax.NamedSharding(mesh, PartitionSpec("data"))
     found, found_grads = loss(placed, jax.device_put(ids, data), jax.device_put(mask, data))
     np.testing.assert_allclose(found, value, rtol=1e-6)
-    atol = 1e-6 * max(float(jnp.abs(a).max()) for a in jax.tree.leaves(grads))
+    atol = 1e-5 * max(float(jnp.abs(a).max()) for a in jax.tree.leaves(grads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol), found_grads, grads)

@@ -3,7 +3,7 @@
 RecBole 1.2.1 with its defaults prints HR@10 .0710 and NDCG@10 .0354 for `Pop` on MovieLens-100k (leave-one-out by time,
 full ranking, seen items masked, test set). Its counts are not counts. `cnt[item] = cnt[item] + 1` with repeated indices
 adds 1 once, so an item is counted at most once in a batch of 1024 interactions, and each interaction brings a uniformly
-drawn unseen item that is counted as well. Popular items are in nearly every one of the 97 batches, so they come to the
+drawn unseen item that is counted as well. Popular items are in nearly every one of the 96 batches, so they come to the
 same few counts and tie; which of them is recommended is then a matter of chance. Exact counts, ours, tell them apart.
 """
 

@@ -265,9 +265,9 @@ def test_a_scope_is_a_whole_name():
     class Outer(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return Double(name="part")(x) + Double(name="part_two")(x)
+            return Double(name="part")(x) + Scale(name="partscale")(x)
 
-    params = {"part": W, "part_two": W}
+    params = {"part": W, "partscale": {"w": 6.0}}
     method = within(PLUS, "part")
     assert forward(Outer(), method, params, {"toy": {"w": 1.0}}, 5.0) == 2 * (15 + 1) + 2 * 15
     root = within(toy(lambda w, call, x: call(x) + w, site=""), "part")

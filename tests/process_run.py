@@ -1,0 +1,41 @@
+"""One of several processes of a small run: python -m tests.process_run WORKDIR LOSS INDEX COUNT PORT."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+from llm4rec_jax import evaluate, peft, sharding
+from llm4rec_jax.data.text import item_texts
+from llm4rec_jax.data.tokens import tokenise, tokenizer
+from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.train import train
+from tests import tiny
+
+
+def main(workdir: Path, loss: str, index: int, count: int, port: int) -> None:
+    if count > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    split = tiny.split()
+    folder = workdir.parent / f"encoder{index}"
+    tokens = tokenise(
+        item_texts(split.dataset.items, "the {title}."), tokenizer(tiny.encoder_folder(folder)), 16, folder / "cache"
+    )
+    encoder, params = pretrained.load(folder)
+    model = recommender(encoder=encoder, users="mean", width=16)
+    method = peft.within(peft.create("lora"), "encoder")
+    mesh = sharding.make_mesh()
+    trained = train(
+        model, method, init(model, jax.random.key(0), params), split, workdir, loss=loss, tokens=tokens, mesh=mesh,
+        steps=8, batch_size=16, history=8, eval_every=4, log_every=1, dropout=False, num_negatives=1,
+    )  # fmt: skip
+    weights = {**trained.frozen["params"], **trained.trainable["params"]}
+    scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
+    summary = evaluate.evaluate(scorer, split, "test", mesh=mesh, beyond_accuracy=True).summary
+    (workdir / f"summary{index}.json").write_text(json.dumps({k: float(v) for k, v in summary.items()}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
