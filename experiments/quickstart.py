@@ -34,7 +34,7 @@ def configurations(workdir: Path) -> dict[str, Any]:
     """The trained models of the quickstart, by name, in the order in which they are run."""
     configs = {}
     for name, steps in (("id", 240), ("frozen", 240), ("lora", 16)):
-        config = movielens_100k.get_config(name)
+        config: Any = movielens_100k.get_config(name)
         with config.unlocked():
             config.train.steps = steps
             config.train.schedule = "cosine"

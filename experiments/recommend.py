@@ -104,7 +104,7 @@ def main() -> None:
         user, history = history_of(assembly, _USER.value)
     else:
         user = assembly.dataset.num_users
-        history = np.array(find_titles(assembly, [t for t in _HISTORY.value.split(";") if t.strip()]))
+        history = np.array(find_titles(assembly, [t for t in (_HISTORY.value or "").split(";") if t.strip()]))
     found = recommend(scorer, history.tolist(), _K.value, user)
     rich.console.Console(width=None).print(table(assembly.titles, history.tolist(), found))
 

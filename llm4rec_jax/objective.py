@@ -80,10 +80,21 @@ class Objective(NamedTuple):
         scores = run("pairs", profiles.reshape(-1, profiles.shape[-1]), contexts)
         scores = scores.reshape(*batch.target.shape, -1)
         assert batch.candidates is not None
-        where = batch.candidates
+        where = jnp.asarray(batch.candidates)
         if batch.own is not None:
-            where = where & ~jax.vmap(partial(_member, jnp.asarray(batch.items)))(jnp.asarray(batch.own))[:, None]
+            items = jnp.asarray(batch.items)
+            own = jax.vmap(partial(_member, items))(jnp.asarray(batch.own))
+            where = (where & ~_repeated(items, where)) & ~own[:, None]
         return self.loss(scores, batch.target, batch.log_q, where)
+
+
+def _repeated(items: jax.Array, candidates: jax.Array) -> jax.Array:
+    """Candidates [U] that stand in `items` before: two processes may hold the same item."""
+    # What is no candidate gets a value of its own, so it repeats nothing.
+    values = jnp.where(candidates, items, -1 - jnp.arange(items.shape[0]))
+    order = jnp.argsort(values, stable=True)
+    again = jnp.diff(values[order], prepend=jnp.iinfo(values.dtype).min) == 0
+    return jnp.zeros(items.shape, bool).at[order].set(again)
 
 
 def _member(items: jax.Array, own: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.peft.core import Peft, optimize_apart
 from llm4rec_jax.sharding import path_name
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -59,19 +59,6 @@ def scale_by_path(scales: Mapping[str, float], trainable: Any) -> optax.Gradient
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
 
 
-def _by_part(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Transforms each part of a dictionary by itself: a method's optimizer sees its delta and nothing else."""
-
-    def init(params: Any) -> dict[str, Any]:
-        return {name: tx.init(params[name]) for name, tx in parts.items()}
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        done = {name: tx.update(updates[name], state[name], params[name]) for name, tx in parts.items()}
-        return {name: new for name, (new, _) in done.items()}, {name: kept for name, (_, kept) in done.items()}
-
-    return optax.GradientTransformation(init, update)
-
-
 def optimizer(
     method: Peft,
     trainable: Mapping[str, Any],
@@ -109,7 +96,7 @@ def optimizer(
         optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree)),
         optax.scale_by_learning_rate(rate),
     )
-    tx = _by_part({"delta": method.optimizer(tx), "params": tx})
+    tx = optimize_apart({"delta": method.optimizer(tx), "params": tx})
     tx = optax.chain(
         optax.clip_by_global_norm(clip) if clip is not None else optax.identity(),
         tx,

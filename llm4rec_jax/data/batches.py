@@ -7,7 +7,7 @@ handful of programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import grain
@@ -327,9 +327,3 @@ def histories(sequences: Sequences, users: Sequence[int] | np.ndarray, length: i
     if not len(sequences.items):
         return np.zeros(mask.shape, np.int32), mask
     return np.where(mask, sequences.items[at], 0).astype(np.int32), mask
-
-
-def slices(total: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of `size` that cover `total`."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
