@@ -2,17 +2,30 @@
 
 import ctypes
 import ctypes.util
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, a SLURM job or Open MPI.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where none is detected.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def answer(result: Mapping[str, Any]) -> None:
+    """The last line of standard output: the result as JSON, from the first process only."""
+    if jax.process_index() == 0:
+        print(json.dumps(result))
 
 
 def workdir() -> Path:
@@ -48,6 +61,8 @@ def run(main: Callable[[], None]) -> None:
     def guarded(arguments: list[str]) -> None:
         if stray := arguments[1:]:
             raise app.UsageError(f"does not take {' '.join(stray)!r}: options are written --name=value")
+        if _DISTRIBUTED.value or _COORDINATOR.value is not None:
+            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         try:
             main()
         except (ValueError, OSError, ArithmeticError) as error:

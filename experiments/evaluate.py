@@ -5,15 +5,13 @@
 The last line of standard output is one JSON object with validation and test metrics.
 """
 
-import json
-
 from experiments import command
 from experiments.results import evaluate_run, restored_scorer
 
 
 def main() -> None:
     workdir = command.workdir()
-    print(json.dumps(evaluate_run(*restored_scorer(workdir), workdir)))
+    command.answer(evaluate_run(*restored_scorer(workdir), workdir))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
     found = {}
     for phase in ("validation", "test"):
         result = evaluate.evaluate(scorer, assembly.split, phase, mesh=assembly.mesh, beyond_accuracy=True)
-        result.per_user.write_parquet(workdir / f"per_user_{phase}.parquet")
+        if jax.process_index() == 0:
+            result.per_user.write_parquet(workdir / f"per_user_{phase}.parquet")
         found[phase] = {name: float(value) for name, value in result.summary.items()}
     return found
 

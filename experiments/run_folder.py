@@ -34,7 +34,9 @@ class RunFolderError(ValueError):
 
 
 def write(path: Path, value: Any) -> None:
-    """Writes JSON, by rename, so that a file is whole or not there."""
+    """Writes JSON, by rename, so that a file is whole or not there. Of several processes, the first writes."""
+    if jax.process_index():
+        return
     scratch = path.with_suffix(f".tmp{os.getpid()}")
     scratch.write_text(json.dumps(value, indent=2, default=float) + "\n", encoding="utf-8")
     os.replace(scratch, path)

@@ -7,7 +7,6 @@ The last line of standard output is one JSON object with validation and test met
 WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
 
 def main() -> None:
     result = run(_CONFIG.value, command.workdir(), print)
-    print(json.dumps(result))
+    command.answer(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From a batch to its losses: what is differentiated in training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ class Objective(NamedTuple):
     Attributes:
       model, method, loss: the parts.
       label_threshold: with a pointwise loss, the label is rating ≥ this instead of the rating.
+      cut: with `frozen["states"]`, the block of the encoder that they are the input of.
       gather: brings the text vectors [U, W], encoded on many devices, to all of them.
     """
 
@@ -27,6 +28,7 @@ class Objective(NamedTuple):
     method: Peft
     loss: Loss
     label_threshold: float | None = None
+    cut: int = 0
     gather: Callable[[jax.Array], jax.Array] = lambda text: text
 
     def __call__(
@@ -36,7 +38,8 @@ class Objective(NamedTuple):
 
         Args:
           trainable: {"delta": the method's, "params": the recommender's own parts}.
-          frozen: {"params": the rest of the recommender's parameters, "text": [I, W] text vectors or None}.
+          frozen: {"params": the rest of the recommender's parameters, "text": [I, W] text vectors or None, "states":
+            [I, L, W] hidden states below the lowest trained block or None}.
           batch: see `Batch`.
           key: turns dropout on; None leaves it off.
         """
@@ -58,7 +61,7 @@ class Objective(NamedTuple):
         if frozen["text"] is not None:
             text = frozen["text"][batch.items]
         elif self.model.encoder is not None:
-            text = self.gather(jnp.concatenate([run("encode", *group) for group in batch.tokens]))
+            text = self.gather(jnp.concatenate(list(self._encode(frozen["states"], batch, run))))
         contexts = run("context", batch.items, text)
         if batch.prompt is not None:
             profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
@@ -86,6 +89,19 @@ class Objective(NamedTuple):
             own = jax.vmap(partial(_member, items))(jnp.asarray(batch.own))
             where = (where & ~_repeated(items, where)) & ~own[:, None]
         return self.loss(scores, batch.target, batch.log_q, where)
+
+    def _encode(self, states: jax.Array | None, batch: Batch, run: Callable[..., jax.Array]) -> Iterator[jax.Array]:
+        """The text vectors of each group of the batch's items."""
+        start = 0
+        for ids, mask in batch.tokens:
+            if states is None:
+                yield run("encode", ids, mask)
+            else:
+                # A cached text is as long as the longest; in a group they may be longer still, by padding.
+                known = states[batch.items[start : start + ids.shape[0]], : ids.shape[1]]
+                padding = ((0, 0), (0, ids.shape[1] - known.shape[1]), (0, 0))
+                yield run("encode_above", jnp.pad(known, padding), mask, self.cut)
+            start += ids.shape[0]
 
 
 def _repeated(items: jax.Array, candidates: jax.Array) -> jax.Array:

@@ -94,10 +94,12 @@ class RecommenderScorer:
     ) -> None:
         self._tokens, self._prompts, self._history = tokens, prompts, history
         self._items = np.arange(0 if tokens is None else len(tokens.ids))
+        self._mesh = mesh
 
         def run(apply: str, params: tuple[Params, Delta], *args: Any) -> jax.Array:
             return forward(model, method, *params, *args, apply=apply)
 
+        self._run = run
         self.encode = tiled(partial(run, "encode"), mesh, TEXT_TILE)
         self._context = tiled(partial(run, "context"), mesh, TEXT_TILE)
         self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh, TEXT_TILE)
@@ -131,6 +133,16 @@ class RecommenderScorer:
             parts.append(self.encode(weights, *token_group(tokens, rows, int(length))))
             order.append(rows)
         return jnp.concatenate(parts)[np.argsort(np.concatenate(order))]
+
+    def states_below(self, params: Params, delta: Delta, layer: int) -> jax.Array:
+        """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W]."""
+        assert self._tokens is not None
+
+        def states(weights: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            return self._run("states_below", weights, ids, mask, layer)
+
+        texts = token_group(self._tokens, self._items, int(self._tokens.lengths.max()))
+        return tiled(states, self._mesh, TEXT_TILE)((params, delta), *texts)
 
     def of(self, params: Params, delta: Delta, text: jax.Array | None = None) -> "_Bound":
         """The scorer with these parameters; `text` [I, W] when it is known already."""

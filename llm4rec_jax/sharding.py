@@ -60,19 +60,27 @@ def specs(tree: Any, rules: Rules) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, as one array over all their devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
+
+
 def place(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     """The tree on the mesh as the rules have it. An axis that the mesh axis does not divide is a ValueError."""
 
-    def put(path: tuple[Any, ...], array: Any, spec: PartitionSpec) -> Any:
+    def placed(path: tuple[Any, ...], array: Any, spec: PartitionSpec) -> Any:
         for size, axis in zip(np.shape(array), spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ValueError(
                     f"{path_name(path)} has an axis of {size}, which the {mesh.shape[axis]} devices of the mesh axis "
                     f"{axis!r} do not divide: change the rule or the mesh"
                 )
-        return jax.device_put(array, NamedSharding(mesh, spec))
+        return put(array, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(put, tree, specs(tree, rules))
+    return jax.tree_util.tree_map_with_path(placed, tree, specs(tree, rules))
 
 
 def fetch(array: jax.Array) -> np.ndarray:

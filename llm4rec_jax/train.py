@@ -25,7 +25,7 @@ from llm4rec_jax.losses import LOSSES, Loss
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
-from llm4rec_jax.peft.core import Peft, count
+from llm4rec_jax.peft.core import Peft, count, lowest_layer
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
 
 
@@ -44,7 +44,7 @@ class Preempted(SystemExit):
 class Trained(NamedTuple):
     """Attributes:
     trainable: {"delta": …, "params": …} of the best validation.
-    frozen: {"params": …, "text": [I, W] or None}.
+    frozen: {"params": …, "text": [I, W] or None, "states": [I, L, W] or None}.
     best_step, best_value: where, and the validation metric there.
     step: the last step that was made.
     scorer: `scorer.of(...)` scores with any parameters.
@@ -62,7 +62,7 @@ def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[d
     """Parameters as (trainable, frozen): the encoder is frozen, and what the method adds to it is trained."""
     own = {name: part for name, part in params.items() if name != "encoder"}
     base = {name: part for name, part in params.items() if name == "encoder"}
-    return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None}
+    return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None, "states": None}
 
 
 def train(
@@ -95,6 +95,7 @@ def train(
     ks: Sequence[int] = (5, 10, 20),
     log_every: int = 10,
     checkpoint_every: int = 100,
+    state_cache_bytes: int = 2**31,
     seed: int = 0,
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
@@ -121,6 +122,7 @@ def train(
         validations without a better one to stop (None: never).
       ks: cut-offs of validation metrics.
       log_every, checkpoint_every: steps.
+      state_cache_bytes: hidden states below the lowest trained block are computed once when they are no larger.
       seed: of initialisation, order, negatives and dropout.
       mesh, rules: see `sharding`; rules are for the frozen and trainable parameters' paths.
 
@@ -147,6 +149,17 @@ def train(
     constant = model.encoder is not None and not jax.tree.leaves(trainable["delta"]) and "pooling" not in params
     if constant:
         frozen["text"] = scorer.text({**frozen["params"], **trainable["params"]}, trainable["delta"])
+    # So are the hidden states below the lowest block that has something to train, unless dropout changes them.
+    cut = 0
+    if model.encoder is not None and tokens is not None and not constant:
+        c = model.encoder.config
+        still = not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0
+        size = tokens.lengths.max() * len(tokens.ids) * c.hidden_size * c.dtype.itemsize
+        if still and size <= state_cache_bytes:
+            cut = lowest_layer(trainable["delta"])
+    if cut:
+        weights = {**frozen["params"], **trainable["params"]}
+        frozen["states"] = scorer.states_below(weights, trainable["delta"], cut)
 
     # ----------------------------------------------------------------------------------------------------------- input
     builder, batches = training_batches(
@@ -169,7 +182,7 @@ def train(
     # ------------------------------------------------------------------------------------------------------------ step
     replicated = NamedSharding(mesh, PartitionSpec())
     objective = Objective(
-        model, method, chosen, label_threshold, lambda text: jax.lax.with_sharding_constraint(text, replicated)
+        model, method, chosen, label_threshold, cut, lambda text: jax.lax.with_sharding_constraint(text, replicated)
     )
     tx = optimizer(
         method,
@@ -197,7 +210,7 @@ def train(
 
     step_function = jax.jit(update, donate_argnums=1)
     state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": jax.jit(tx.init)(trainable)}
-    state = jax.tree.map(lambda a: a if a.committed else jax.device_put(a, replicated), state)
+    state = jax.tree.map(lambda a: a if a.committed else sharding.put(a, replicated), state)
 
     # ---------------------------------------------------------------------------------------------------------- resume
     checkpoints = Checkpoints(workdir, base)
@@ -261,6 +274,8 @@ def train(
                 f"{count(frozen['params']):,} frozen; {len(builder.examples.user):,} examples an epoch, "
                 f"{'starting' if fresh else f'going on after step {step}'}, {steps} steps"
             )
+            if cut:
+                journal.say(f"the encoder's first {cut} blocks have nothing to train: each text passes them once")
             if fresh:
                 validate()
                 save_last()

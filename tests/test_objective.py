@@ -19,7 +19,7 @@ MODES = {name: loss.negatives for name, loss in LOSSES.items()}
 MODEL = recommender(ids=ITEMS, users="mean", width=6)
 METHOD = create("frozen")
 TABLE = np.random.default_rng(0).normal(size=(ITEMS, 6))
-FROZEN: dict[str, Any] = {"params": {}, "text": None}
+FROZEN: dict[str, Any] = {"params": {}, "text": None, "states": None}
 
 
 def trainable() -> dict[str, Any]:

@@ -53,13 +53,15 @@ def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Tr
     return train(model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir, **options)
 
 
-def train_text(split: Split, tokens: Tokens, encoder_folder: Path, workdir: Path, method: str, **options):
+def train_text(
+    split: Split, tokens: Tokens, encoder_folder: Path, workdir: Path, method: str, *, options=None, **arguments
+):
     encoder, params = pretrained.load(encoder_folder)
     model = recommender(encoder=encoder, users="mean", width=16)
-    options = {"steps": 20, "tokens": tokens, "mesh": one_device(), **QUICK, **options}
-    chosen = peft.within(peft.create(method, METHOD_OPTIONS.get(method)), "encoder")
+    arguments = {"steps": 20, "tokens": tokens, "mesh": one_device(), **QUICK, **arguments}
+    chosen = peft.within(peft.create(method, options or METHOD_OPTIONS.get(method)), "encoder")
     params = init(model, jax.random.key(0), params)
-    return chosen, params, train(model, chosen, params, split, workdir, **options)
+    return chosen, params, train(model, chosen, params, split, workdir, **arguments)
 
 
 METHOD_OPTIONS = {"houlsby": {"houlsby": {"reduction": 4}}, "prefix": {"prefix": {"length": 2}}}
@@ -199,6 +201,21 @@ def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
     assert trained.step == trained.best_step + 15
     values = {r["step"]: r["ndcg@5"] for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "validation"}
     assert trained.best_value == max(values.values()) == values[trained.best_step]
+
+
+@pytest.mark.parametrize("loss", ["catalogue", "bpr"])
+def test_states_below_the_lowest_trained_block_are_computed_once(split, tokens, encoder_folder, tmp_path, loss, capsys):
+    upper = {"lora": {"target": "layer_1/.*"}}
+    curves = []
+    for name, size in (("cached", 2**31), ("whole", 0)):
+        *_, trained = train_text(
+            split, tokens, encoder_folder, tmp_path / name, "lora",
+            options=upper, loss=loss, steps=10, learning_rate=1e-3, log_every=1, dropout=False, state_cache_bytes=size,
+        )  # fmt: skip
+        assert (trained.frozen["states"] is None) == (name == "whole")
+        assert ("first 1 blocks" in capsys.readouterr().err) == (name == "cached")
+        curves.append(losses(tmp_path / name))
+    np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora"])

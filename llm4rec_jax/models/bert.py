@@ -196,10 +196,18 @@ class Bert(nn.Module):
         """
         return self.layers(self.embeddings(ids, token_type), mask.astype(bool))[-1]
 
-    def layers(self, x: jax.Array, mask: jax.Array) -> list[jax.Array]:
+    def below(self, ids: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
+        """Hidden states before block `layer`, [B, L, D]: constant while only blocks from it on are trained."""
+        return self.layers(self.embeddings(ids), mask.astype(bool), stop=layer)[-1]
+
+    def above(self, states: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
+        """Hidden states of the last layer [B, L, D] from those before block `layer`."""
+        return self.layers(states, mask.astype(bool), start=layer)[-1]
+
+    def layers(self, x: jax.Array, mask: jax.Array, start: int = 0, stop: int | None = None) -> list[jax.Array]:
         """The stack of blocks: states [B, L, D] and mask [B, L] to the states before and after each block."""
         states = [x]
-        for block in self.blocks:
+        for block in self.blocks[start:stop]:
             states.append(block(states[-1], mask))
         return states
 

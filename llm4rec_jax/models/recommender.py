@@ -97,6 +97,17 @@ class Recommender(nn.Module):
         assert self.pooling is not None
         return self.pooling(self.encoder(ids, mask), mask).astype(jnp.float32)
 
+    def states_below(self, ids: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
+        """Token ids [U, L] and mask [U, L] to the hidden states before the encoder's block `layer`, [U, L, W]."""
+        assert self.encoder is not None
+        return self.encoder.below(ids, mask, layer)
+
+    def encode_above(self, states: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
+        """What `encode` gives, [U, W], from the hidden states before block `layer`, [U, L, W]."""
+        assert self.encoder is not None
+        assert self.pooling is not None
+        return self.pooling(self.encoder.above(states, mask, layer), mask).astype(jnp.float32)
+
     def context(self, items: jax.Array, text: jax.Array | None) -> jax.Array:
         """Item rows [U] and their pooled text [U, W] to contexts [U, D]."""
         context = None

@@ -7,6 +7,7 @@ Nothing in `models` knows of this, and the interceptor creates no parameters: it
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,8 +29,8 @@ class Call:
         self._function = function
         self._module = module
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
 
     def rng(self) -> jax.Array | None:
         """A fresh dropout key, or None when the caller gave no `dropout` rng: no dropout then."""
@@ -124,7 +125,8 @@ def forward(
     def interceptor(function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         suffix = "" if context.method_name == "__call__" else f".{context.method_name}"
         site = "/".join(context.module.path) + suffix
-        return tap(delta, site, Call(function, context.module), *args, **kwargs)
+        # A tap sees positional arguments, the arrays; keywords are options of the call and stay with it.
+        return tap(delta, site, Call(partial(function, **kwargs), context.module), *args)
 
     with nn.intercept_methods(interceptor):
         return run()
@@ -147,11 +149,11 @@ def chain(*methods: Peft) -> Peft:
             params = method.reparam(params, part)
         return params
 
-    def tap(delta: Delta, site: str, call: Call, *args: Any, **kwargs: Any) -> Any:
+    def tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
         for method, part in parts(delta):
             if method.tap is not None:
                 call = call.around(_bind(method.tap, part, site, call))
-        return call(*args, **kwargs)
+        return call(*args)
 
     def merge(params: Params, delta: Delta) -> Params:
         for method, part in parts(delta):
@@ -198,18 +200,18 @@ def optimize_apart(parts: Mapping[str, optax.GradientTransformation]) -> optax.G
 
 
 def _bind(tap: Callable[..., Any], delta: Delta, site: str, call: Call) -> Callable[..., Any]:
-    return lambda *args, **kwargs: tap(delta, site, call, *args, **kwargs)
+    return lambda *args: tap(delta, site, call, *args)
 
 
 def within(method: Peft, scope: str) -> Peft:
     """The method applied to the submodule `scope` of a larger module; its sites and delta keep their own names."""
     tap, merge = method.tap, method.merge
 
-    def scoped_tap(delta: Delta, site: str, call: Call, *args: Any, **kwargs: Any) -> Any:
+    def scoped_tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
         assert tap is not None
         if (inner := site.removeprefix(scope)) != site and inner[:1] in ("", "/", "."):
-            return tap(delta, inner.removeprefix("/"), call, *args, **kwargs)
-        return call(*args, **kwargs)
+            return tap(delta, inner.removeprefix("/"), call, *args)
+        return call(*args)
 
     return method._replace(
         init=lambda key, params: method.init(key, params[scope]),
@@ -261,6 +263,19 @@ def replace(params: Params, delta: Delta) -> dict[str, Any]:
             node = node[name]
         node.update(arrays)
     return tree
+
+
+def lowest_layer(delta: Delta) -> int:
+    """The lowest block of the encoder that a delta has a part in; 0 when a part of it stands outside the blocks."""
+
+    def layers(tree: Any, path: str = "") -> list[int]:
+        if (found := re.match(r"layer_(\d+)\b", path)) is not None:
+            return [int(found[1])]
+        if not isinstance(tree, Mapping):
+            return [0]
+        return [layer for name, part in tree.items() for layer in layers(part, name)]
+
+    return min(layers(delta), default=0)
 
 
 def count(delta: Any) -> int:

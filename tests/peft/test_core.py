@@ -12,7 +12,7 @@ import pytest
 from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import METHODS, Peft, chain, count, create, forward, within
-from llm4rec_jax.peft.core import match, replace, sites
+from llm4rec_jax.peft.core import lowest_layer, match, replace, sites
 
 ENCODER = Bert(
     BertConfig(
@@ -332,3 +332,17 @@ def test_replace_copies_what_it_changes():
     assert new == {"a": {"b": {"kernel": 1, "bias": 9}, "c": {"kernel": 3}}}
     assert tree == {"a": {"b": {"kernel": 1, "bias": 2}, "c": {"kernel": 3}}}
     assert new["a"]["c"] is tree["a"]["c"]
+
+
+@pytest.mark.parametrize(
+    ("delta", "lowest"),
+    [
+        ({}, 0),
+        ({"layer_3/attention/query": {}, "layer_10/ffn": {}}, 3),
+        ({"layer_3/ffn": {}, "embeddings/word": {"embedding": 1}}, 0),
+        ({"layer_3/ffn": {}, ".layers": {"w": 1}}, 0),
+        ({"0": {"layer_4/ffn": {}}, "1": {"layer_2/ffn": {}}}, 2),
+    ],
+)
+def test_the_lowest_block_of_a_delta(delta, lowest):
+    assert lowest_layer(delta) == lowest
