@@ -72,7 +72,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     peft.method = arg if arg in METHODS else "frozen"
     peft.options = ConfigDict()
     if arg == "lora":
-        peft.options.lora = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target": r".*/(query|value)"}
+        # Every linear layer of the upper third: the states below it are then computed once a run, not once a step.
+        peft.options.lora = {"rank": 8, "alpha": 8.0, "dropout": 0.0, "target": r"layer_[45]/.*"}
     if arg == "houlsby":
         peft.options.houlsby = {"reduction": 16}
     if arg == "prefix":
@@ -90,23 +91,23 @@ def get_config(arg: str = "lora") -> ConfigDict:
     tuned = peft.method != "frozen"
     train: Any = ConfigDict()
     config.train = train
-    train.steps = 24 if tuned else 480
-    train.batch_size = 512 if tuned else 128
+    train.steps = 60 if tuned else 480
+    train.batch_size = 256 if tuned else 128
     train.history = 100
     train.dropout = True
     train.learning_rate = 1e-3 if tuned else 3e-3
     train.schedule = "cosine"
-    train.warmup = 2 if tuned else 0
+    train.warmup = 6 if tuned else 0
     train.weight_decay = 0.0
     train.clip = 1.0
     train.accumulate = 1
     # Factors on the learning rate by regex, in order, as "regex=factor" joined by spaces.
     train.scales = ""
-    train.eval_every = 4 if tuned else 60
+    train.eval_every = 6 if tuned else 60
     train.metric = "ndcg@10"
     train.patience = placeholder(int)
     train.log_every = 2 if tuned else 12
-    train.checkpoint_every = 4 if tuned else 60
+    train.checkpoint_every = 6 if tuned else 60
 
     config.mesh = ConfigDict({"model": 1})
     config.lock()

@@ -33,13 +33,13 @@ NOTE = (
 def configurations(workdir: Path) -> dict[str, Any]:
     """The trained models of the quickstart, by name, in the order in which they are run."""
     configs = {}
-    for name, steps in (("id", 240), ("frozen", 240), ("lora", 16)):
+    for name, steps in (("id", 240), ("frozen", 240), ("lora", 24)):
         config: Any = movielens_100k.get_config(name)
         with config.unlocked():
             config.train.steps = steps
             config.train.schedule = "cosine"
             config.train.patience = None
-            config.train.eval_every = config.train.checkpoint_every = 4 if name == "lora" else 40
+            config.train.eval_every = config.train.checkpoint_every = 6 if name == "lora" else 40
             config.train.log_every = 4
             if name == "lora":
                 config.init_from = str(workdir / "frozen")

@@ -31,6 +31,8 @@ def get_config(arg="id"):
         config.encoder.path = {encoder!r}
         config.model.width = 16
         config.model.user_options.positions = 8
+        if arg == "lora":
+            config.peft.options.lora.target = r".*/(query|value)"
         config.train.update(dict(steps=12, batch_size=16, history=8, warmup=0))
         config.train.update(dict(eval_every=6, log_every=4, metric="ndcg@5"))
     return config
