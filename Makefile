@@ -27,10 +27,10 @@ quickstart: setup
 	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-long: setup-dev
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -s
 
 lint: setup-dev
 	$(BIN)/ruff check .
