@@ -27,7 +27,7 @@ def start(workdir: Path) -> subprocess.Popen[bytes]:
 
 def finish(workdir: Path) -> None:
     run = start(workdir)
-    assert run.wait(300) == 0, (workdir.parent / "log.txt").read_text()
+    assert run.wait(600) == 0, (workdir.parent / "log.txt").read_text()
 
 
 def state(workdir: Path):

@@ -165,6 +165,26 @@ def test_a_run_starts_from_another(config, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            "--config.model.users=text",
+            "--config.text.user=the user bought: {history}.",
+            "--config.text.max_prompt_tokens=32",
+        ],
+        ["--config.model.users=gru", "--config.encoder.pooling=attention", "--config.loss.name=mse"],
+        ["--config.model.head=mlp", "--config.loss.name=bce_pointwise", "--config.loss.label_threshold=4"],
+    ],
+)
+def test_other_parts_train_and_recommend_to_a_stranger(config, tmp_path, arguments):
+    short = ["--config.train.steps=2", "--config.train.eval_every=2", f"--workdir={tmp_path}"]
+    result = last_line(command("train", f"--config={config}:lora", *short, *arguments))
+    assert 0 < result["test"]["mrr"] <= 1
+    shown = command("recommend", f"--workdir={tmp_path}", "--history=blue door; blue clock", "--k=2").stdout
+    assert len(shown.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--config.train.lerning_rate=1"], "learning_rate"),
