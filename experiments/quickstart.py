@@ -26,7 +26,7 @@ _USER = flags.DEFINE_string("show_user", "42", "The user for whom recommendation
 
 NOTE = (
     "Short training, one seed: {id} steps for ids, {frozen} for frozen text, then {lora} for LoRA, which starts from "
-    "the frozen run's head and user model. Trained to the end, all three are better; see the README."
+    "the frozen run's head and user model. Longer training is better for all three; see the README."
 )
 
 
