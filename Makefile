@@ -35,7 +35,7 @@ test-long: setup-dev
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: setup-dev
 	$(BIN)/ruff check --fix .
