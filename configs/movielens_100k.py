@@ -60,10 +60,16 @@ def get_config(arg: str = "lora") -> ConfigDict:
     model: Any = ConfigDict()
     config.model = model
     model.width = 64
-    model.project = "mlp"
+    model.project = "mlp"  # or linear, or none: the encoder's own width
     model.project_options = ConfigDict()
     model.users = "transformer"
-    model.user_options = ConfigDict({"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100})
+    model.user_options = ConfigDict(
+        {
+            "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
+            "attention": {"hidden": 64},
+            "gru": {"dropout": 0.2},
+        }
+    )
     model.head = "dot"
     model.head_options = ConfigDict()
 
@@ -99,7 +105,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.schedule = "cosine"
     train.warmup = 6 if tuned else 0
     train.weight_decay = 0.0
-    train.clip = 1.0
+    train.clip = 1.0  # largest norm of the gradient, 0 for any
     train.accumulate = 1
     # Factors on the learning rate by regex, in order, as "regex=factor" joined by spaces.
     train.scales = ""

@@ -104,12 +104,20 @@ class Assembly:
         titles = np.array(self.titles, dtype=object)
         encode = self._tokenizer
 
+        # Somebody who isn't in the user table has none of its columns.
+        nobody = dict.fromkeys(self.dataset.users.columns)
+
+        def fitting(read: list[str], user: int) -> list[int]:
+            """The prompt's tokens, of the most recent titles that fit."""
+            row = rows[user] if user < len(rows) else nobody
+            for first in range(max(len(read), 1)):
+                ids = encode(template(read[first:], row))["input_ids"]
+                if len(ids) <= text.max_prompt_tokens:
+                    return ids
+            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            texts = []
-            for items, user in zip(histories, users, strict=True):
-                # Somebody who isn't in the user table has none of its columns.
-                texts.append(template(titles[items].tolist(), rows[user] if user < len(rows) else None))
-            ids = encode(texts, truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+            ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
             lengths = np.array([len(row) for row in ids], np.int32)
             # One length for all, so that a prompt's vector does not depend on its neighbours.
             longest = token_bucket(text.max_prompt_tokens)
@@ -142,9 +150,9 @@ class Assembly:
             users=model.users,
             head=model.head,
             pooling=self.config.encoder.pooling,
-            project=model.project,
+            project=None if model.project == "none" else model.project,
             width=model.width,
-            user_options=dict(model.user_options) if model.users == "transformer" else None,
+            user_options=dict(model.user_options.get(model.users, {})),
             head_options=dict(model.head_options),
             project_options=dict(model.project_options),
         )
@@ -165,7 +173,12 @@ class Assembly:
 
     @cached_property
     def rules(self) -> sharding.Rules:
-        return sharding.BERT_RULES if self.config.mesh.model > 1 and self.reads_text else ()
+        axis = self.config.mesh.model
+        if axis == 1 or not self.reads_text:
+            return ()
+        # A vocabulary that the axis does not divide stays whole on every device.
+        whole = self._pretrained[0].config.vocab_size % axis
+        return [rule for rule in sharding.BERT_RULES if not (whole and "embedding" in rule[0])]
 
     @cached_property
     def scorer(self) -> RecommenderScorer:
@@ -176,8 +189,11 @@ class Assembly:
     @property
     def scales(self) -> dict[str, float]:
         """Learning rate factors by regex."""
-        pairs = [pair.rpartition("=") for pair in self.config.train.scales.split()]
-        for regex, _, factor in pairs:
-            if not regex or not factor.replace(".", "", 1).isdigit():
-                raise ValueError(f"config.train.scales: {regex}={factor} is not of the form regex=factor")
-        return {regex: float(factor) for regex, _, factor in pairs}
+        scales = {}
+        for pair in self.config.train.scales.split():
+            regex, _, factor = pair.rpartition("=")
+            try:
+                scales[regex] = float(factor)
+            except ValueError:
+                raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
+        return scales

@@ -4,6 +4,7 @@ import ctypes
 import ctypes.util
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,13 @@ def run(main: Callable[[], None]) -> None:
         try:
             return app.parse_flags_with_usage(arguments)
         except (AttributeError, KeyError, OSError) as error:
-            if "Did you mean" not in str(error) and not isinstance(error, OSError):
+            trace = traceback.extract_tb(error.__traceback__)
+            if not isinstance(error, OSError) and "ml_collections" not in trace[-1].filename:
                 raise
             # An unknown key or a missing file of --config; ml_collections writes its hint with the marks of a repr.
-            print("error: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr)
+            print(
+                "error: --config: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr
+            )
             sys.exit(2)
 
     try:

@@ -65,8 +65,11 @@ def history_of(assembly: Assembly, user_id: str) -> tuple[int, np.ndarray]:
     if user_id not in ids:
         raise ValueError(unknown_name("user", user_id, ids))
     user = ids.index(user_id)
-    parts = (assembly.split.history("test"), assembly.split.targets_of("test"))
-    return user, np.concatenate([part.of(user) for part in parts])
+    interactions = assembly.dataset.interactions
+    (rows,) = np.nonzero(interactions.user == user)
+    if interactions.timestamp is not None:
+        rows = rows[np.argsort(interactions.timestamp[rows], kind="stable")]
+    return user, interactions.item[rows]
 
 
 def find_titles(assembly: Assembly, titles: Sequence[str]) -> list[int]:

@@ -31,9 +31,11 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
 def restored_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
     """The best checkpoint of a finished run, ready to score."""
     assembly = Assembly(run_folder.config_of(workdir))
+    run_folder.check_data(assembly, workdir)
     trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0))
     checkpoints = Checkpoints(workdir, digest(frozen["params"]))
-    trainable = checkpoints.restore("best", sharding.place(trainable, assembly.mesh)).state
+    best = checkpoints.record("last")["best_step"]
+    trainable = checkpoints.restore("best", sharding.place(trainable, assembly.mesh), best).state
     checkpoints.close()
     params: dict[str, Any] = {**frozen["params"], **trainable["params"]}
     return assembly, assembly.scorer.of(params, trainable["delta"])

@@ -84,6 +84,8 @@ def config_of(workdir: Path) -> ConfigDict:
 def describe(assembly: Assembly, workdir: Path) -> None:
     """Writes environment.json and dataset.json, and says on standard error what the data is."""
     dataset, split = assembly.dataset, assembly.split
+    if any((workdir / "checkpoints" / "last").glob("[0-9]*")):
+        check_data(assembly, workdir)
     write(workdir / "environment.json", environment())
     write(
         workdir / "dataset.json",
@@ -95,6 +97,18 @@ def describe(assembly: Assembly, workdir: Path) -> None:
             "split": split.statistics(),
         },
     )
+
+
+def check_data(assembly: Assembly, workdir: Path) -> None:
+    """RunFolderError when the data at hand is not what the run was trained on."""
+    held = read(workdir / "dataset.json")
+    now = {"fingerprint": assembly.dataset.fingerprint, "protocol": assembly.split.protocol}
+    for name, value in now.items():
+        if held[name] != value:
+            raise RunFolderError(
+                f"data changed since {workdir} was trained: its {name} was {held[name]!r}, now it is {value!r}. "
+                "Bring the old data back, or train in another --workdir"
+            )
 
 
 def summary(assembly: Assembly) -> str:

@@ -55,7 +55,8 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         seed=config.seed,
         mesh=assembly.mesh,
         rules=assembly.rules,
-        **{name: t[name] for name in t if name != "scales"},
+        clip=t.clip or None,
+        **{name: t[name] for name in t if name not in ("scales", "clip")},
     )
     weights = {**trained.frozen["params"], **trained.trainable["params"]}
     scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from llm4rec_jax.sharding import path_name
+from llm4rec_jax.sharding import fetch, path_name
 
 
 class CheckpointError(ValueError):
@@ -27,7 +27,7 @@ def digest(tree: Any) -> str:
     """SHA-256 over the names, types, shapes and bytes of a tree's arrays."""
     sha = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(array)
+        array = fetch(array) if isinstance(array, jax.Array) else np.asarray(array)
         sha.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer
     return sha.hexdigest()
@@ -63,7 +63,7 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         self._managers = {
             name: _manager(self.folder / name, max_to_keep=n, enable_async_checkpointing=False)
-            for name, n in (("last", keep), ("best", 1))
+            for name, n in (("last", keep), ("best", 2))
         }
 
     def save(self, name: str, step: int, state: Any, record: Mapping[str, Any]) -> None:
@@ -111,6 +111,13 @@ class Checkpoints:
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         return Restored(state, record)
 
+    def record(self, name: str) -> dict[str, Any]:
+        """What was saved with the newest checkpoint. CheckpointError when there is none."""
+        manager = self._managers[name]
+        if (step := manager.latest_step()) is None:
+            raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
+        return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
     def close(self) -> None:
         """Ends the managers' threads."""
         for manager in self._managers.values():
@@ -132,11 +139,19 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{folder} holds no checkpoint: has that run been trained?")
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step).state
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata)
-        theirs = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state["params"]
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+    if jax.tree.leaves(state["delta"]):
+        raise CheckpointError(
+            f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen, or "
+            "merge the tuned encoder first"
+        )
+    theirs = state["params"]
     shared = [name for name in params if name in theirs]
+    if not shared:
+        raise CheckpointError(f"{workdir} trained {', '.join(theirs)}, none of which this model has")
     for name in shared:
         ours, other = (jax.tree.map(np.shape, tree) for tree in (params[name], theirs[name]))
         if ours != other:

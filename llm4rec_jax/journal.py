@@ -21,13 +21,16 @@ class Journal:
       step: the step of the checkpoint that the run goes on from, -1 when it starts; later records are dropped.
       steps: where it ends.
       batch_size: examples a step.
+      started: `time.perf_counter()` when the work began; seconds count from there.
       write: False makes every method do nothing.
     """
 
-    def __init__(self, workdir: Path, step: int, steps: int, batch_size: int, write: bool = True) -> None:
+    def __init__(
+        self, workdir: Path, step: int, steps: int, batch_size: int, started: float, write: bool = True
+    ) -> None:
         self._write, self._batch_size = write, batch_size
         self._console = rich.console.Console(stderr=True)
-        self._started = self._last = time.perf_counter()
+        self._started, self._last = started, time.perf_counter()
         if not write:
             return
         # It imports torch where that is installed, which takes seconds.

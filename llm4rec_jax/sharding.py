@@ -16,9 +16,9 @@ Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec]]"
 # Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
 # those out of them by row, embeddings by vocabulary.
 BERT_RULES: Rules = (
-    (r".*/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
-    (r".*/(query|key|value|up)/bias", PartitionSpec("model")),
-    (r".*/(output|down)/kernel", PartitionSpec("model", None)),
+    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
+    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/bias", PartitionSpec("model")),
+    (r".*layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
     (r".*/word/embedding", PartitionSpec("model", None)),
 )
 

@@ -3,6 +3,7 @@
 import math
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax import sharding
+from llm4rec_jax import metrics, sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batches import Batch, training_batches
 from llm4rec_jax.data.splits import Split
@@ -26,6 +28,7 @@ from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import Peft, count, lowest_layer
+from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
 
 
@@ -63,6 +66,41 @@ def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[d
     own = {name: part for name, part in params.items() if name != "encoder"}
     base = {name: part for name, part in params.items() if name == "encoder"}
     return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None, "states": None}
+
+
+def _check(
+    split: Split,
+    name: str,
+    loss: Loss,
+    num_negatives: int,
+    label_threshold: float | None,
+    metric: str,
+    ks: Sequence[int],
+) -> None:
+    """Raises ValueError for what would otherwise come out only after the first steps, or never."""
+    one = np.ones(1, np.int64)
+    _, known = metrics.evaluate_ranks(metrics.Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)
+    if metric not in known:
+        raise ValueError(unknown_name("validation metric", metric, known))
+    if not len(split.validation):
+        raise ValueError(f"nothing to validate on: under {split.protocol!r} the validation part is empty")
+    if loss.negatives == "sampled" and num_negatives < 1:
+        raise ValueError(
+            f"num_negatives is {num_negatives}, but the loss {name!r} compares with sampled items: give 1 or more"
+        )
+    if label_threshold is not None and name != "bce_pointwise":
+        raise ValueError(f"label_threshold makes labels for the loss 'bce_pointwise', but the loss is {name!r}")
+    ratings = split.dataset.interactions.rating
+    if (
+        name == "bce_pointwise"
+        and label_threshold is None
+        and ratings is not None
+        and (ratings.min() < 0 or ratings.max() > 1)
+    ):
+        raise ValueError(
+            f"the loss 'bce_pointwise' takes labels between 0 and 1, but ratings go from {ratings.min():g} to "
+            f"{ratings.max():g}: give label_threshold, at or above which a rating is a positive"
+        )
 
 
 def train(
@@ -131,12 +169,16 @@ def train(
       DataError, ValueError: arguments that do not go together, before anything is computed.
     """
     # ------------------------------------------------------------------------------------------------ what is trained
+    started = time.perf_counter()
     mesh = mesh or sharding.make_mesh()
     if eval_every < 1 or steps < 1 or checkpoint_every < 1 or log_every < 1:
         raise ValueError("steps, eval_every, checkpoint_every and log_every must be at least 1")
     chosen: Loss = LOSSES.lookup(loss)
+    _check(split, loss, chosen, num_negatives, label_threshold, metric, ks)
     key = jax.random.key(seed)
     trainable, frozen = separate(method, params, jax.random.fold_in(key, 1))
+    # A step gives its input's memory away; the caller keeps the arrays that were passed in.
+    trainable = jax.tree.map(jnp.copy, trainable)
     base = digest(frozen["params"])
     initial = jax.tree.map(np.asarray, trainable)
     if rules:
@@ -145,21 +187,10 @@ def train(
     else:
         frozen["params"], trainable = sharding.place(frozen["params"], mesh), sharding.place(trainable, mesh)
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
-    # What the encoder says of an item is a constant when nothing of it is trained: it reads each text once a run.
-    constant = model.encoder is not None and not jax.tree.leaves(trainable["delta"]) and "pooling" not in params
-    if constant:
-        frozen["text"] = scorer.text({**frozen["params"], **trainable["params"]}, trainable["delta"])
-    # So are the hidden states below the lowest block that has something to train, unless dropout changes them.
-    cut = 0
-    if model.encoder is not None and tokens is not None and not constant:
-        c = model.encoder.config
-        still = not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0
-        size = tokens.lengths.max() * len(tokens.ids) * c.hidden_size * c.dtype.itemsize
-        if still and size <= state_cache_bytes:
-            cut = lowest_layer(trainable["delta"])
-    if cut:
-        weights = {**frozen["params"], **trainable["params"]}
-        frozen["states"] = scorer.states_below(weights, trainable["delta"], cut)
+    # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
+    c = None if model.encoder is None else model.encoder.config
+    still = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
+    constant = still and not jax.tree.leaves(trainable["delta"]) and "pooling" not in params
 
     # ----------------------------------------------------------------------------------------------------------- input
     builder, batches = training_batches(
@@ -181,6 +212,12 @@ def train(
 
     # ------------------------------------------------------------------------------------------------------------ step
     replicated = NamedSharding(mesh, PartitionSpec())
+    cut = 0
+    if c is not None and tokens is not None and still and not constant:
+        size = int(tokens.lengths.max()) * len(tokens.ids) * c.hidden_size * c.dtype.itemsize
+        if size <= state_cache_bytes:
+            trains = jax.tree.leaves(trainable["delta"])
+            cut = lowest_layer(trainable["delta"]) if trains else c.num_hidden_layers
     objective = Objective(
         model, method, chosen, label_threshold, cut, lambda text: jax.lax.with_sharding_constraint(text, replicated)
     )
@@ -206,7 +243,15 @@ def train(
             "trainable": optax.apply_updates(state["trainable"], updates),
             "opt_state": opt_state,
         }
-        return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state["trainable"])}
+        return state, {"loss": value, **norms}
+
+    # What is constant is computed once a run: a frozen encoder's vectors, or the states below the lowest trained block.
+    weights = {**frozen["params"], **trainable["params"]}
+    if constant:
+        frozen["text"] = scorer.text(weights, trainable["delta"])
+    if cut:
+        frozen["states"] = scorer.states_below(weights, trainable["delta"], cut)
 
     step_function = jax.jit(update, donate_argnums=1)
     state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": jax.jit(tx.init)(trainable)}
@@ -222,11 +267,17 @@ def train(
         state, record = restored.state, restored.record
         step = int(state["step"])
         stream.set_state(record["input"])  # pyright: ignore[reportAttributeAccessIssue]
-    journal = Journal(workdir, -1 if fresh else step, steps, batch_size, write=jax.process_index() == 0)
+    journal = Journal(workdir, -1 if fresh else step, steps, batch_size, started, write=jax.process_index() == 0)
     stop = threading.Event()
     previous = None
     if threading.current_thread() is threading.main_thread():
         previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def stopping() -> bool:
+        """Whether to save and end here; several processes agree on it, at steps that are a log's."""
+        if jax.process_count() == 1:
+            return stop.is_set()
+        return step % log_every == 0 and bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
 
     def save_last() -> None:
         checkpoints.save("last", step, state, {**record, "input": stream.get_state()})  # pyright: ignore[reportAttributeAccessIssue]
@@ -235,8 +286,6 @@ def train(
         now = {**frozen["params"], **state["trainable"]["params"]}
         bound = scorer.of(now, state["trainable"]["delta"], frozen["text"])
         summary = evaluate(bound, split, "validation", mesh=mesh, ks=ks).summary
-        if metric not in summary:
-            raise ValueError(f"metric {metric!r} is none of those validation gives: {', '.join(summary)}")
         journal.record("validation", step, summary)
         better = record["best_value"] is None or summary[metric] > record["best_value"]
         journal.say(f"step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}")
@@ -256,11 +305,12 @@ def train(
         while len(pending) > leave:
             at, users, device_figures = pending.popleft()
             figures = {name: float(value) for name, value in device_figures.items()}
-            if not math.isfinite(figures["loss"]):
+            if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
                 names = split.dataset.users["user_id"].gather(users).to_list()
                 good = checkpoints.latest("last")
                 raise NonFiniteLoss(
-                    f"the loss is {figures['loss']} at step {at}, in a batch of the users {', '.join(names[:20])}"
+                    f"the {broken[0].replace('_', ' ')} is {figures[broken[0]]} at step {at}, in a batch "
+                    f"of the users {', '.join(names[:20])}"
                     f"{' …' if len(names) > 20 else ''}; the last good checkpoint is "
                     f"{'none' if good is None else checkpoints.folder / 'last' / str(good)}. Lower the learning rate, "
                     "lengthen the warm-up, or look at these users' data"
@@ -291,17 +341,16 @@ def train(
                 due = step % eval_every == 0 or step == steps
                 if step % log_every == 0 or due:
                     settle(leave=0)
-                    journal.train(
-                        step, len(window), {n: float(np.mean([w[n] for w in window])) for n in ("loss", "grad_norm")}
-                    )
+                    journal.train(step, len(window), {n: float(np.mean([w[n] for w in window])) for n in window[0]})
                     window.clear()
                 if due:
                     validate()
-                if due or step % checkpoint_every == 0 or stop.is_set():
+                ending = stopping()
+                if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
                     save_last()
                     journal.pause()
-                if stop.is_set():
+                if ending:
                     journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
             if record["stopped"]:
@@ -318,10 +367,10 @@ def train(
         for (path, before), after in zip(
             jax.tree_util.tree_leaves_with_path(initial), jax.tree.leaves(state["trainable"]), strict=True
         )
-        if np.array_equal(before, np.asarray(after))
+        if np.array_equal(before, sharding.fetch(after))
     ]
     if unmoved:
         journal.say(f"warning: not moved by {step} steps: {', '.join(unmoved)}")
-    best = checkpoints.restore("best", state["trainable"])
+    best = checkpoints.restore("best", state["trainable"], record["best_step"])
     checkpoints.close()
     return Trained(best.state, frozen, record["best_step"], record["best_value"], step, scorer)

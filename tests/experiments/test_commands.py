@@ -30,7 +30,7 @@ def get_config(arg="id"):
         config.text.item = "the {{title}}."
         config.encoder.path = {encoder!r}
         config.model.width = 16
-        config.model.user_options.positions = 8
+        config.model.user_options.transformer.positions = 8
         if arg == "lora":
             config.peft.options.lora.target = r".*/(query|value)"
         config.train.update(dict(steps=12, batch_size=16, history=8, warmup=0))
@@ -152,8 +152,14 @@ def test_encode_writes_vectors_and_ids(trained, tmp_path):
     assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
 
 
-def test_a_run_starts_from_another(config, trained, tmp_path):
-    workdir, _ = trained
+def test_a_run_starts_from_another(config, trained, tmp_path_factory):
+    workdir, tmp_path = tmp_path_factory.mktemp("frozen"), tmp_path_factory.mktemp("bitfit")
+    command("train", f"--config={config}:frozen", f"--workdir={workdir}")
+    tuned = command(
+        "train", f"--config={config}:bitfit", f"--workdir={tmp_path}", f"--config.init_from={trained[0]}", check=False
+    )
+    assert tuned.returncode == 2
+    assert "tuned its encoder" in tuned.stderr
     command(
         "train", f"--config={config}:bitfit", f"--workdir={tmp_path}", f"--config.init_from={workdir}",
         "--config.train.steps=1", "--config.train.learning_rate=1e-9",
