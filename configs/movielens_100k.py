@@ -33,6 +33,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     data.options = ConfigDict()
     data.min_rating = placeholder(float)
     data.k_core = placeholder(int)
+    # "first" or "last" of a user's repeated interactions with an item.
+    data.deduplicate = placeholder(str)
     data.split = "leave_one_out"
     data.split_options = ConfigDict()
     data.few_shot = placeholder(int)

@@ -14,7 +14,7 @@ from llm4rec_jax import peft, sharding
 from llm4rec_jax.data import assets, filters, sources, splits
 from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.text import UserTemplate, item_texts
 from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.losses import LOSSES
@@ -44,6 +44,8 @@ class Assembly:
     def dataset(self) -> Dataset:
         data = self.config.data
         dataset = sources.load(data.source, data.path, **data.options)
+        if data.deduplicate is not None:
+            dataset = filters.deduplicate(dataset, keep=data.deduplicate)
         if data.min_rating is not None:
             dataset = filters.min_rating(dataset, data.min_rating)
         if data.k_core is not None:

@@ -53,8 +53,8 @@ def _keep_memory() -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command. An error that its user can mend is one message and exit code 2; others keep their traceback."""
-    # Orbax and Grain log every step they take, at a level that absl shows by default.
     _keep_memory()
+    # Orbax and Grain log every step they take, at a level that absl shows by default.
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)
     wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])

@@ -20,7 +20,7 @@ from absl import flags
 from experiments import command
 from experiments.assemble import Assembly
 from experiments.results import restored_scorer
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.scoring import Scorer
 

@@ -1,6 +1,5 @@
 """A run is a folder: what it was asked to do, on what, with what, and what came of it."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -66,7 +65,7 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
         return
     held = read(file)
     differing = sorted(_differing(asked, held))
-    if differing and not any((workdir / "checkpoints" / "last").glob("[0-9]*")):
+    if differing and not _has_trained(workdir):
         # It never came to training, so nothing is lost.
         write(file, asked)
     elif differing:
@@ -82,9 +81,9 @@ def config_of(workdir: Path) -> ConfigDict:
 
 
 def describe(assembly: Assembly, workdir: Path) -> None:
-    """Writes environment.json and dataset.json, and says on standard error what the data is."""
+    """Writes environment.json and dataset.json; RunFolderError when the run was trained on other data."""
     dataset, split = assembly.dataset, assembly.split
-    if any((workdir / "checkpoints" / "last").glob("[0-9]*")):
+    if _has_trained(workdir):
         check_data(assembly, workdir)
     write(workdir / "environment.json", environment())
     write(
@@ -136,9 +135,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def identity(config: ConfigDict) -> str:
-    """A short name for a resolved configuration."""
-    return hashlib.sha256(json.dumps(json.loads(config.to_json()), sort_keys=True).encode()).hexdigest()[:12]
+def _has_trained(workdir: Path) -> bool:
+    return any((workdir / "checkpoints" / "last").glob("[0-9]*"))
 
 
 def _differing(a: Any, b: Any, path: str = "config") -> list[str]:

@@ -10,6 +10,7 @@ WORKDIR/result.json. Started again with the same arguments, a run goes on where 
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -76,7 +77,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
 
 
 def main() -> None:
-    result = run(_CONFIG.value, command.workdir(), print)
+    result = run(_CONFIG.value, command.workdir(), print if jax.process_index() == 0 else lambda text: None)
     command.answer(result)
 
 

@@ -90,11 +90,10 @@ class Checkpoints:
           CheckpointError: there is none, it was made over another base, or it holds other arrays than `like`.
         """
         manager = self._managers[name]
+        record = self.record(name, step)
         step = manager.latest_step() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
+        assert step is not None
         where = self.folder / name / str(step)
-        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         if record["base"] != self._base:
             raise CheckpointError(
                 f"{where} was trained over a frozen base with digest {record['base'][:12]}…, but the base at hand has "
@@ -111,10 +110,11 @@ class Checkpoints:
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
         return Restored(state, record)
 
-    def record(self, name: str) -> dict[str, Any]:
-        """What was saved with the newest checkpoint. CheckpointError when there is none."""
+    def record(self, name: str, step: int | None = None) -> dict[str, Any]:
+        """What was saved with the newest checkpoint, or that of a step. CheckpointError when there is none."""
         manager = self._managers[name]
-        if (step := manager.latest_step()) is None:
+        step = manager.latest_step() if step is None else step
+        if step is None:
             raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
         return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
@@ -145,8 +145,7 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
     if jax.tree.leaves(state["delta"]):
         raise CheckpointError(
-            f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen, or "
-            "merge the tuned encoder first"
+            f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen"
         )
     theirs = state["params"]
     shared = [name for name in params if name in theirs]

@@ -8,7 +8,7 @@ import polars as pl
 from jax.sharding import Mesh
 
 from llm4rec_jax import metrics
-from llm4rec_jax.data.splits import Phase, Split
+from llm4rec_jax.data.split import Phase, Split
 from llm4rec_jax.ranking import rank
 from llm4rec_jax.scoring import Scorer
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import TokenGroup, histories, token_bucket, token_group
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
@@ -177,9 +177,13 @@ class _Bound:
 
     def __init__(self, scorer: RecommenderScorer, params: Params, delta: Delta, text: jax.Array | None) -> None:
         self._scorer, self._weights, self._text = scorer, (params, delta), text
+        self._contexts: jax.Array | None = None
 
     def contexts(self) -> jax.Array:
-        return self._scorer.catalogue(self._weights, self._text)
+        # Validation, test and recommendations ask for the same.
+        if self._contexts is None:
+            self._contexts = self._scorer.catalogue(self._weights, self._text)
+        return self._contexts
 
     def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
         return self._scorer.profiles_of(self._weights, contexts, history, users)

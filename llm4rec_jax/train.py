@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm4rec_jax import metrics, sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batches import Batch, training_batches
-from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
 from llm4rec_jax.journal import Journal

@@ -11,7 +11,8 @@ import pytest
 from llm4rec_jax.baselines.popularity import Popularity
 from llm4rec_jax.data import sources
 from llm4rec_jax.data.interactions import Dataset, Interactions
-from llm4rec_jax.data.splits import Sequences, Split, leave_one_out
+from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.data.splits import leave_one_out
 from llm4rec_jax.evaluate import evaluate
 from llm4rec_jax.sharding import make_mesh
 

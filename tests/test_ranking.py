@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax import metrics
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.ranking import NonFiniteScores, Ranking, rank
 from llm4rec_jax.sharding import make_mesh
 
@@ -220,7 +220,7 @@ def test_a_target_outside_the_candidates_is_refused():
 LARGE = """
 import json, resource, sys, time
 import jax, jax.numpy as jnp, numpy as np
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.ranking import rank
 from llm4rec_jax.sharding import make_mesh
 from tests.test_ranking import dot

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data.batches import TokenGroup, token_group
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import Recommender, init, recommender

@@ -14,7 +14,7 @@ import pytest
 from llm4rec_jax import journal, peft, sharding
 from llm4rec_jax.checkpoint import CheckpointError
 from llm4rec_jax.data.batches import TokenGroup
-from llm4rec_jax.data.splits import Split
+from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.text import item_texts
 from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.losses import LOSSES

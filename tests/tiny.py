@@ -7,7 +7,8 @@ import polars as pl
 from transformers import BertTokenizerFast
 
 from llm4rec_jax.data.interactions import Dataset, Interactions
-from llm4rec_jax.data.splits import Split, leave_one_out
+from llm4rec_jax.data.split import Split
+from llm4rec_jax.data.splits import leave_one_out
 from tests.conftest import random_bert
 
 COLOURS = ("red", "green", "blue", "white")

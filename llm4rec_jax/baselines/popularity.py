@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm4rec_jax.data.splits import Sequences, Split
+from llm4rec_jax.data.split import Sequences, Split
 
 
 def _times(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:

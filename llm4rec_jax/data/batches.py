@@ -15,7 +15,7 @@ import numpy as np
 
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
-from llm4rec_jax.data.splits import Sequences, Split
+from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.tokens import Tokens
 
 if TYPE_CHECKING:

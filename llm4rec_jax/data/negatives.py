@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 
 Negatives = Literal["sampled", "in_batch", "catalogue", "none"]
 """What a loss compares a target with: drawn items, the batch's other targets, every item, or nothing."""

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from llm4rec_jax.models.bert import Bert, BertConfig
+from llm4rec_jax.models.bert import Bert, BertConfig, first_layers
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -87,12 +87,13 @@ def load(
         config = dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     flat = _convert(_read_tensors(folder), folder)
     _check(flat, config, folder)
-    if layers is not None:
-        if not 1 <= layers <= config.num_hidden_layers:
-            raise PretrainedError(f"{folder}: has {config.num_hidden_layers} layers, cannot keep the first {layers}")
-        config = dataclasses.replace(config, num_hidden_layers=layers)
-        flat = {p: a for p, a in flat.items() if not (m := re.match(r"layer_(\d+)/", p)) or int(m[1]) < layers}
-    return Bert(config), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
+    encoder, params = Bert(config), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
+    if layers is None:
+        return encoder, params
+    try:
+        return first_layers(encoder, params, layers)
+    except ValueError as error:
+        raise PretrainedError(f"{folder}: {error}") from error
 
 
 def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:

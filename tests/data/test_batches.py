@@ -21,7 +21,8 @@ from llm4rec_jax.data.batches import (
     windows,
 )
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
-from llm4rec_jax.data.splits import Sequences, Split, few_shot, global_time, leave_one_out
+from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.data.splits import few_shot, global_time, leave_one_out
 from llm4rec_jax.data.tokens import Tokens
 
 USERS, ITEMS = 23, 150

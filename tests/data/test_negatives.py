@@ -6,7 +6,7 @@ from scipy import stats
 
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.negatives import NegativeSampler
-from llm4rec_jax.data.splits import Sequences
+from llm4rec_jax.data.split import Sequences
 
 COUNTS = np.array([40, 0, 3, 9, 1, 25, 2, 0, 14, 6])
 KNOWN = np.array([1, 1, 1, 1, 1, 0, 1, 1, 1, 1], bool)

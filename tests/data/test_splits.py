@@ -6,7 +6,8 @@ import pytest
 
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.data.splits import SPLITS, Split, cold_items, few_shot, global_time, leave_one_out, ratio
+from llm4rec_jax.data.split import Split
+from llm4rec_jax.data.splits import SPLITS, cold_items, few_shot, global_time, leave_one_out, ratio
 
 PHASES = ("validation", "test")
 
