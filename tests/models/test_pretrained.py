@@ -144,7 +144,7 @@ def test_layers(bert_folder, expected, layers):
 
 @pytest.mark.parametrize("layers", [0, -1, 4])
 def test_layers_out_of_range(bert_folder, layers):
-    fails(bert_folder, f"has 3 layers, cannot keep the first {layers}", layers=layers)
+    fails(bert_folder, f"cannot keep the first {layers} layers of an encoder that has 3", layers=layers)
 
 
 @pytest.mark.parametrize(
