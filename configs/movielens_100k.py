@@ -79,6 +79,9 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.peft = peft
     peft.method = arg if arg in METHODS else "frozen"
     peft.options = ConfigDict()
+    # What the method adapts: encoder, users, or encoder+users. The users' own parameters are frozen then: give them
+    # trained ones by init_from.
+    peft.within = "encoder"
     if arg == "lora":
         # Every linear layer of the upper third: the states below it are then computed once a run, not once a step.
         peft.options.lora = {"rank": 8, "alpha": 8.0, "dropout": 0.0, "target": r"layer_[45]/.*"}

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
+from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.data import assets, filters, sources, splits
 from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
 from llm4rec_jax.data.interactions import Dataset
@@ -163,11 +164,21 @@ class Assembly:
     def method(self) -> peft.Peft:
         chosen = self.config.peft
         method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
-        return peft.within(method, "encoder") if self.reads_text else method
+        if not self.reads_text and chosen.method == "frozen":
+            return method
+        parts = [peft.within(method, part) for part in chosen.within.split("+")]
+        return parts[0] if len(parts) == 1 else peft.chain(*parts)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The parts whose own parameters are frozen: the encoder always, others when the method adapts them."""
+        return tuple(dict.fromkeys(["encoder", *self.config.peft.within.split("+")]))
 
     def params(self) -> dict[str, Any]:
-        """All parameters at the start, the pretrained encoder's among them."""
-        return init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
+        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        start = self.config.init_from
+        return params if start is None else adopt(params, Path(start))
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:

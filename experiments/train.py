@@ -18,7 +18,6 @@ from experiments import command, run_folder
 from experiments.assemble import Assembly
 from experiments.results import evaluate_run
 from llm4rec_jax import journal, train
-from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.peft import count
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
@@ -35,8 +34,6 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         return run_folder.read(workdir / "result.json")
     assembly = Assembly(config)
     params = assembly.params()
-    if config.init_from is not None:
-        params = adopt(params, Path(config.init_from))
     say(run_folder.summary(assembly))
     run_folder.describe(assembly, workdir)
     t = config.train
@@ -47,6 +44,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         assembly.split,
         workdir,
         loss=config.loss.name,
+        adapted=assembly.adapted,
         tokens=assembly.tokens,
         prompts=assembly.prompts,
         num_negatives=config.loss.num_negatives,

@@ -20,7 +20,7 @@ class Objective(NamedTuple):
     Attributes:
       model, method, loss: the parts.
       label_threshold: with a pointwise loss, the label is rating ≥ this instead of the rating.
-      cut: with `frozen["states"]`, the block of the encoder that they are the input of.
+      cut: with `frozen["states"]`, the block of the encoder that they are the input of; None: they are of all blocks.
       gather: brings the text vectors [U, W], encoded on many devices, to all of them.
     """
 
@@ -28,7 +28,7 @@ class Objective(NamedTuple):
     method: Peft
     loss: Loss
     label_threshold: float | None = None
-    cut: int = 0
+    cut: int | None = 0
     gather: Callable[[jax.Array], jax.Array] = lambda text: text
 
     def __call__(
@@ -39,7 +39,7 @@ class Objective(NamedTuple):
         Args:
           trainable: {"delta": the method's, "params": the recommender's own parts}.
           frozen: {"params": the rest of the recommender's parameters, "text": [I, W] text vectors or None, "states":
-            [I, L, W] hidden states below the lowest trained block or None}.
+            [I, L, W] hidden states below the lowest trained block, or [I, L, S, W] of all blocks, or None}.
           batch: see `Batch`.
           key: turns dropout on; None leaves it off.
         """
@@ -99,8 +99,12 @@ class Objective(NamedTuple):
             else:
                 # A cached text is as long as the longest; in a group they may be longer still, by padding.
                 known = states[batch.items[start : start + ids.shape[0]], : ids.shape[1]]
-                padding = ((0, 0), (0, ids.shape[1] - known.shape[1]), (0, 0))
-                yield run("encode_above", jnp.pad(known, padding), mask, self.cut)
+                padding = ((0, 0), (0, ids.shape[1] - known.shape[1]), *((0, 0),) * (known.ndim - 2))
+                known = jnp.pad(known, padding)
+                if self.cut is None:
+                    yield run("encode_over", known, mask)
+                else:
+                    yield run("encode_above", known, mask, self.cut)
             start += ids.shape[0]
 
 

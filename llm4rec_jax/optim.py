@@ -87,16 +87,28 @@ def optimizer(
       clip: largest global norm of the gradient, None for no clipping.
       accumulate: batches whose mean gradient makes one update.
       scales: factors on the learning rate by regex over paths such as "params/users/layer_0/ffn/up/kernel".
+
+    Raises:
+      ValueError: a regex that matches nothing, or the delta of a method that changes its optimizer.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
-    rate = schedule(schedule_kind, learning_rate, max(steps // accumulate, 1), warmup // accumulate)
+    updates = max(steps // accumulate, 1)
+    rate = schedule(schedule_kind, learning_rate, updates, warmup // accumulate)
+    if method.changes_optimizer:
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"delta": trainable["delta"]})]
+        for pattern in scales or {}:
+            if found := [name for name in names if re.fullmatch(pattern, name)]:
+                raise ValueError(
+                    f"learning rate of {pattern!r}: matches {found[0]}, but {method.name or 'the method'} decides "
+                    "itself how its delta is updated; leave the delta out"
+                )
     tx = optax.chain(
         optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree)),
         optax.scale_by_learning_rate(rate),
     )
-    tx = optimize_apart({"delta": method.optimizer(tx), "params": tx})
+    tx = optimize_apart({"delta": method.optimizer(tx, updates), "params": tx})
     tx = optax.chain(
         optax.clip_by_global_norm(clip) if clip is not None else optax.identity(),
         tx,

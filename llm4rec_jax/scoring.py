@@ -18,7 +18,8 @@ from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
-from llm4rec_jax.peft.core import Delta, Params, Peft, forward
+from llm4rec_jax.peft.core import Peft, forward
+from llm4rec_jax.peft.sites import Delta, Params
 
 TEXT_TILE, USER_TILE = 64, 64
 
@@ -134,11 +135,16 @@ class RecommenderScorer:
             order.append(rows)
         return jnp.concatenate(parts)[np.argsort(np.concatenate(order))]
 
-    def states_below(self, params: Params, delta: Delta, layer: int) -> jax.Array:
-        """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W]."""
+    def states(self, params: Params, delta: Delta, layer: int | None) -> jax.Array:
+        """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W].
+
+        With `layer` None, those before and after every block, [I, L, S, W].
+        """
         assert self._tokens is not None
 
         def states(weights: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+            if layer is None:
+                return self._run("states_of_all", weights, ids, mask)
             return self._run("states_below", weights, ids, mask, layer)
 
         texts = token_group(self._tokens, self._items, int(self._tokens.lengths.max()))

@@ -27,7 +27,8 @@ from llm4rec_jax.losses import LOSSES, Loss
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
-from llm4rec_jax.peft.core import Peft, count, lowest_layer
+from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.peft.sites import constant_below, count
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
 
@@ -47,7 +48,7 @@ class Preempted(SystemExit):
 class Trained(NamedTuple):
     """Attributes:
     trainable: {"delta": …, "params": …} of the best validation.
-    frozen: {"params": …, "text": [I, W] or None, "states": [I, L, W] or None}.
+    frozen: {"params": …, "text": [I, W] or None, "states": [I, L, W] or [I, L, S, W] or None}.
     best_step, best_value: where, and the validation metric there.
     step: the last step that was made.
     scorer: `scorer.of(...)` scores with any parameters.
@@ -61,10 +62,12 @@ class Trained(NamedTuple):
     scorer: RecommenderScorer
 
 
-def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters as (trainable, frozen): the encoder is frozen, and what the method adds to it is trained."""
-    own = {name: part for name, part in params.items() if name != "encoder"}
-    base = {name: part for name, part in params.items() if name == "encoder"}
+def separate(
+    method: Peft, params: Mapping[str, Any], key: jax.Array, adapted: Sequence[str] = ("encoder",)
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters as (trainable, frozen): the parts that are adapted are frozen, and what the method adds is trained."""
+    own = {name: part for name, part in params.items() if name not in adapted}
+    base = {name: part for name, part in params.items() if name in adapted}
     return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None, "states": None}
 
 
@@ -111,6 +114,7 @@ def train(
     workdir: Path,
     *,
     loss: str = "catalogue",
+    adapted: Sequence[str] = ("encoder",),
     tokens: Tokens | None = None,
     prompts: Prompts | None = None,
     steps: int = 1000,
@@ -145,10 +149,12 @@ def train(
 
     Args:
       model, params: a recommender and all its parameters, the pretrained encoder's among them.
-      method: trains the encoder; bring a method for the bare encoder `within(method, "encoder")`.
+      method: adapts the encoder; bring a method for the bare encoder `within(method, "encoder")`.
       split: training and validation data.
       workdir: gets checkpoints, metrics.jsonl and TensorBoard events.
       loss: a name in `LOSSES`.
+      adapted: the parts of the model that are trained by the method only, their own parameters frozen; the encoder must
+        be among them.
       tokens: the catalogue's texts, when the model reads them.
       prompts: the histories as text, when the user model is "text".
       steps, batch_size, history: batches, examples a batch (B), longest history (H).
@@ -176,7 +182,7 @@ def train(
     chosen: Loss = LOSSES.lookup(loss)
     _check(split, loss, chosen, num_negatives, label_threshold, metric, ks)
     key = jax.random.key(seed)
-    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1))
+    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1), adapted)
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
     trainable = jax.tree.map(jnp.copy, trainable)
     base = digest(frozen["params"])
@@ -190,7 +196,9 @@ def train(
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
     c = None if model.encoder is None else model.encoder.config
     still = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
-    constant = still and not jax.tree.leaves(trainable["delta"]) and "pooling" not in params
+    cut, every = (0, False) if c is None else constant_below(trainable["delta"], c.num_hidden_layers)
+    fixed = c is not None and cut == c.num_hidden_layers and not every
+    constant = still and fixed and "pooling" not in params
 
     # ----------------------------------------------------------------------------------------------------------- input
     builder, batches = training_batches(
@@ -212,14 +220,13 @@ def train(
 
     # ------------------------------------------------------------------------------------------------------------ step
     replicated = NamedSharding(mesh, PartitionSpec())
-    cut = 0
-    if c is not None and tokens is not None and still and not constant:
+    cached = False
+    if c is not None and cut and tokens is not None and still and not constant:
         size = int(tokens.lengths.max()) * len(tokens.ids) * c.hidden_size * c.dtype.itemsize
-        if size <= state_cache_bytes:
-            trains = jax.tree.leaves(trainable["delta"])
-            cut = lowest_layer(trainable["delta"]) if trains else c.num_hidden_layers
+        cached = size * (c.num_hidden_layers + 1 if every else 1) <= state_cache_bytes
+    level = None if every else cut
     objective = Objective(
-        model, method, chosen, label_threshold, cut, lambda text: jax.lax.with_sharding_constraint(text, replicated)
+        model, method, chosen, label_threshold, level, lambda text: jax.lax.with_sharding_constraint(text, replicated)
     )
     tx = optimizer(
         method,
@@ -250,8 +257,8 @@ def train(
     weights = {**frozen["params"], **trainable["params"]}
     if constant:
         frozen["text"] = scorer.text(weights, trainable["delta"])
-    if cut:
-        frozen["states"] = scorer.states_below(weights, trainable["delta"], cut)
+    if cached:
+        frozen["states"] = scorer.states(weights, trainable["delta"], level)
 
     step_function = jax.jit(update, donate_argnums=1)
     state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": jax.jit(tx.init)(trainable)}
@@ -324,8 +331,9 @@ def train(
                 f"{count(frozen['params']):,} frozen; {len(builder.examples.user):,} examples an epoch, "
                 f"{'starting' if fresh else f'going on after step {step}'}, {steps} steps"
             )
-            if cut:
-                journal.say(f"the encoder's first {cut} blocks have nothing to train: each text passes them once")
+            if cached:
+                what = "is only read from beside" if every else f"has nothing to train in its first {cut} blocks"
+                journal.say(f"the encoder {what}: each text passes there once")
             if fresh:
                 validate()
                 save_last()

@@ -163,7 +163,7 @@ def test_a_method_changes_the_optimizer_of_its_delta_and_sees_nothing_else():
         assert list(updates) == list(params) == ["layer_0/query"]
         return jax.tree.map(lambda a: 0.1 * a, updates)
 
-    slow = Peft(lambda key, params: {}, optimizer=lambda tx: optax.chain(tx, optax.stateless(slower)))
+    slow = Peft(lambda key, params: {}, optimizer=lambda tx, steps: optax.chain(tx, optax.stateless(slower)))
     start = trainable()
     ours = run(optimizer(slow, start, learning_rate=0.1, steps=1), [0.5])
     plain = run(optimizer(METHOD, start, learning_rate=0.1, steps=1), [0.5])
@@ -173,7 +173,7 @@ def test_a_method_changes_the_optimizer_of_its_delta_and_sees_nothing_else():
 
 
 def test_a_chain_gives_each_method_its_own():
-    slow = Peft(lambda key, params: {}, optimizer=lambda tx: optax.chain(tx, optax.scale(0.0)))
+    slow = Peft(lambda key, params: {}, optimizer=lambda tx, steps: optax.chain(tx, optax.scale(0.0)))
     delta = {"0": trainable()["delta"], "1": trainable()["delta"]}
     tree = {"delta": delta, "params": trainable()["params"]}
     tx = optimizer(chain(METHOD, slow), tree, learning_rate=0.1, steps=1)

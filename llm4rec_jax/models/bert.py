@@ -204,8 +204,31 @@ class Bert(nn.Module):
         """Hidden states of the last layer [B, L, D] from those before block `layer`."""
         return self.layers(states, mask.astype(bool), start=layer)[-1]
 
-    def layers(self, x: jax.Array, mask: jax.Array, start: int = 0, stop: int | None = None) -> list[jax.Array]:
-        """The stack of blocks: states [B, L, D] and mask [B, L] to the states before and after each block."""
+    def every(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Hidden states before and after each block, [B, L, S, D] with S one more than the number of blocks."""
+        return jnp.stack(self.layers(self.embeddings(ids), mask.astype(bool)), axis=2)
+
+    def over(self, states: jax.Array, mask: jax.Array) -> jax.Array:
+        """Hidden states of the last layer [B, L, D] from those of `every`: only what is beside the blocks runs."""
+        known = [states[:, :, i] for i in range(states.shape[2])]
+        return self.layers(known[0], mask.astype(bool), known=known)[-1]
+
+    def layers(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        start: int = 0,
+        stop: int | None = None,
+        known: list[jax.Array] | None = None,
+    ) -> list[jax.Array]:
+        """The stack of blocks: states [B, L, D] and mask [B, L] to the states before and after each block.
+
+        Args:
+          start, stop: which blocks.
+          known: the states, when they have been computed before.
+        """
+        if known is not None:
+            return known
         states = [x]
         for block in self.blocks[start:stop]:
             states.append(block(states[-1], mask))

@@ -102,6 +102,17 @@ class Recommender(nn.Module):
         assert self.encoder is not None
         return self.encoder.below(ids, mask, layer)
 
+    def states_of_all(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Token ids [U, L] and mask [U, L] to the hidden states before and after each block, [U, L, S, W]."""
+        assert self.encoder is not None
+        return self.encoder.every(ids, mask)
+
+    def encode_over(self, states: jax.Array, mask: jax.Array) -> jax.Array:
+        """What `encode` gives, [U, W], from the hidden states of all blocks, [U, L, S, W]."""
+        assert self.encoder is not None
+        assert self.pooling is not None
+        return self.pooling(self.encoder.over(states, mask), mask).astype(jnp.float32)
+
     def encode_above(self, states: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
         """What `encode` gives, [U, W], from the hidden states before block `layer`, [U, L, W]."""
         assert self.encoder is not None

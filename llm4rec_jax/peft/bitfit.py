@@ -2,10 +2,12 @@
 
 import jax
 
-from llm4rec_jax.peft.core import METHODS, Delta, Params, Peft, match, replace, sites
+from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.peft.methods import METHODS
+from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
 
 
-@METHODS.register("bitfit")
+@METHODS.register("bitfit", "Ben Zaken et al. 2022, arXiv 2106.10199")
 def bitfit(target: str = r".*") -> Peft:
     """Trains the biases of the sites that match, those of norms included. Ben Zaken et al. 2022 (arXiv 2106.10199)."""
 

@@ -5,9 +5,9 @@ The seam is `flax.linen.intercept_methods`: every call of a module inside `forwa
 Nothing in `models` knows of this, and the interceptor creates no parameters: it closes over `delta`.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,11 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm4rec_jax.registry import Registry
-
-Params = Mapping[str, Any]
-Delta = dict[str, Any]
-"""What a method trains: {site: {name: array}}; of a chain, {"0": delta of the first, "1": …}."""
+from llm4rec_jax.peft.sites import Delta, Params
+from llm4rec_jax.registry import unknown_name
 
 
 class Call:
@@ -31,6 +28,11 @@ class Call:
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
+
+    @property
+    def params(self) -> Params:
+        """The module's own arrays, as `reparam` left them; a tap that reads them says so by `reads_weights`."""
+        return self._module.variables["params"]
 
     def rng(self) -> jax.Array | None:
         """A fresh dropout key, or None when the caller gave no `dropout` rng: no dropout then."""
@@ -49,7 +51,10 @@ def _no_penalty(delta: Delta) -> jax.Array:
     return jnp.zeros(())
 
 
-def _same_optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+Optimizer = Callable[[optax.GradientTransformation, int], optax.GradientTransformation]
+
+
+def _same_optimizer(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
     return tx
 
 
@@ -61,39 +66,27 @@ class Peft(NamedTuple):
       reparam: (params, delta) -> params, for methods in weight space.
       tap: (delta, site, call, *args) -> output, for methods in activation space; None taps nothing.
       penalty: (delta) -> scalar, added to the loss.
-      optimizer: (tx) -> tx over the delta.
+      optimizer: (tx, steps) -> tx over the delta, in a run of so many updates. Its updates are applied as they are.
       merge: (params, delta) -> params with the delta folded in; None where it cannot be.
+      reads_weights: the tap reads the module's own arrays, so in a chain nothing nearer to the module may tap: it
+        would change what the module computes and not what its arrays say.
+      name, options: what the method was made from.
     """
 
     init: Callable[[jax.Array, Params], Delta]
     reparam: Callable[[Params, Delta], Params] = _as_is
     tap: Callable[..., Any] | None = None
     penalty: Callable[[Delta], jax.Array] = _no_penalty
-    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = _same_optimizer
+    optimizer: Optimizer = _same_optimizer
     merge: Callable[[Params, Delta], Params] | None = None
+    reads_weights: bool = False
+    name: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
 
-
-METHODS: Registry = Registry("parameter-efficient method")
-
-
-def create(spec: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Peft:
-    """A method by name, or a chain written `"lora+bitfit"`.
-
-    Args:
-      spec: names joined by `+`.
-      options: keyword arguments by method name, `{"lora": {"rank": 4}}`.
-
-    Raises:
-      ValueError: an unknown name or option; the message names the nearest.
-    """
-    options = options or {}
-    names = [name.strip() for name in spec.split("+")]
-    for name in names:
-        METHODS.lookup(name)
-    if stray := sorted(set(options) - set(names)):
-        raise ValueError(f"options for {', '.join(stray)}, but the method is {spec!r}")
-    methods = [METHODS.build(name, **options.get(name, {})) for name in names]
-    return methods[0] if len(methods) == 1 else chain(*methods)
+    @property
+    def changes_optimizer(self) -> bool:
+        """Whether its delta is updated otherwise than what is trained beside it."""
+        return self.optimizer is not _same_optimizer
 
 
 def forward(
@@ -133,7 +126,17 @@ def forward(
 
 
 def chain(*methods: Peft) -> Peft:
-    """Methods one inside the other: the first is nearest to the module."""
+    """Methods one inside the other: the first is nearest to the module.
+
+    Raises:
+      ValueError: one that reads the module's weights comes after one that taps.
+    """
+    for i, method in enumerate(methods):
+        if method.reads_weights and any(m.tap is not None for m in methods[:i]):
+            raise ValueError(
+                f"{method.name or 'a method'} reads the weights that it adapts, so it stands first in a chain: write "
+                f"{'+'.join(m.name or '…' for m in (method, *methods[:i], *methods[i + 1 :]))!r}"
+            )
 
     def parts(delta: Delta) -> list[tuple[Peft, Delta]]:
         return [(method, delta[str(i)]) for i, method in enumerate(methods)]
@@ -156,7 +159,8 @@ def chain(*methods: Peft) -> Peft:
         return call(*args)
 
     def merge(params: Params, delta: Delta) -> Params:
-        for method, part in parts(delta):
+        # As in `forward`: first what is trained in place of weights, then what is added to them.
+        for method, part in sorted(parts(delta), key=lambda pair: pair[0].tap is not None):
             assert method.merge is not None
             params = method.merge(params, part)
         return params
@@ -164,18 +168,19 @@ def chain(*methods: Peft) -> Peft:
     def penalty(delta: Delta) -> jax.Array:
         return sum((method.penalty(part) for method, part in parts(delta)), jnp.zeros(()))
 
-    def optimizer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        if all(method.optimizer is _same_optimizer for method in methods):
-            return tx
-        return optimize_apart({str(i): method.optimizer(tx) for i, method in enumerate(methods)})
+    def optimizer(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+        return optimize_apart({str(i): method.optimizer(tx, steps) for i, method in enumerate(methods)})
 
     return Peft(
         init,
         reparam,
         tap if any(method.tap for method in methods) else None,
         penalty,
-        optimizer,
+        optimizer if any(method.changes_optimizer for method in methods) else _same_optimizer,
         merge if all(method.merge for method in methods) else None,
+        any(method.reads_weights for method in methods),
+        "+".join(method.name for method in methods),
+        {str(i): method.options for i, method in enumerate(methods)},
     )
 
 
@@ -204,80 +209,30 @@ def _bind(tap: Callable[..., Any], delta: Delta, site: str, call: Call) -> Calla
 
 
 def within(method: Peft, scope: str) -> Peft:
-    """The method applied to the submodule `scope` of a larger module; its sites and delta keep their own names."""
+    """The method applied to the submodule `scope` of a larger module: its sites keep their own names, its delta is
+    {scope: delta}."""
     tap, merge = method.tap, method.merge
 
     def scoped_tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
         assert tap is not None
         if (inner := site.removeprefix(scope)) != site and inner[:1] in ("", "/", "."):
-            return tap(delta, inner.removeprefix("/"), call, *args)
+            return tap(delta[scope], inner.removeprefix("/"), call, *args)
         return call(*args)
 
+    def optimizer(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+        return optimize_apart({scope: method.optimizer(tx, steps)})
+
     return method._replace(
-        init=lambda key, params: method.init(key, params[scope]),
-        reparam=lambda params, delta: {**params, scope: method.reparam(params[scope], delta)},
+        init=lambda key, params: {scope: method.init(key, _part(params, scope))},
+        reparam=lambda params, delta: {**params, scope: method.reparam(params[scope], delta[scope])},
         tap=scoped_tap if tap else None,
-        merge=(lambda params, delta: {**params, scope: merge(params[scope], delta)}) if merge else None,
+        penalty=lambda delta: method.penalty(delta[scope]),
+        optimizer=optimizer if method.changes_optimizer else _same_optimizer,
+        merge=(lambda params, delta: {**params, scope: merge(params[scope], delta[scope])}) if merge else None,
     )
 
 
-def sites(params: Params, leaf: str | None = None) -> dict[str, Params]:
-    """Every module of a parameter tree by path, {"layer_0/ffn/up": {"kernel": …}}; with `leaf`, those that hold it."""
-    found: dict[str, Params] = {}
-
-    def visit(path: str, node: Params) -> None:
-        if path and (leaf is None or (leaf in node and not isinstance(node[leaf], Mapping))):
-            found[path] = node
-        for name, child in node.items():
-            if isinstance(child, Mapping):
-                visit(f"{path}/{name}" if path else name, child)
-
-    visit("", params)
-    return found
-
-
-def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
-    """The names that the regular expression matches in full.
-
-    Raises:
-      ValueError: it matches none; the message lists what exists, with layer numbers folded.
-    """
-    names = list(names)
-    try:
-        matched = [name for name in names if re.fullmatch(target, name)]
-    except re.error as error:
-        raise ValueError(f"{what} {target!r} is not a regular expression: {error}") from error
-    if not matched:
-        folded = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", name) for name in names)
-        raise ValueError(f"{what} {target!r} matches nothing; there are: {', '.join(folded) or 'no sites at all'}")
-    return matched
-
-
-def replace(params: Params, delta: Delta) -> dict[str, Any]:
-    """The parameters with the arrays of {site: {name: array}} in place of their own."""
-    tree = dict(params)
-    for site, arrays in delta.items():
-        node = tree
-        for name in site.split("/"):
-            node[name] = dict(node[name])
-            node = node[name]
-        node.update(arrays)
-    return tree
-
-
-def lowest_layer(delta: Delta) -> int:
-    """The lowest block of the encoder that a delta has a part in; 0 when a part of it stands outside the blocks."""
-
-    def layers(tree: Any, path: str = "") -> list[int]:
-        if (found := re.match(r"layer_(\d+)\b", path)) is not None:
-            return [int(found[1])]
-        if not isinstance(tree, Mapping):
-            return [0]
-        return [layer for name, part in tree.items() for layer in layers(part, name)]
-
-    return min(layers(delta), default=0)
-
-
-def count(delta: Any) -> int:
-    """The number of trainable scalars."""
-    return sum(a.size for a in jax.tree.leaves(delta))
+def _part(params: Params, scope: str) -> Params:
+    if scope not in params:
+        raise ValueError(unknown_name("part of the model", scope, params))
+    return params[scope]

@@ -2,19 +2,20 @@
 
 import jax
 
-from llm4rec_jax.peft.core import METHODS, Delta, Params, Peft, match, replace, sites
+from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.peft.methods import METHODS
+from llm4rec_jax.peft.sites import Delta, Params, copy_of, match, replace, sites
 
 
-@METHODS.register("full")
+@METHODS.register("full", "Howard & Ruder 2018, arXiv 1801.06146")
 def full(target: str = r".*") -> Peft:
-    """Full fine-tuning: the delta is a copy of the arrays of the sites that match, and takes their place."""
+    """Full fine-tuning: the delta is a copy of the arrays of the sites that match, and takes their place.
+
+    Howard & Ruder 2018 (arXiv 1801.06146).
+    """
 
     def init(key: jax.Array, params: Params) -> Delta:
-        modules = sites(params)
-        holders = [s for s, m in modules.items() if any(isinstance(a, jax.Array) for a in m.values())]
-        return {
-            site: {name: a.copy() for name, a in modules[site].items() if isinstance(a, jax.Array)}
-            for site in match(target, holders)
-        }
+        holders = [site for site, arrays in sites(params).items() if copy_of(arrays)]
+        return {site: copy_of(sites(params)[site]) for site in match(target, holders)}
 
     return Peft(init, reparam=replace, merge=replace)

@@ -1,12 +1,16 @@
 """LoRA: a low-rank update beside a linear layer."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.peft.core import METHODS, Call, Delta, Params, Peft, match, replace, sites
+from llm4rec_jax.peft.core import Call, Peft
+from llm4rec_jax.peft.methods import METHODS
+from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
 
 
-@METHODS.register("lora")
+@METHODS.register("lora", "Hu et al. 2021, arXiv 2106.09685")
 def lora(
     rank: int = 8,
     alpha: float = 8.0,
@@ -25,11 +29,33 @@ def lora(
       rslora: s = alpha / √rank (Kalajdzievski 2023, arXiv 2312.03732).
       target: which linear layers.
     """
-    if rank < 1:
-        raise ValueError(f"lora: rank is {rank}, must be at least 1")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"lora: dropout is {dropout}, must be in [0, 1)")
+    init = low_rank("lora", rank, dropout, target)
     scale = alpha / (rank**0.5 if rslora else rank)
+
+    def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
+        y = call(*args)
+        if (ab := delta.get(site)) is None:
+            return y
+        x = drop(call, args[0].astype(y.dtype), dropout)
+        return y + scale * (x @ ab["a"].astype(y.dtype) @ ab["b"].astype(y.dtype))
+
+    def merge(params: Params, delta: Delta) -> Params:
+        linear = sites(params, "kernel")
+        merged = {s: {"kernel": linear[s]["kernel"] + scale * (ab["a"] @ ab["b"])} for s, ab in delta.items()}
+        return replace(params, merged)
+
+    return Peft(init, tap=tap, merge=merge)
+
+
+def low_rank(method: str, rank: int, dropout: float, target: str) -> Callable[[jax.Array, Params], Delta]:
+    """The `init` of a method whose delta is {site: {"a": [in, R] ~ U(±1/√in), "b": [R, out] zeros}}.
+
+    Raises:
+      ValueError: options that are impossible; the message begins with the method's name.
+    """
+    if rank < 1:
+        raise ValueError(f"{method}: rank is {rank}, must be at least 1")
+    check_rate(method, dropout)
 
     def init(key: jax.Array, params: Params) -> Delta:
         linear = sites(params, "kernel")
@@ -41,19 +67,17 @@ def lora(
             delta[site] = {"a": a, "b": jnp.zeros((rank, size_out))}
         return delta
 
-    def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
-        y = call(*args)
-        if (ab := delta.get(site)) is None:
-            return y
-        (x,) = args
-        x = x.astype(y.dtype)
-        if dropout and (key := call.rng()) is not None:
-            x = jnp.where(jax.random.bernoulli(key, 1 - dropout, x.shape), x / (1 - dropout), 0)
-        return y + scale * (x @ ab["a"].astype(y.dtype) @ ab["b"].astype(y.dtype))
+    return init
 
-    def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {s: {"kernel": linear[s]["kernel"] + scale * (ab["a"] @ ab["b"])} for s, ab in delta.items()}
-        return replace(params, merged)
 
-    return Peft(init, tap=tap, merge=merge)
+def check_rate(method: str, dropout: float) -> None:
+    """Raises ValueError unless the rate is in [0, 1)."""
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"{method}: dropout is {dropout}, must be in [0, 1)")
+
+
+def drop(call: Call, x: jax.Array, rate: float) -> jax.Array:
+    """Dropout that is on exactly when the caller gave a `dropout` rng."""
+    if not rate or (key := call.rng()) is None:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

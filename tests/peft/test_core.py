@@ -12,7 +12,7 @@ import pytest
 from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import METHODS, Peft, chain, count, create, forward, within
-from llm4rec_jax.peft.core import lowest_layer, match, replace, sites
+from llm4rec_jax.peft.sites import constant_below, match, replace, sites
 
 ENCODER = Bert(
     BertConfig(
@@ -145,14 +145,14 @@ def test_penalties_add_up():
     assert both.penalty(delta) == 2 * 100 + 3 * 10000
     grads = jax.grad(lambda d: both.penalty(d))(delta)
     assert [float(grads[i]["toy"]["w"]) for i in "012"] == [40.0, 0.0, 600.0]
-    assert within(both, "scale").penalty(delta) == both.penalty(delta)
+    assert within(both, "scale").penalty({"scale": delta}) == both.penalty(delta)
     assert create("lora").penalty({}) == 0.0
 
 
 def test_each_method_of_a_chain_changes_its_own_optimizer():
-    faster = toy(lambda w, call, x: call(x), optimizer=lambda tx: optax.chain(tx, optax.scale(10.0)))
+    faster = toy(lambda w, call, x: call(x), optimizer=lambda tx, steps: optax.chain(tx, optax.scale(10.0)))
     delta = {"0": {"toy": {"w": jnp.asarray(1.0)}}, "1": {"toy": {"w": jnp.asarray(1.0)}}, "2": {}}
-    tx = chain(faster, PLUS, create("frozen")).optimizer(optax.sgd(0.5, momentum=0.9))
+    tx = chain(faster, PLUS, create("frozen")).optimizer(optax.sgd(0.5, momentum=0.9), 2)
     grads = jax.tree.map(lambda w: jnp.asarray(2.0), delta)
     state = tx.init(delta)
     for expected in (1.0, 1.9):  # momentum: 0.5 · 2, then 0.5 · (2 + 0.9 · 2)
@@ -164,7 +164,7 @@ def test_each_method_of_a_chain_changes_its_own_optimizer():
 def test_an_optimizer_sees_its_own_delta_however_deep():
     seen = []
 
-    def spy(tx):
+    def spy(tx, steps):
         def update(updates, state, params=None):
             seen.append((updates, params))
             return jax.tree.map(lambda u: 10 * u, updates), state
@@ -172,9 +172,9 @@ def test_an_optimizer_sees_its_own_delta_however_deep():
         return optax.chain(tx, optax.GradientTransformation(lambda params: seen.append(params) or (), update))
 
     one = {"toy": {"w": jnp.asarray(1.0)}}
-    delta = {"0": {"0": one, "1": one}, "1": one}
+    delta = {"0": {"0": one, "1": one}, "1": {"scale": one}}
     nested = chain(chain(toy(lambda w, call, x: call(x), optimizer=spy), PLUS), within(PLUS, "scale"))
-    tx = nested.optimizer(optax.sgd(1.0))
+    tx = nested.optimizer(optax.sgd(1.0), 1)
     updates, _ = tx.update(jax.tree.map(lambda w: jnp.asarray(2.0), delta), tx.init(delta), delta)
     assert [float(u) for u in jax.tree.leaves(updates)] == [-20.0, -2.0, -2.0]
     assert seen == [one, ({"toy": {"w": -2.0}}, one)]
@@ -182,8 +182,10 @@ def test_an_optimizer_sees_its_own_delta_however_deep():
 
 def test_methods_that_change_no_optimizer_leave_it_as_it_is():
     tx = optax.adam(1e-3)
-    assert chain(PLUS, create("lora")).optimizer(tx) is tx
-    assert within(create("lora"), "encoder").optimizer(tx) is tx
+    for method in (chain(PLUS, create("lora")), within(create("lora"), "encoder")):
+        assert method.optimizer(tx, 1) is tx
+        assert not method.changes_optimizer
+    assert within(chain(PLUS, create("galore")), "encoder").changes_optimizer
 
 
 def test_forward_leaves_the_module_as_it_was(params):
@@ -224,15 +226,30 @@ ITEMS_MASK = np.arange(5) < np.array([5, 2])[:, None]
 CALLS = {"encoder": ("encode", IDS, MASK), "users": ("profiles", ITEMS, ITEMS_MASK)}
 
 
+SMALL = {
+    "adalora": {"alpha": 100.0},
+    "compacter": {"n": 2, "reduction": 2},
+    "houlsby": {"reduction": 2},
+    "k_adapter": {"width": 4, "heads": 2},
+    "oft": {"block": 4},
+    "parallel": {"reduction": 2},
+    "pfeiffer": {"reduction": 2},
+    "prompt": {"length": 2},
+}
+
+
 @pytest.mark.parametrize("scope", ["encoder", "users"])
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"frozen"}))
 def test_within_reaches_its_scope_only(model, params, name, scope):
-    options = {"reduction": 2} if name == "houlsby" else {}
-    inner = create(name, {name: options})
+    inner = create(name, {name: SMALL.get(name, {})})
     method = within(inner, scope)
-    delta = noisy(method.init(KEY, params), 2)
+    if scope == "users" and name in ("k_adapter", "prompt", "side"):
+        with pytest.raises(ValueError, match=f"{name}: .*encoder.* here"):
+            method.init(KEY, params)
+        return
+    delta = noisy(noisy(method.init(KEY, params), 2), 3)
     # Both have layers of the same names.
-    assert set(delta) == set(inner.init(KEY, params[scope]))
+    assert jax.tree.structure(delta) == jax.tree.structure({scope: inner.init(KEY, params[scope])})
     for part, call in CALLS.items():
         plain = np.asarray(model.apply({"params": params}, *call[1:], method=call[0]))
         change = np.abs(run(model, params, method, delta, *call) - plain).max()
@@ -249,7 +266,8 @@ def test_within_the_encoder_is_the_method_on_the_encoder(model, params):
     delta = noisy(lora.init(KEY, params["encoder"]))
     states = forward(ENCODER, lora, params["encoder"], delta, IDS, MASK)
     pooled = np.stack([np.asarray(s)[m].mean(0) for s, m in zip(states, MASK, strict=True)])
-    np.testing.assert_allclose(run(model, params, within(lora, "encoder"), delta, *CALLS["encoder"]), pooled, atol=1e-6)
+    ours = run(model, params, within(lora, "encoder"), {"encoder": delta}, *CALLS["encoder"])
+    np.testing.assert_allclose(ours, pooled, atol=1e-6)
 
 
 def test_two_scopes_in_a_chain(model, params):
@@ -269,9 +287,9 @@ def test_a_scope_is_a_whole_name():
 
     params = {"part": W, "partscale": {"w": 6.0}}
     method = within(PLUS, "part")
-    assert forward(Outer(), method, params, {"toy": {"w": 1.0}}, 5.0) == 2 * (15 + 1) + 2 * 15
+    assert forward(Outer(), method, params, {"part": {"toy": {"w": 1.0}}}, 5.0) == 2 * (15 + 1) + 2 * 15
     root = within(toy(lambda w, call, x: call(x) + w, site=""), "part")
-    assert forward(Outer(), root, params, {"toy": {"w": 1.0}}, 5.0) == 30 + 1 + 30
+    assert forward(Outer(), root, params, {"part": {"toy": {"w": 1.0}}}, 5.0) == 30 + 1 + 30
 
 
 def test_create_chains_in_order(params):
@@ -334,15 +352,57 @@ def test_replace_copies_what_it_changes():
     assert new["a"]["c"] is tree["a"]["c"]
 
 
+LORA = {"a": jnp.zeros(2)}
+
+
 @pytest.mark.parametrize(
-    ("delta", "lowest"),
+    ("delta", "constant"),
     [
-        ({}, 0),
-        ({"layer_3/attention/query": {}, "layer_10/ffn": {}}, 3),
-        ({"layer_3/ffn": {}, "embeddings/word": {"embedding": 1}}, 0),
-        ({"layer_3/ffn": {}, ".layers": {"w": 1}}, 0),
-        ({"0": {"layer_4/ffn": {}}, "1": {"layer_2/ffn": {}}}, 2),
+        ({}, (6, False)),
+        ({"encoder": {}}, (6, False)),
+        ({"users": {"layer_0/attention/query": LORA}}, (6, False)),
+        ({"encoder": {"layer_3/attention/query": LORA, "layer_10/ffn": LORA}}, (3, False)),
+        ({"encoder": {"layer_3/ffn": LORA, "embeddings/word": LORA}}, (0, False)),
+        ({"encoder": {"layer_3/ffn": LORA, "shared": LORA}}, (3, False)),
+        ({"encoder": {"layer_3/ffn": LORA, ".layers/1": LORA}}, (0, False)),
+        ({"encoder": {".layers/1": LORA, ".layers/out": LORA}}, (6, True)),
+        ({"encoder": {"0": {"layer_4/ffn": LORA}, "1": {"layer_2/ffn": LORA}}}, (2, False)),
+        ({"0": {"encoder": {"layer_4/ffn": LORA}}, "1": {"users": {"layer_2/ffn": LORA}}}, (4, False)),
+        ({"encoder/layer_5/ffn": LORA, "users/layer_1/ffn": LORA}, (5, False)),
+        ({"encoder.layers/1": LORA}, (6, True)),
     ],
 )
-def test_the_lowest_block_of_a_delta(delta, lowest):
-    assert lowest_layer(delta) == lowest
+def test_what_of_the_encoder_a_delta_leaves_constant(delta, constant):
+    assert constant_below(delta, 6) == constant
+
+
+def test_what_is_trained_in_place_of_weights_merges_first(params):
+    """In `forward` a replaced bias is there before IA3 scales it, whatever their order in the chain."""
+    for spec in ("ia3+bitfit", "bitfit+ia3", "lora+full"):
+        method = create(spec)
+        delta = noisy(method.init(KEY, params["encoder"]))
+        merged = ENCODER.apply({"params": method.merge(params["encoder"], delta)}, IDS, MASK)
+        want = forward(ENCODER, method, params["encoder"], delta, IDS, MASK)
+        np.testing.assert_allclose(merged[MASK], want[MASK], atol=1e-5)
+
+
+def test_a_method_that_reads_weights_stands_first():
+    with pytest.raises(ValueError, match=r"dora reads the weights that it adapts, .* write 'dora\+lora\+bitfit'"):
+        create("lora+dora+bitfit")
+    assert create("bitfit+dora+lora").name == "bitfit+dora+lora"
+
+
+def test_the_table_of_methods():
+    lines = repr(METHODS).splitlines()
+    assert lines[0].split() == ["method", "options", "and", "defaults", "paper"]
+    assert {line.split()[0] for line in lines[2:] if not line.startswith(" ")} == set(METHODS)
+    assert "rank=8, alpha=8.0, dropout=0.0, rslora=False" in repr(METHODS)
+    assert all(METHODS.papers[name] for name in METHODS)
+    assert max(map(len, lines)) < 160
+
+
+def test_a_method_knows_what_it_was_made_from():
+    lora = create("lora", {"lora": {"rank": 4}})
+    assert (lora.name, lora.options["rank"], lora.options["alpha"]) == ("lora", 4, 8.0)
+    both = create("lora+bitfit")
+    assert (both.name, both.options["1"]) == ("lora+bitfit", {"target": ".*"})

@@ -1,0 +1,80 @@
+"""The registry of methods: `register` adds one, `create` makes one by name, and printing `METHODS` lists them all."""
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from llm4rec_jax.peft.core import Peft, chain
+from llm4rec_jax.registry import Registered, Registry
+
+
+class Methods(Registry[Callable[..., Peft]]):
+    """Methods by name. Printed, it is a table of them: options with their defaults, and the paper."""
+
+    def __init__(self) -> None:
+        super().__init__("parameter-efficient method")
+        self.papers: dict[str, str] = {}
+
+    def register(self, name: str, paper: str = "") -> Callable[[Registered], Registered]:
+        """A decorator for a function that makes a `Peft` from keyword arguments.
+
+        Args:
+          name: what it goes by in a configuration.
+          paper: where it was published.
+
+        Raises:
+          ValueError: the name is taken.
+        """
+
+        def decorate(function: Registered) -> Registered:
+            make = cast(Callable[..., Peft], function)
+            signature = inspect.signature(make)
+
+            @functools.wraps(make)
+            def remembering(*args: Any, **options: Any) -> Peft:
+                given = signature.bind(*args, **options)
+                given.apply_defaults()
+                return make(*args, **options)._replace(name=name, options=dict(given.arguments))
+
+            super(Methods, self).register(name)(remembering)
+            self.papers[name] = paper
+            return cast(Registered, remembering)
+
+        return decorate
+
+    def __repr__(self) -> str:
+        rows = []
+        for name in sorted(self):
+            fields = inspect.signature(self[name]).parameters.values()
+            options = textwrap.wrap(", ".join(f"{f.name}={f.default!r}" for f in fields), 70) or [""]
+            rows.append((name, options[0], self.papers[name]))
+            rows += [("", more, "") for more in options[1:]]
+        rows.insert(0, ("method", "options and defaults", "paper"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+METHODS = Methods()
+
+
+def create(spec: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Peft:
+    """A method by name, or a chain written `"lora+bitfit"`.
+
+    Args:
+      spec: names joined by `+`.
+      options: keyword arguments by method name, `{"lora": {"rank": 4}}`.
+
+    Raises:
+      ValueError: an unknown name or option; the message names the nearest.
+    """
+    options = options or {}
+    names = [name.strip() for name in spec.split("+")]
+    for name in names:
+        METHODS.lookup(name)
+    if stray := sorted(set(options) - set(names)):
+        raise ValueError(f"options for {', '.join(stray)}, but the method is {spec!r}")
+    methods = [METHODS.build(name, **options.get(name, {})) for name in names]
+    return methods[0] if len(methods) == 1 else chain(*methods)
