@@ -54,6 +54,36 @@ def markdown(runs: Mapping[str, Path], note: str, metrics: Sequence[str] = METRI
     return f"{table}\n\n{_caption(runs, users)} {note}\n"
 
 
+def ablation(runs: Mapping[str, Sequence[Path]]) -> str:
+    """One row a group of runs that differ in their seed: what is trained, test metrics as mean ± sd, and cost.
+
+    Time is the median of a step; FLOPs and memory (arguments, outputs and temporary arrays at once) are the compiler's
+    count for the costliest program of the step.
+    """
+    header = ["method", "trained in the encoder", "%", "NDCG@10", "HR@10", "s/step", "GFLOP/step", "MiB"]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    seeds = set()
+    for label, folders in runs.items():
+        results = [run_folder.read(folder / "result.json") for folder in folders]
+        seeds.add(len(results))
+        first = results[0]
+        share = first["parameters"]["delta"] / max(first["parameters"]["frozen"], 1)
+        metrics = [_spread([result["test"][name] for result in results]) for name in ("ndcg@10", "hr@10")]
+        seconds = float(np.median([result["step"]["seconds"] for result in results]))
+        cost = [f"{seconds:.2f}", f"{first['step']['flops'] / 1e9:,.0f}", f"{first['step']['bytes'] / 2**20:,.0f}"]
+        lines.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *metrics, *cost])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    some = next(iter(runs.values()))[0]
+    data = run_folder.read(some / "dataset.json")
+    counts = " or ".join(str(n) for n in sorted(seeds))
+    return f"{table}\n\nTest, {_users(some)} users, {data['protocol']}; mean ± sd over {counts} seeds.\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    sd = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{sd}"
+
+
 def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Mapping[str, Sequence[str]]) -> None:
     """One HTML page without outside files: table, plots, and lists of titles side by side.
 

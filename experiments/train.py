@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -68,10 +69,26 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
             "delta": count(trained.trainable["delta"]),
             "frozen": count(trained.frozen["params"]),
         },
-        "seconds": journal.read(workdir / "metrics.jsonl")[-1]["seconds"],
+        **_costs(workdir, config.train.batch_size),
     }
     run_folder.write(workdir / "result.json", result)
     return result
+
+
+def _costs(workdir: Path, batch_size: int) -> dict[str, Any]:
+    """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program."""
+    records = journal.read(workdir / "metrics.jsonl")
+    programs = [r for r in records if r["kind"] == "program"]
+    rates = [r["examples_per_second"] for r in records if r["kind"] == "train"]
+    return {
+        "seconds": records[-1]["seconds"],
+        "step": {
+            "seconds": batch_size / float(np.median(rates)),
+            "flops": max((r["flops"] for r in programs), default=0.0),
+            "bytes": max((r["bytes"] for r in programs), default=0),
+            "programs": max((r["number"] for r in programs), default=0),
+        },
+    }
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 import rich.console
 import rich.progress
 
@@ -89,6 +90,23 @@ class Journal:
         if self._write:
             shown = f"loss {figures['loss']:.4f}  {rate:,.0f} examples/s"
             self._progress.update(self._task, completed=step, figures=shown)
+
+    def program(self, step: int, number: int, compiled: jax.stages.Compiled) -> None:
+        """Records what the compiler says that a program of the training step costs, on one device.
+
+        FLOPs a step, and the bytes of arguments, outputs and temporary arrays at once.
+        """
+        costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        used = 0
+        if memory is not None:
+            used = (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+                - memory.alias_size_in_bytes
+            )
+        self.record("program", step, {"number": number, "flops": costs.get("flops", 0.0), "bytes": used})
+        self.pause()
 
     def pause(self) -> None:
         """Leaves the time since the last record (an evaluation, a checkpoint) out of the next rate."""

@@ -304,6 +304,7 @@ def train(
             record["stopped"] = patience is not None and record["worse"] >= patience
 
     # ------------------------------------------------------------------------------------------------------------ loop
+    programs: set[tuple[Any, ...]] = set()
     pending: deque[tuple[int, Any, dict[str, jax.Array]]] = deque()
     window: list[dict[str, float]] = []
 
@@ -341,7 +342,12 @@ def train(
             while step < steps and not record["stopped"]:
                 batch: Batch = next(stream)
                 users = batch.users
-                state, figures = step_function(frozen, state, sharding.place_batch(batch, mesh))
+                placed = sharding.place_batch(batch, mesh)
+                if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
+                    # Compiled once: the call below finds this program.
+                    programs.add(shapes)
+                    journal.program(step, len(programs), step_function.lower(frozen, state, placed).compile())
+                state, figures = step_function(frozen, state, placed)
                 step += 1
                 pending.append((step, users, figures))
                 settle(leave=2)

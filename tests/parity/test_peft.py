@@ -8,17 +8,24 @@ import pytest
 import torch
 
 from llm4rec_jax.models import pretrained
-from llm4rec_jax.peft import create, forward
+from llm4rec_jax.peft import create
 from tests.conftest import random_bert
-
-D, N, LENGTH = 24, 3, 7
-MASK = np.arange(LENGTH) < np.array([7, 4, 1])[:, None]
-# Id 0 is padding and nothing else: torch gives its embedding no gradient.
-IDS = np.random.default_rng(0).integers(1, 97, MASK.shape) * MASK
-WEIGHTS = np.random.default_rng(1).normal(size=(*MASK.shape, D)).astype(np.float32) * MASK[..., None]
-
-# transformers' own name for it, called by peft's prefix tuning.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+from tests.parity.torch_side import (  # noqa: F401
+    IDS,
+    MASK,
+    WEIGHTS,
+    D,
+    N,
+    adapted,
+    array,
+    assert_grads,
+    assert_merged,
+    assert_states,
+    randomise,
+    run_ours,
+    run_torch,
+    tensors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,54 +33,7 @@ def ours(bert_folder):
     return pretrained.load(bert_folder)
 
 
-def run_ours(ours, method, delta):
-    """States and the delta's gradients of the weighted sum of states."""
-    encoder, params = ours
-
-    def loss(delta):
-        states = forward(encoder, method, params, delta, IDS, MASK)
-        return (states * WEIGHTS).sum(), states
-
-    grads, states = jax.grad(loss, has_aux=True)(delta)
-    return np.asarray(states), grads
-
-
-def run_torch(model, shift: int = 0) -> np.ndarray:
-    """States; gradients are left on the parameters. `shift`: what peft adds to position ids."""
-    positions = torch.arange(LENGTH).expand(MASK.shape) - shift
-    states = model(
-        input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK).long(), position_ids=positions
-    ).last_hidden_state
-    (states * torch.tensor(WEIGHTS)).sum().backward()
-    return states.detach().numpy()
-
-
-def randomise(model) -> None:
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.normal_(0.0, 0.2)
-
-
-def array(tensor: torch.Tensor) -> jax.Array:
-    return jnp.asarray(tensor.detach().numpy())
-
-
-def assert_grads(grads, want: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Each array to 1e-4 of its largest value, or of a hundredth of the largest of all, if that is more."""
-    assert {s: set(g) for s, g in grads.items()} == {s: set(g) for s, g in want.items()}
-    floor = 1e-2 * max(float(t.abs().max()) for g in want.values() for t in g.values())
-    for site, tensors in want.items():
-        for name, tensor in tensors.items():
-            scale = max(float(tensor.abs().max()), floor)
-            assert np.abs(grads[site][name] - tensor.numpy()).max() <= 1e-4 * scale, (site, name)
-
-
-def assert_states(states, want, plain_ours) -> None:
-    np.testing.assert_allclose(states[MASK], want[MASK], rtol=0, atol=1e-5)
-    encoder, params = plain_ours
-    assert np.abs(states - encoder.apply({"params": params}, IDS, MASK))[MASK].max() > 0.05
+LORA = {"a": ("lora_A.default.weight", torch.t), "b": ("lora_B.default.weight", torch.t)}
 
 
 @pytest.mark.parametrize(
@@ -87,47 +47,26 @@ def assert_states(states, want, plain_ours) -> None:
     ids=["query, value", "rslora", "ffn", "all"],
 )
 def test_lora(ours, options, target, theirs):
-    rslora = options.get("rslora", False)
-    config = hf.LoraConfig(r=3, lora_alpha=5, target_modules=theirs, use_rslora=rslora, task_type="FEATURE_EXTRACTION")
-    model = hf.get_peft_model(random_bert(), config).eval()
+    model = adapted(hf.LoraConfig(r=3, lora_alpha=5, target_modules=theirs, use_rslora=options.get("rslora", False)))
     randomise(model)
     method = create("lora", {"lora": {"rank": 3, "alpha": 5.0, "target": target, **options}})
-    delta = method.init(jax.random.key(0), ours[1])
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * len(delta)
-
-    def of(site: str, letter: str) -> torch.Tensor:
-        module = pretrained.to_torch_name(f"{site}/kernel").removesuffix(".weight")
-        return trained[f"base_model.model.{module}.lora_{letter}.default.weight"]
-
-    delta = {site: {"a": array(of(site, "A")).T, "b": array(of(site, "B")).T} for site in delta}
-    states, grads = run_ours(ours, method, delta)
+    start = method.init(jax.random.key(0), ours[1])
+    states, grads = run_ours(ours, method, jax.tree.map(array, tensors(model, start, LORA)))
     assert_states(states, run_torch(model), ours)
-    assert_grads(grads, {s: {"a": of(s, "A").grad.T, "b": of(s, "B").grad.T} for s in delta})
+    assert_grads(grads, tensors(model, start, LORA, grad=True))
 
 
 def test_lora_merged_equals_peft_merged(ours):
-    config = hf.LoraConfig(r=3, lora_alpha=5, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
-    model = hf.get_peft_model(random_bert(), config).eval()
+    model = adapted(hf.LoraConfig(r=3, lora_alpha=5, target_modules=["query", "value"]))
     randomise(model)
     method = create("lora", {"lora": {"rank": 3, "alpha": 5.0}})
-    weights = {n.removeprefix("base_model.model.encoder.layer."): p for n, p in model.named_parameters()}
-    delta = {}
-    for i in range(N):
-        for name in ("query", "value"):
-            a, b = (array(weights[f"{i}.attention.self.{name}.lora_{x}.default.weight"]).T for x in "AB")
-            delta[f"layer_{i}/attention/{name}"] = {"a": a, "b": b}
-    merged = pretrained.flatten(method.merge(ours[1], delta))
-    theirs = dict(model.merge_and_unload().named_parameters())
-    for path, a in merged.items():
-        want = theirs[pretrained.to_torch_name(path)].detach().numpy()
-        np.testing.assert_allclose(a, want.T if path.endswith("/kernel") else want, rtol=0, atol=1e-6, err_msg=path)
+    delta = jax.tree.map(array, tensors(model, method.init(jax.random.key(0), ours[1]), LORA))
+    assert_merged(method.merge(ours[1], delta), model)
 
 
 @pytest.mark.parametrize("length", [1, 4])
 def test_prefix(ours, length):
-    config = hf.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=length)
-    model = hf.get_peft_model(random_bert(), config).eval()
+    model = adapted(hf.PrefixTuningConfig(num_virtual_tokens=length))
     randomise(model)
     (table,) = (p for p in model.parameters() if p.requires_grad)
     assert table.shape == (length, 2 * N * D)
@@ -208,9 +147,9 @@ def test_houlsby(ours):
 
 def test_defaults_are_pefts():
     """Rank, scale and initial distribution of LoRA, as peft has them."""
-    config = hf.LoraConfig(target_modules=["query"], task_type="FEATURE_EXTRACTION")
+    config = hf.LoraConfig(target_modules=["query"])
     assert (config.r, config.lora_alpha, config.lora_dropout) == (8, 8, 0.0)
-    model = hf.get_peft_model(random_bert(hidden_size=256, num_attention_heads=4), config)
+    model = adapted(config, hidden_size=256)
     a = np.concatenate([p.detach().numpy().ravel() for n, p in model.named_parameters() if "lora_A" in n])
     b = [p for n, p in model.named_parameters() if "lora_B" in n]
     params = {f"layer_{i}": {"attention": {"query": {"kernel": jnp.zeros((256, 256))}}} for i in range(3)}
