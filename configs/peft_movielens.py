@@ -19,7 +19,7 @@ from experiments.trials import Trial
 from llm4rec_jax.peft import METHODS
 
 SEEDS = (0, 1, 2)
-STEPS = 16
+STEPS = 15
 
 # Where a default does not fit an encoder of two blocks, a dozen tokens and few steps. Chosen before any run, from what
 # the papers use; none was tuned.
@@ -46,14 +46,17 @@ def get_config(arg: str = "base") -> ConfigDict:
         config.encoder.layers = 2
         config.text.item = "{title}"
         config.text.max_tokens = 16
-        config.train.steps = 300
+        # A linear projection leaves to the encoder what it should say of a title.
+        config.model.project = "linear"
+        config.model.users = "gru"
+        train = config.train
+        train.history = 50
+        train.steps, train.schedule, train.eval_every, train.checkpoint_every = 120, "constant", 30, 30
         if methods:
             config.peft.method = arg
             config.peft.options = ConfigDict({name: OPTIONS[name] for name in methods if name in OPTIONS})
-            train = config.train
-            train.steps, train.batch_size, train.learning_rate = STEPS, 256, 1e-3
-            train.warmup = 2
-            train.eval_every = train.checkpoint_every = STEPS // 2
+            train.steps, train.schedule, train.learning_rate, train.warmup = STEPS, "cosine", 1e-3, 2
+            train.eval_every = train.checkpoint_every = 5
             train.log_every = 1
             if len(methods) == 1 and arg in RATES:
                 train.scales = f"delta/.*={RATES[arg]}"

@@ -57,12 +57,14 @@ def _start(file: str, trial: Trial, workdir: Path, cores: Sequence[int]) -> subp
     overrides = dict(trial.overrides)
     if "init_from" in overrides:
         overrides["init_from"] = str(workdir / overrides["init_from"])
+    # Trials of a group compile the same programs.
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
     arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
     with (workdir / f"{trial.name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.train", f"--config={file}:{trial.arg}",
              f"--workdir={workdir / trial.name}", *arguments],
-            stdout=log, stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )  # fmt: skip
 
 

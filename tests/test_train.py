@@ -53,18 +53,13 @@ def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Tr
     return train(model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir, **options)
 
 
-def train_text(
-    split: Split, tokens: Tokens, encoder_folder: Path, workdir: Path, method: str, *, options=None, **arguments
-):
+def train_text(split: Split, tokens: Tokens, encoder_folder: Path, workdir: Path, method: str | peft.Peft, **arguments):
     encoder, params = pretrained.load(encoder_folder)
     model = recommender(encoder=encoder, users="mean", width=16)
     arguments = {"steps": 20, "tokens": tokens, "mesh": one_device(), **QUICK, **arguments}
-    chosen = peft.within(peft.create(method, options or METHOD_OPTIONS.get(method)), "encoder")
+    chosen = tiny.method(method) if isinstance(method, str) else method
     params = init(model, jax.random.key(0), params)
     return chosen, params, train(model, chosen, params, split, workdir, **arguments)
-
-
-METHOD_OPTIONS = {"houlsby": {"houlsby": {"reduction": 4}}, "prefix": {"prefix": {"length": 2}}}
 
 
 def losses(workdir: Path) -> list[float]:
@@ -75,7 +70,7 @@ def same_bits(a, b) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("method", ["full", "frozen", "bitfit", "lora", "houlsby", "prefix", "lora+bitfit"])
+@pytest.mark.parametrize("method", [*sorted(peft.METHODS), "lora+bitfit"])
 def test_every_trainable_array_moves_and_every_frozen_one_stays(split, tokens, encoder_folder, tmp_path, method):
     chosen, params, trained = train_text(split, tokens, encoder_folder, tmp_path, method)
     before, frozen = separate(chosen, params, jax.random.fold_in(jax.random.key(0), 1))
@@ -204,18 +199,64 @@ def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["catalogue", "bpr"])
-def test_states_below_the_lowest_trained_block_are_computed_once(split, tokens, encoder_folder, tmp_path, loss, capsys):
-    upper = {"lora": {"target": "layer_1/.*"}}
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("lora", "nothing to train in its first 1 blocks"),
+        ("compacter", "nothing to train in its first 1 blocks"),
+        ("last_k", "nothing to train in its first 1 blocks"),
+        ("side", "only read from beside"),
+        ("k_adapter", "only read from beside"),
+    ],
+)
+def test_states_that_training_does_not_change_are_computed_once(
+    split, tokens, encoder_folder, tmp_path, loss, spec, said, capsys
+):
+    upper = {"lora": {"target": "layer_1/.*"}, "compacter": {"target": "layer_1/ffn", "n": 2, "reduction": 4}}
+    options = {**tiny.METHOD_OPTIONS, **upper}
+    method = peft.within(peft.create(spec, {spec: options[spec]}), "encoder")
     curves = []
     for name, size in (("cached", 2**31), ("whole", 0)):
         *_, trained = train_text(
-            split, tokens, encoder_folder, tmp_path / name, "lora",
-            options=upper, loss=loss, steps=10, learning_rate=1e-3, log_every=1, dropout=False, state_cache_bytes=size,
+            split, tokens, encoder_folder, tmp_path / name, method,
+            loss=loss, steps=10, learning_rate=1e-3, log_every=1, dropout=False, state_cache_bytes=size,
         )  # fmt: skip
         assert (trained.frozen["states"] is None) == (name == "whole")
-        assert ("first 1 blocks" in capsys.readouterr().err) == (name == "cached")
+        assert (said in capsys.readouterr().err.replace("\n", " ")) == (name == "cached")
         curves.append(losses(tmp_path / name))
     np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+def test_a_chain_of_beside_and_inside_caches_nothing(split, tokens, encoder_folder, tmp_path):
+    _, _, trained = train_text(
+        split, tokens, encoder_folder, tmp_path, "side+last_k", steps=2, learning_rate=1e-3, dropout=False
+    )
+    assert trained.frozen["states"] is None
+
+
+@pytest.mark.parametrize("part", ["users", "both"])
+def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path, part):
+    """What is adapted keeps its own parameters; the encoder's states are constants where only the users are adapted."""
+    encoder, params = pretrained.load(encoder_folder)
+    model = recommender(encoder=encoder, users="transformer", width=16, user_options={"positions": 8, "dropout": 0.0})
+    params = init(model, jax.random.key(0), params)
+    method = tiny.method("lora", "users")
+    if part == "both":
+        method = peft.chain(tiny.method("lora"), method)
+    trained = train(
+        model, method, params, split, tmp_path, adapted=("encoder", "users"), steps=12, tokens=tokens, dropout=False,
+        mesh=one_device(), **QUICK,
+    )  # fmt: skip
+    assert (trained.frozen["text"] is None) == (part == "both")
+    assert set(trained.trainable["params"]) == {"project"}
+    same_bits(trained.frozen["params"]["users"], params["users"])
+    assert len(jax.tree.leaves(trained.trainable["delta"])) == 2 * (4 if part == "users" else 8)
+    start = method.init(jax.random.fold_in(jax.random.key(0), 1), params)
+    assert not any(
+        np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (start, trained.trainable["delta"])), strict=True)
+    )
+    curve = losses(tmp_path)
+    assert curve[-1] < curve[0]
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora"])
@@ -282,7 +323,10 @@ def test_a_wrong_option_is_named(split, tmp_path, options, words):
 def test_records_are_json_and_tensorboard_has_events(split, tmp_path):
     train_ids(split, tmp_path, steps=10)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {r["kind"] for r in records} == {"train", "validation"}
+    assert {r["kind"] for r in records} == {"program", "train", "validation"}
+    program = next(r for r in records if r["kind"] == "program")
+    assert program["flops"] > 2 * 3 * split.dataset.num_items * 16
+    assert program["bytes"] > 0
     assert all({"step", "seconds"} <= set(r) for r in records)
     assert all(r["examples_per_second"] > 0 for r in records if r["kind"] == "train")
     with warnings.catch_warnings():

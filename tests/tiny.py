@@ -6,13 +6,39 @@ import numpy as np
 import polars as pl
 from transformers import BertTokenizerFast
 
+from llm4rec_jax import peft
 from llm4rec_jax.data.interactions import Dataset, Interactions
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.splits import leave_one_out
+from llm4rec_jax.peft import Peft
 from tests.conftest import random_bert
 
 COLOURS = ("red", "green", "blue", "white")
 THINGS = ("lamp", "chair", "table", "door", "clock", "vase", "shelf", "bench", "stool", "frame")
+
+
+# Options of methods whose defaults are for wider encoders than that of `encoder_folder`.
+METHOD_OPTIONS = {
+    "adalora": {"init_rank": 4, "rank": 3, "alpha": 32.0},
+    "compacter": {"n": 2, "reduction": 4},
+    "galore": {"rank": 4, "every": 8},
+    "houlsby": {"reduction": 4},
+    "k_adapter": {"width": 8, "heads": 2, "blocks": 1},
+    "last_k": {"k": 1},
+    "oft": {"block": 8},
+    "parallel": {"reduction": 4},
+    "pfeiffer": {"reduction": 4},
+    "prefix": {"length": 2},
+    "prompt": {"length": 2},
+    "side": {"width": 8},
+    "vera": {"rank": 16},
+}
+
+
+def method(spec: str, within: str = "encoder") -> Peft:
+    """A method or chain, at a size for the small encoder, within a part of the recommender."""
+    chosen = {name: METHOD_OPTIONS[name] for name in spec.split("+") if name in METHOD_OPTIONS}
+    return peft.within(peft.create(spec, chosen), within)
 
 
 def dataset(users: int = 48, length: int = 9, seed: int = 0) -> Dataset:

@@ -14,7 +14,7 @@ from llm4rec_jax.peft.methods import METHODS
 class GaloreState(NamedTuple):
     """Attributes:
     step: updates made.
-    bases: for every array an orthonormal basis [R, smaller side], or an empty array where it is not projected.
+    bases: for every array an orthonormal basis [R, smaller side], or a scalar where it is not projected.
     inner: the state of the optimizer, in the low-rank space.
     """
 
@@ -66,13 +66,13 @@ def project(tx: optax.GradientTransformation, rank: int, every: int, scale: floa
 
     def basis_of(gradient: jax.Array) -> jax.Array:
         if not projected(gradient):
-            return jnp.zeros((0,), gradient.dtype)
+            return jnp.zeros((), gradient.dtype)
         left, _, right = jnp.linalg.svd(gradient, full_matrices=False)
         return right[:rank] if gradient.shape[0] >= gradient.shape[1] else left.T[:rank]
 
     def init(params: Any) -> GaloreState:
         bases = jax.tree.map(
-            lambda a: jnp.zeros((rank, min(a.shape)) if projected(a) else (0,), a.dtype),
+            lambda a: jnp.zeros((rank, min(a.shape)) if projected(a) else (), a.dtype),
             params,
         )
         return GaloreState(jnp.zeros((), jnp.int32), bases, tx.init(jax.tree.map(down, params, bases)))

@@ -207,6 +207,11 @@ class Adapter(NamedTuple):
     def error(self, what: str, remedy: str = AGAIN) -> InterchangeError:
         return InterchangeError(f"{self.file}: {what}; {remedy}")
 
+    def misshapen(self, key: str, wanted: tuple[Any, ...]) -> InterchangeError:
+        return self.error(
+            f"{key} is {self.tensors[key].shape}, but must be {wanted}", f"give the encoder that it is for, or {AGAIN}"
+        )
+
     def by_site(
         self,
         shapes: Callable[[str, tuple[Size, ...]], Shapes],
@@ -253,7 +258,7 @@ class Adapter(NamedTuple):
                         known.setdefault(size, got)
                 wanted = tuple(known.get(size, size) if isinstance(size, str) else size for size in shape)
                 if array.shape != wanted:
-                    raise self.error(f"{key} is {array.shape}, but configuration and encoder make it {wanted}")
+                    raise self.misshapen(key, wanted)
             if not np.isfinite(array).all():
                 raise self.error(f"{key} has values that are not finite", "go back to one from before they arose")
 

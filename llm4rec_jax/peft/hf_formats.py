@@ -75,17 +75,17 @@ def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
     # Dropout of blocks is for training alone, eps for coft alone, and the number of terms for the series.
     fields.settle("init_weights", "module_dropout", "eps", "num_cayley_neumann_terms")
     found = adapter.by_site(lambda name, size: {"oft_R.weight": None})
-    blocks, known = set(), {}
+    blocks: set[int] = set()
+    known: dict[str, int] = {}
     for site, own in found.items():
         shape = own["oft_R.weight"].shape
-        block = (1 + math.isqrt(1 + 8 * shape[-1])) // 2 if len(shape) == 2 else 0
+        block = (1 + math.isqrt(1 + 8 * shape[1])) // 2 if len(shape) == 2 and shape[1] else 0
         width = adapter.modules.sizes[site][0]
         if isinstance(width, str):
-            width = known.setdefault(width, shape[0] * block if block else 1)
+            width = known.setdefault(width, max(shape[0] * block, 1))
         number, block = _blocks(width, count, size)
         if shape != (wanted := (number, block * (block - 1) // 2)):
-            key = f"{ROOT}{torch_name(site)}.oft_R.weight"
-            raise adapter.error(f"{key} is {shape}, but configuration and encoder make it {wanted}")
+            raise adapter.misshapen(f"{ROOT}{torch_name(site)}.oft_R.weight", wanted)
         blocks.add(block)
     if len(blocks) > 1:
         raise adapter.error(f"modules have blocks of {some(sorted(blocks))}, and one size for all can be read", INSTEAD)
@@ -97,8 +97,8 @@ def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
 def _blocks(width: int, count: int, size: int) -> tuple[int, int]:
     """How many blocks of what size peft makes of an input: what does not divide it becomes the nearest that does."""
     given = min(count or size, width)
-    divisors = [d for d in range(1, width + 1) if width % d == 0]
-    nearest = min(divisors, key=lambda d: (abs(d - given), d), default=1)
+    divisors = {d for small in range(1, math.isqrt(width) + 1) if width % small == 0 for d in (small, width // small)}
+    nearest = min(divisors, key=lambda d: (abs(d - given), d))
     return (nearest, width // nearest) if count else (width // nearest, nearest)
 
 

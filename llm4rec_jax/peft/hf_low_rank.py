@@ -147,18 +147,18 @@ def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         "beta2": options["beta2"],
         "orth_reg_weight": options["penalty"],
     }
-    arrays = {
-        site: {"lora_A": own["p"], "lora_E": own["lambda"][None], "lora_B": own["q"]} for site, own in delta.items()
-    }
-    # Triplets that our pruning has set to zero are written as such; fewer there are only in what comes from peft.
-    counts = {site: len(own["lambda"]) for site, own in delta.items()}
-    if any(count < options["init_rank"] for count in counts.values()):
-        fields["rank_pattern"] = {
-            f"{torch_name(site)}.lora_E": [i < count for i in range(options["init_rank"])]
-            for site, count in counts.items()
+    tensors = {}
+    for site, own in delta.items():
+        # Triplets that our pruning has set to zero are written as such. What comes from peft may have fewer; they are
+        # filled up with zeros, since peft warns of the rank_pattern that it writes itself.
+        fill = options["init_rank"] - len(own["lambda"])
+        name = f"{ROOT}{torch_name(site)}"
+        tensors |= {
+            f"{name}.lora_A": np.pad(own["p"].T, ((0, fill), (0, 0))),
+            f"{name}.lora_E": np.pad(own["lambda"][:, None], ((0, fill), (0, 0))),
+            f"{name}.lora_B": np.pad(own["q"].T, ((0, 0), (0, fill))),
         }
-    names = {name: name for name in ("lora_A", "lora_E", "lora_B")}
-    return Written(fields | _lora_fields(options, delta), by_torch_name(arrays, names))
+    return Written(fields | _lora_fields(options, delta), tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------- vera
@@ -179,15 +179,17 @@ def read_vera(adapter: Adapter) -> tuple[Peft, Delta]:
     fields.settle("projection_prng_key", "init_weights")
     found = adapter.by_site(lambda name, size: {_VERA["d"]: (rank,), _VERA["b"]: (size[1],)}, _PROJECTIONS)
     a, b = (adapter.tensors[name] for name in _PROJECTIONS)
-    ins = [size for site in found if isinstance(size := adapter.modules.sizes[site][0], int)]
-    need = (rank, max(ins, default=1)), (max(len(own[_VERA["b"]]) for own in found.values()), rank)
-    # They have the largest size; a pooler may be larger still, and without an encoder some sizes are not known.
-    exact = len(ins) == len(found) and not any(key.startswith(ROOT + POOLER) for key in adapter.tensors)
+    sizes = [adapter.modules.sizes[site] for site in found]
+    outs = {size[1]: len(own[_VERA["b"]]) for size, own in zip(sizes, found.values(), strict=True)}
+    known = [size if isinstance(size, int) else outs.get(size) for size, _ in sizes]
+    need = (rank, max((size for size in known if size), default=1)), (max(outs.values()), rank)
+    # They have the largest size; a pooler's may be larger, and without an encoder some sizes are not known.
+    exact = None not in known and not any(key.startswith(ROOT + POOLER) for key in adapter.tensors)
     for name, array, shape in zip(_PROJECTIONS, (a, b), need, strict=True):
         fits = array.ndim == 2 and all(got >= size for got, size in zip(array.shape, shape, strict=True))
         axis = 0 if name == _PROJECTIONS[0] else 1
         if not fits or array.shape[axis] != rank or (exact and array.shape != shape):
-            raise adapter.error(f"{name} is {array.shape}, but configuration and encoder make it {shape}")
+            raise adapter.misshapen(name, shape)
     delta = {site: {name: own[theirs] for name, theirs in _VERA.items()} for site, own in found.items()}
     options = {"rank": rank, "d_initial": start, "dropout": dropout, "target": one_of(delta)}
     projections = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)

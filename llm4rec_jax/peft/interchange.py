@@ -23,6 +23,7 @@ from llm4rec_jax.models.pooling import POOLINGS
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf_adapter import (
     AGAIN,
+    INSTEAD,
     Adapter,
     Fields,
     InterchangeError,
@@ -145,7 +146,8 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
     tensors, notes = read_tensors(folder / WEIGHTS)
     kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in READERS:
-        raise fields.error(unknown_name("peft_type", short(kind), READERS), "merge it in peft and load the model")
+        named = kind[:80] if isinstance(kind, str) else short(kind)
+        raise fields.error(f"{unknown_name('peft_type', named, READERS)} can be read", INSTEAD)
     for name, array in tensors.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise InterchangeError(f"{folder / WEIGHTS}: {name} is of {array.dtype}, not of floating point; {AGAIN}")
@@ -203,7 +205,8 @@ def merge(
             f"sentence-transformers has no pooling {pooling!r}, only {', '.join(_POOLINGS)}: choose one of them, which "
             "gives other vectors, or keep the run's own checkpoint"
         )
-    if not 1 <= max_tokens <= (most := encoder.config.max_position_embeddings):
+    most = encoder.config.max_position_embeddings
+    if not 1 <= max_tokens <= most:
         raise InterchangeError(f"max_tokens is {max_tokens}, but the encoder has {most} positions: give 1 to {most}")
     if tokenizer_from is not None:
         tokenizer_from = pretrained.resolve(tokenizer_from)

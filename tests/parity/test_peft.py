@@ -10,10 +10,8 @@ import torch
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft import create
 from tests.conftest import random_bert
-from tests.parity.torch_side import (  # noqa: F401
-    IDS,
-    MASK,
-    WEIGHTS,
+from tests.parity.torch_side import (
+    LORA,
     D,
     N,
     adapted,
@@ -31,9 +29,6 @@ from tests.parity.torch_side import (  # noqa: F401
 @pytest.fixture(scope="module")
 def ours(bert_folder):
     return pretrained.load(bert_folder)
-
-
-LORA = {"a": ("lora_A.default.weight", torch.t), "b": ("lora_B.default.weight", torch.t)}
 
 
 @pytest.mark.parametrize(

@@ -25,62 +25,60 @@ ADALORA = {
 VERA = {"rank": "r", "d_initial": "d_initial", "dropout": "vera_dropout", "seed": "projection_prng_key"}
 
 
+# Method: peft's config, its fields that are our options, and options that it gives another default, or none.
+OPTIONS = {
+    "lora": (hf.LoraConfig(), LORA, {}),
+    "lora_plus": (hf.LoraConfig(), LORA, {}),
+    "dora": (hf.LoraConfig(use_dora=True), {name: LORA[name] for name in ("rank", "alpha", "dropout")}, {}),
+    # Shares of a run, where peft has numbers of steps that it leaves to the caller.
+    "adalora": (hf.AdaLoraConfig(total_step=1), ADALORA, {"initial": ("tinit", 0), "final": ("tfinal", 0)}),
+    "vera": (hf.VeraConfig(), VERA, {}),
+    # Exact here, a series of five terms in peft.
+    "oft": (hf.OFTConfig(), {"block": "oft_block_size"}, {"neumann": ("num_cayley_neumann_terms", 5)}),
+    "prefix": (
+        hf.PrefixTuningConfig(),
+        {"reparametrise": "prefix_projection"},
+        {"length": ("num_virtual_tokens", None), "bottleneck": ("encoder_hidden_size", None)},
+    ),
+    "prompt": (hf.PromptTuningConfig(), {}, {"length": ("num_virtual_tokens", None)}),
+}
+
+# Method: options, peft's config without target modules, and modules of a block that only peft adapts.
+TARGETS = {
+    "lora": ({}, hf.LoraConfig(), ()),
+    "dora": ({}, hf.LoraConfig(use_dora=True), ()),
+    "adalora": ({}, hf.AdaLoraConfig(total_step=1), ()),
+    "vera": ({}, hf.VeraConfig(), ()),
+    # peft's "output.dense" is how two names end; the paper scales the feed-forward network only.
+    "ia3": ({}, hf.IA3Config(), ("attention/output",)),
+    "oft": ({"block": 8}, hf.OFTConfig(oft_block_size=8), ()),
+}
+
+
 @pytest.fixture(scope="module")
 def ours(bert_folder):
     return pretrained.load(bert_folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "same", "different"),
-    [
-        ("lora", hf.LoraConfig(), LORA, {}),
-        ("lora_plus", hf.LoraConfig(), LORA, {}),
-        ("dora", hf.LoraConfig(use_dora=True), {k: v for k, v in LORA.items() if k != "rslora"}, {}),
-        # Shares of a run, where peft has numbers of steps that it leaves to the caller.
-        ("adalora", hf.AdaLoraConfig(total_step=1), ADALORA, {"initial": ("tinit", 0), "final": ("tfinal", 0)}),
-        ("vera", hf.VeraConfig(), VERA, {}),
-        # Exact here, a series of five terms in peft.
-        ("oft", hf.OFTConfig(), {"block": "oft_block_size"}, {"neumann": ("num_cayley_neumann_terms", 5)}),
-        (
-            "prefix",
-            hf.PrefixTuningConfig(),
-            {"reparametrise": "prefix_projection"},
-            # These peft leaves to the caller.
-            {"length": ("num_virtual_tokens", None), "bottleneck": ("encoder_hidden_size", None)},
-        ),
-        ("prompt", hf.PromptTuningConfig(), {}, {"length": ("num_virtual_tokens", None)}),
-    ],
-)
-def test_options(name, config, same, different):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name):
+    config, same, different = OPTIONS[name]
     options = create(name).options
     assert {ours: options[ours] for ours in same} == {ours: getattr(config, theirs) for ours, theirs in same.items()}
     for ours, (theirs, value) in different.items():
         assert getattr(config, theirs) == value != options[ours]
-    # What is left says where, or what peft has no option for.
-    left = set(options) - set(same) - set(different)
-    assert left <= {"target", "stddev", "ratio", "projections"}
+    # The rest says where, or what peft has no option for.
+    assert set(options) - set(same) - set(different) <= {"target", "stddev", "ratio", "projections"}
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "more"),
-    [
-        ("lora", hf.LoraConfig(), ()),
-        ("dora", hf.LoraConfig(use_dora=True), ()),
-        ("adalora", hf.AdaLoraConfig(total_step=1), ()),
-        ("vera", hf.VeraConfig(), ()),
-        # peft's "output.dense" is the end of two names; the paper scales the feed-forward network only.
-        ("ia3", hf.IA3Config(), ("attention/output",)),
-        ("oft", hf.OFTConfig(oft_block_size=8), ()),
-    ],
-)
-def test_targets(ours, name, config, more):
-    options = {"oft": {"block": 8}}
-    sites = create(name, {name: options.get(name, {})}).init(jax.random.key(0), ours[1])
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets(ours, name):
+    options, config, more = TARGETS[name]
+    sites = set(create(name, {name: options}).init(jax.random.key(0), ours[1]))
     extra = {f"layer_{i}/{module}" for i in range(N) for module in more}
-    assert not extra & set(sites)
-    model = adapted(config)
-    theirs = {n for n, module in model.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
-    assert {torch_module(site) for site in {*sites, *extra}} == theirs
+    assert not extra & sites
+    modules = adapted(config).get_base_model().named_modules()
+    assert {torch_module(site) for site in sites | extra} == {n for n, m in modules if isinstance(m, BaseTunerLayer)}
 
 
 def test_vera_draws_from_the_distributions_of_peft():

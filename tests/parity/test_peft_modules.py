@@ -13,6 +13,8 @@ import torch
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft import create
 from tests.parity.torch_side import (
+    ADALORA,
+    LORA,
     Layout,
     adapted,
     array,
@@ -51,11 +53,7 @@ class Case(NamedTuple):
 
 
 def dora(target: str, theirs: list[str] | str) -> Case:
-    layout = {
-        "a": ("lora_A.default.weight", torch.t),
-        "b": ("lora_B.default.weight", torch.t),
-        "magnitude": ("lora_magnitude_vector.default.weight", torch.clone),
-    }
+    layout = {**LORA, "magnitude": ("lora_magnitude_vector.default.weight", torch.clone)}
     return Case(
         "dora",
         {"rank": 3, "alpha": 5.0, "target": target},
@@ -67,18 +65,13 @@ def dora(target: str, theirs: list[str] | str) -> Case:
 
 
 def adalora(target: str, theirs: list[str] | str) -> Case:
-    layout = {
-        "p": ("lora_A.default", torch.t),
-        "lambda": ("lora_E.default", torch.flatten),
-        "q": ("lora_B.default", torch.t),
-    }
     return Case(
         "adalora",
         {"init_rank": 5, "rank": 2, "alpha": 20.0, "target": target},
         lambda: hf.AdaLoraConfig(
             init_r=5, target_r=2, lora_alpha=20, total_step=10, tinit=2, tfinal=3, target_modules=theirs
         ),
-        layout,
+        ADALORA,
         {"lora_E": 1.0},
         ("p", "q"),
     )
@@ -101,11 +94,11 @@ def vera(target: str, theirs: list[str] | str) -> Case:
     )
 
 
-def ia3(target: str, theirs: str, feedforward: str = r".*/down", theirs_too: str = DOWN) -> Case:
+def ia3(theirs: str, inputs: str = DOWN, **options: str) -> Case:
     return Case(
         "ia3",
-        {"target": target, "feedforward": feedforward},
-        lambda: hf.IA3Config(target_modules=theirs, feedforward_modules=theirs_too),
+        options,
+        lambda: hf.IA3Config(target_modules=theirs, feedforward_modules=inputs),
         {"scale": ("ia3_l.default", torch.flatten)},
         {"ia3_l": 1.0},
     )
@@ -140,9 +133,12 @@ CASES = {
     "adalora, ffn": adalora(r".*/ffn/(up|down)", FFN),
     "vera": vera(*QV),
     "vera, of three shapes": vera(r".*/(query|up|down)", QUERY_FFN),
-    "ia3": ia3(r".*/(key|value|down)", rf".*(key|value)|{DOWN}"),
+    "ia3": ia3(rf".*(key|value)|{DOWN}"),
     "ia3, inputs of others": ia3(
-        r".*/(query|output|up|down)", r".*(query|dense)", r".*/(query|output)", r".*(query|attention\.output\.dense)"
+        r".*(query|dense)",
+        r".*(query|attention\.output\.dense)",
+        target=r".*/(query|output|up|down)",
+        feedforward=r".*/(query|output)",
     ),
     "oft": oft(*QV, neumann=0),
     "oft, ffn": oft(r".*/ffn/(up|down)", FFN, neumann=0),

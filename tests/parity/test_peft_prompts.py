@@ -70,11 +70,10 @@ def reparametrised(model: hf.PeftModel, grad: bool = False) -> Tensors:
     }
 
 
-@pytest.mark.parametrize("length", [1, 4])
-def test_reparametrised_prefix(ours, length):
-    model = adapted(hf.PrefixTuningConfig(num_virtual_tokens=length, prefix_projection=True, encoder_hidden_size=WIDTH))
-    randomise(model, around={"embedding": 1.0})
-    method = create("prefix", {"prefix": {"length": length, "reparametrise": True, "bottleneck": WIDTH}})
+def test_reparametrised_prefix(ours):
+    model = adapted(projected())
+    randomise(model, {"embedding": 1.0})
+    method = create("prefix", {"prefix": OPTIONS})
     delta = jax.tree.map(array, reparametrised(model))
     assert jax.tree.map(np.shape, method.init(jax.random.key(0), ours[1])) == jax.tree.map(np.shape, delta)
     states, grads = run_ours(ours, method, delta)

@@ -12,7 +12,9 @@ from peft.optimizers import create_loraplus_optimizer
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft import create, forward
 from tests.parity.torch_side import (
+    ADALORA,
     IDS,
+    LORA,
     MASK,
     WEIGHTS,
     D,
@@ -23,12 +25,6 @@ from tests.parity.torch_side import (
     tensors,
 )
 
-LORA = {"a": ("lora_A.default.weight", torch.t), "b": ("lora_B.default.weight", torch.t)}
-ADALORA = {
-    "p": ("lora_A.default", torch.t),
-    "lambda": ("lora_E.default", torch.flatten),
-    "q": ("lora_B.default", torch.t),
-}
 STEPS = 12
 RANKS = {"init_rank": 5, "rank": 2, "alpha": 20.0}
 

@@ -26,6 +26,13 @@ Tensors = dict[str, dict[str, torch.Tensor]]
 Layout = Mapping[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
 """By our name of an array: what follows the module's name in peft's, and what brings theirs to our shape."""
 
+LORA: Layout = {"a": ("lora_A.default.weight", torch.t), "b": ("lora_B.default.weight", torch.t)}
+ADALORA: Layout = {
+    "p": ("lora_A.default", torch.t),
+    "lambda": ("lora_E.default", torch.flatten),
+    "q": ("lora_B.default", torch.t),
+}
+
 
 def run_ours(ours: Ours, method: Peft, delta: Delta) -> tuple[np.ndarray, Delta]:
     """States and the delta's gradients of the weighted sum of states."""
