@@ -161,9 +161,15 @@ class Assembly:
         )
 
     @cached_property
-    def method(self) -> peft.Peft:
+    def bare_method(self) -> peft.Peft:
+        """The method as its paper has it, over one module."""
         chosen = self.config.peft
-        method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+        return peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+
+    @cached_property
+    def method(self) -> peft.Peft:
+        """The method within the parts of the recommender that it adapts."""
+        chosen, method = self.config.peft, self.bare_method
         if not self.reads_text and chosen.method == "frozen":
             return method
         parts = [peft.within(method, part) for part in chosen.within.split("+")]

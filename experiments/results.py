@@ -28,8 +28,8 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
     return found
 
 
-def restored_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
-    """The best checkpoint of a finished run, ready to score."""
+def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:
+    """The best checkpoint of a finished run: (assembly, parameters, delta)."""
     assembly = Assembly(run_folder.config_of(workdir))
     run_folder.check_data(assembly, workdir)
     trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0), assembly.adapted)
@@ -37,5 +37,10 @@ def restored_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
     best = checkpoints.record("last")["best_step"]
     trainable = checkpoints.restore("best", sharding.place(trainable, assembly.mesh), best).state
     checkpoints.close()
-    params: dict[str, Any] = {**frozen["params"], **trainable["params"]}
-    return assembly, assembly.scorer.of(params, trainable["delta"])
+    return assembly, {**frozen["params"], **trainable["params"]}, trainable["delta"]
+
+
+def restored_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
+    """The best checkpoint of a finished run, ready to score."""
+    assembly, params, delta = restored(workdir)
+    return assembly, assembly.scorer.of(params, delta)

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
 
+from experiments.results import restored
+from llm4rec_jax import peft
+from llm4rec_jax.models import pretrained
+from llm4rec_jax.peft import interchange
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +104,27 @@ def test_train_prints_its_result_and_fills_its_folder(trained):
         per_user = pl.read_parquet(workdir / f"per_user_{phase}.parquet")
         assert per_user["ndcg@10"].mean() == pytest.approx(result[phase]["ndcg@10"])
         assert per_user.height == 48
+
+
+def test_export_writes_an_adapter_and_a_model(config, trained, tmp_path):
+    """Both are the run's own encoder, and the adapter brings head and user model with it."""
+    workdir, _ = trained
+    assembly, params, delta = restored(workdir)
+    done = command("export", f"--workdir={workdir}", f"--out={tmp_path / 'adapter'}")
+    assert last_line(done) == {"out": str(tmp_path / "adapter"), "method": "lora", "parameters": 1024}
+    loaded = interchange.load(tmp_path / "adapter", params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.delta, jax.tree.map(np.asarray, delta["encoder"]))
+    jax.tree.map(np.testing.assert_array_equal, loaded.others["users"], jax.tree.map(np.asarray, params["users"]))
+    command("export", f"--workdir={workdir}", f"--out={tmp_path / 'model'}", "--merge")
+    encoder, merged = pretrained.load(tmp_path / "model")
+    ids, mask = assembly.tokens.ids[:5], assembly.tokens.ids[:5] > 0
+    want = peft.forward(encoder, loaded.method, params["encoder"], loaded.delta, ids, mask)
+    np.testing.assert_allclose(encoder.apply({"params": merged}, ids, mask)[mask], want[mask], atol=1e-5)
+    ids_only = command("train", f"--config={config}:id", f"--workdir={tmp_path / 'id'}", "--config.train.steps=6")
+    assert ids_only.returncode == 0
+    refused = command("export", f"--workdir={tmp_path / 'id'}", f"--out={tmp_path / 'x'}", check=False)
+    assert refused.returncode == 2
+    assert "adapts no encoder: nothing to export" in refused.stderr
 
 
 def test_evaluate_gives_the_same_numbers(trained):

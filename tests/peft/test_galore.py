@@ -165,7 +165,7 @@ def test_the_state_is_of_low_rank():
     adam = state.inner[0]
     for moments in (adam.mu, adam.nu):
         assert {name: a.shape for name, a in flat(moments).items()} == want
-    sides = {name: (RANK, min(SHAPES[name])) if name in PROJECTED else (0,) for name in SHAPES}
+    sides = {name: (RANK, min(SHAPES[name])) if name in PROJECTED else () for name in SHAPES}
     assert {name: a.shape for name, a in flat(state.bases).items()} == sides
 
     def size(method: Peft) -> int:

@@ -1,0 +1,46 @@
+"""Writes a trained encoder for other libraries: as an adapter that Hugging Face's peft opens, or as a whole model.
+
+    python -m experiments.export --workdir=runs/lora --out=adapter
+    python -m experiments.export --workdir=runs/lora --out=model --merge
+
+An adapter folder also has `recommender.safetensors`, the head and the user model. A merged folder is opened by
+transformers and by sentence-transformers.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command
+from experiments.results import restored
+from llm4rec_jax import peft
+from llm4rec_jax.peft import interchange
+
+_OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
+_MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's weights, and write all of them.")
+
+
+def main() -> None:
+    workdir = command.workdir()
+    assembly, params, delta = restored(workdir)
+    config, encoder = assembly.config, assembly.model.encoder
+    if encoder is None or config.peft.within != "encoder":
+        raise ValueError(
+            f"{workdir} adapts {'no encoder' if encoder is None else config.peft.within}: nothing to export"
+        )
+    method, own = assembly.bare_method, delta["encoder"]
+    others = {name: part for name, part in params.items() if name != "encoder"}
+    assert _OUT.value is not None
+    if _MERGE.value:
+        written = interchange.merge(
+            _OUT.value, encoder, params["encoder"], method, own,
+            tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling, max_tokens=config.text.max_tokens,
+        )  # fmt: skip
+    else:
+        base = str(assembly.encoder_path)
+        written = interchange.save(_OUT.value, method, own, params["encoder"], base=base, others=others)
+    command.answer({"out": str(Path(written)), "method": method.name, "parameters": peft.count(own)})
+
+
+if __name__ == "__main__":
+    command.run(main)
