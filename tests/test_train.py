@@ -198,15 +198,15 @@ def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
     assert trained.best_value == max(values.values()) == values[trained.best_step]
 
 
-@pytest.mark.parametrize("loss", ["catalogue", "bpr"])
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "loss", "said"),
     [
-        ("lora", "nothing to train in its first 1 blocks"),
-        ("compacter", "nothing to train in its first 1 blocks"),
-        ("last_k", "nothing to train in its first 1 blocks"),
-        ("side", "only read from beside"),
-        ("k_adapter", "only read from beside"),
+        ("lora", "catalogue", "nothing to train in its first 1 blocks"),
+        ("lora", "bpr", "nothing to train in its first 1 blocks"),
+        ("compacter", "catalogue", "nothing to train in its first 1 blocks"),
+        ("last_k", "catalogue", "nothing to train in its first 1 blocks"),
+        ("side", "bpr", "only read from beside"),
+        ("k_adapter", "catalogue", "only read from beside"),
     ],
 )
 def test_states_that_training_does_not_change_are_computed_once(

