@@ -34,7 +34,8 @@ def main() -> None:
     if _MERGE.value:
         written = interchange.merge(
             _OUT.value, encoder, params["encoder"], method, own,
-            tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling, max_tokens=config.text.max_tokens,
+            tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling,
+            max_tokens=min(config.text.max_tokens, encoder.config.max_position_embeddings),
         )  # fmt: skip
     else:
         base = str(assembly.encoder_path)
