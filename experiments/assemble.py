@@ -175,11 +175,6 @@ class Assembly:
         parts = [peft.within(method, part) for part in chosen.within.split("+")]
         return parts[0] if len(parts) == 1 else peft.chain(*parts)
 
-    @property
-    def adapted(self) -> tuple[str, ...]:
-        """The parts whose own parameters are frozen: the encoder always, others when the method adapts them."""
-        return tuple(dict.fromkeys(["encoder", *self.config.peft.within.split("+")]))
-
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
         params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])

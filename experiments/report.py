@@ -49,9 +49,7 @@ def markdown(runs: Mapping[str, Path], note: str, metrics: Sequence[str] = METRI
     header = ["model", *(name.upper() for name in metrics), "trained parameters", "time"]
     rows = _rows(runs, metrics, bold="**{}**")
     users = _users(next(iter(runs.values())))
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\n{_caption(runs, users)} {note}\n"
+    return f"{_markdown_table(header, rows)}\n\n{_caption(runs, users)} {note}\n"
 
 
 def ablation(runs: Mapping[str, Sequence[Path]]) -> str:
@@ -61,8 +59,7 @@ def ablation(runs: Mapping[str, Sequence[Path]]) -> str:
     count for the costliest program of the step.
     """
     header = ["method", "trained in the encoder", "%", "NDCG@10", "HR@10", "s/step", "GFLOP/step", "MiB"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    seeds = set()
+    rows, seeds = [], set()
     for label, folders in runs.items():
         results = [run_folder.read(folder / "result.json") for folder in folders]
         seeds.add(len(results))
@@ -71,12 +68,18 @@ def ablation(runs: Mapping[str, Sequence[Path]]) -> str:
         metrics = [_spread([result["test"][name] for result in results]) for name in ("ndcg@10", "hr@10")]
         seconds = float(np.median([result["step"]["seconds"] for result in results]))
         cost = [f"{seconds:.2f}", f"{first['step']['flops'] / 1e9:,.0f}", f"{first['step']['bytes'] / 2**20:,.0f}"]
-        lines.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *metrics, *cost])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *metrics, *cost])
     some = next(iter(runs.values()))[0]
     data = run_folder.read(some / "dataset.json")
     counts = " or ".join(str(n) for n in sorted(seeds))
-    return f"{table}\n\nTest, {_users(some)} users, {data['protocol']}; mean ± sd over {counts} seeds.\n"
+    caption = f"Test, {_users(some)} users, {data['protocol']}; mean ± sd over {counts} seeds."
+    return f"{_markdown_table(header, rows)}\n\n{caption}\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Numbers to the right, the first column to the left."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -32,7 +32,7 @@ def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:
     """The best checkpoint of a finished run: (assembly, parameters, delta)."""
     assembly = Assembly(run_folder.config_of(workdir))
     run_folder.check_data(assembly, workdir)
-    trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0), assembly.adapted)
+    trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0))
     checkpoints = Checkpoints(workdir, digest(frozen["params"]))
     best = checkpoints.record("last")["best_step"]
     trainable = checkpoints.restore("best", sharding.place(trainable, assembly.mesh), best).state

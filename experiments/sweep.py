@@ -1,6 +1,6 @@
 """Runs the trials of a configuration's `sweep()`, and makes one table of them.
 
-    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --workers=2
+    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft
 
 Every trial is a run folder WORKDIR/NAME. Called again, finished trials are kept, interrupted ones go on, and failed
 ones, whose output is in WORKDIR/NAME.log, are tried again. The table of all groups of trials is WORKDIR/table.md.
@@ -12,14 +12,15 @@ from absl import flags
 from experiments import command, report, trials
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
-_WORKERS = flags.DEFINE_integer("workers", 1, "Trials at a time; the cores are shared out among them.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Trials at a time.", lower_bound=1)
 _ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas; the table has them only.")
 
 
 def main() -> None:
     workdir = command.workdir()
     assert _CONFIG.value is not None
-    listed = trials.load(_CONFIG.value)
+    study = trials.load(_CONFIG.value)
+    listed = study.trials
     if _ONLY.value is not None:
         wanted = _ONLY.value.split(",")
         groups = {trial.group for trial in listed}
@@ -29,9 +30,7 @@ def main() -> None:
         listed = [trial for trial in listed if trial.group in wanted or trial.name in needed]
     workdir.mkdir(parents=True, exist_ok=True)
     console = rich.console.Console(stderr=True)
-    failed = trials.run(
-        _CONFIG.value, listed, workdir, _WORKERS.value, lambda text: console.print(text, highlight=False)
-    )
+    failed = trials.run(study, listed, workdir, _WORKERS.value, lambda text: console.print(text, highlight=False))
     groups = dict.fromkeys(trial.group for trial in listed if trial.name not in failed)
     if groups:
         runs = {g: [workdir / t.name for t in listed if t.group == g and t.name not in failed] for g in groups}

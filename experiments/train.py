@@ -45,7 +45,6 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         assembly.split,
         workdir,
         loss=config.loss.name,
-        adapted=assembly.adapted,
         tokens=assembly.tokens,
         prompts=assembly.prompts,
         num_negatives=config.loss.num_negatives,

@@ -1,13 +1,15 @@
 """Trials: runs that a configuration file lists, each a folder, started as processes of their own."""
 
-import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments import run_folder
 
 
 class Trial(NamedTuple):
@@ -28,57 +30,81 @@ class Trial(NamedTuple):
     after: str | None = None
 
 
-def load(file: str) -> list[Trial]:
-    """The trials of a configuration file.
+class Study(NamedTuple):
+    """Attributes:
+    file: the configuration's.
+    get_config: of `FILE.py:arg`.
+    trials: what its `sweep()` lists.
+    """
+
+    file: str
+    get_config: Callable[[str], Any]
+    trials: list[Trial]
+
+
+def load(file: str) -> Study:
+    """A configuration file that lists trials.
 
     Raises:
       ValueError: no such file, no `sweep` in it, or names that are used twice.
     """
     if not Path(file).is_file():
         raise ValueError(f"--config: {file} does not exist")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sweep: Callable[[], list[Trial]] | None = getattr(module, "sweep", None)
-    if sweep is None:
+    module = runpy.run_path(file)
+    if "sweep" not in module:
         raise ValueError(f"{file} has no function sweep() that lists trials; train it by experiments.train")
-    trials = sweep()
+    trials = module["sweep"]()
     names = [trial.name for trial in trials]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file}: sweep() names two trials {', '.join(twice)}")
     if lost := sorted({t.after for t in trials if t.after is not None and t.after not in names}):
         raise ValueError(f"{file}: trials come after {', '.join(lost)}, which sweep() does not list")
-    return trials
+    return Study(file, module["get_config"], trials)
 
 
-def _start(file: str, trial: Trial, workdir: Path, cores: Sequence[int]) -> subprocess.Popen[bytes]:
+def _overrides(trial: Trial, workdir: Path) -> dict[str, Any]:
     overrides = dict(trial.overrides)
     if "init_from" in overrides:
         overrides["init_from"] = str(workdir / overrides["init_from"])
+    return overrides
+
+
+def _open(study: Study, trials: Sequence[Trial], workdir: Path) -> None:
+    """Every trial's folder with its configuration, before any is run; one that was run with another is an error."""
+    for trial in trials:
+        config = study.get_config(trial.arg)
+        try:
+            config.update_from_flattened_dict(_overrides(trial, workdir))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{study.file}: the trial {trial.name} cannot be configured: {error}") from error
+        run_folder.open_for(config, workdir / trial.name)
+
+
+def _start(study: Study, trial: Trial, workdir: Path) -> subprocess.Popen[bytes]:
+    arguments = [f"--config.{key}={value}" for key, value in _overrides(trial, workdir).items()]
     # Trials of a group compile the same programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
-    arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
     with (workdir / f"{trial.name}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", f"--config={file}:{trial.arg}",
+            [sys.executable, "-m", "experiments.train", f"--config={study.file}:{trial.arg}",
              f"--workdir={workdir / trial.name}", *arguments],
-            stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            stdout=log, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
 
 
-def run(file: str, trials: Sequence[Trial], workdir: Path, workers: int, say: Callable[[str], None]) -> list[str]:
-    """Runs what has not finished, so many at a time; returns the names of those that failed."""
-    available = sorted(os.sched_getaffinity(0))
-    workers = min(workers, len(available))
-    free = [available[i::workers] for i in range(workers)]
+def run(study: Study, trials: Sequence[Trial], workdir: Path, workers: int, say: Callable[[str], None]) -> list[str]:
+    """Runs those of a study's trials that have not finished, so many at a time; returns the names of those that failed.
+
+    Raises:
+      ValueError: a trial whose configuration is wrong, or not that of the run in its folder; nothing is started then.
+    """
 
     def finished(name: str) -> bool:
         return (workdir / name / "result.json").exists()
 
+    _open(study, trials, workdir)
     waiting = [trial for trial in trials if not finished(trial.name)]
-    running: list[tuple[Trial, subprocess.Popen[bytes], list[int], float]] = []
+    running: list[tuple[Trial, subprocess.Popen[bytes], float]] = []
     failed: list[str] = []
     say(f"{len(trials)} trials, {len(trials) - len(waiting)} of them finished")
     try:
@@ -88,16 +114,14 @@ def run(file: str, trials: Sequence[Trial], workdir: Path, workers: int, say: Ca
                     waiting.remove(trial)
                     failed.append(trial.name)
                     say(f"{trial.name}: not started, since {trial.after} failed")
-                elif free and (trial.after is None or finished(trial.after)):
+                elif len(running) < workers and (trial.after is None or finished(trial.after)):
                     waiting.remove(trial)
-                    cores = free.pop()
-                    running.append((trial, _start(file, trial, workdir, cores), cores, time.monotonic()))
+                    running.append((trial, _start(study, trial, workdir), time.monotonic()))
             for entry in list(running):
-                trial, process, cores, started = entry
+                trial, process, started = entry
                 if process.poll() is None:
                     continue
                 running.remove(entry)
-                free.append(cores)
                 if process.returncode or not finished(trial.name):
                     failed.append(trial.name)
                     tail = (workdir / f"{trial.name}.log").read_text(errors="replace").strip().splitlines()[-1:]
@@ -106,7 +130,7 @@ def run(file: str, trials: Sequence[Trial], workdir: Path, workers: int, say: Ca
                     say(f"{trial.name}: {time.monotonic() - started:.0f} s, {len(waiting)} to come")
             time.sleep(0.2)
     finally:
-        for _, process, _, _ in running:
+        for _, process, _ in running:
             process.terminate()
             process.wait()
     return failed

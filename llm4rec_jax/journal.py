@@ -1,10 +1,11 @@
 """What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a progress bar."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,11 +107,13 @@ class Journal:
                 - memory.alias_size_in_bytes
             )
         self.record("program", step, {"number": number, "flops": costs.get("flops", 0.0), "bytes": used})
-        self.pause()
 
-    def pause(self) -> None:
-        """Leaves the time since the last record (an evaluation, a checkpoint) out of the next rate."""
-        self._last = time.perf_counter()
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves what is done in it (an evaluation, a checkpoint, a compilation) out of the rates."""
+        began = time.perf_counter()
+        yield
+        self._last += time.perf_counter() - began
 
     def record(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         """Appends a record and its TensorBoard scalars."""

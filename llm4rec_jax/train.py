@@ -28,7 +28,7 @@ from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import Peft
-from llm4rec_jax.peft.sites import constant_below, count
+from llm4rec_jax.peft.sites import constant_below, count, parts_of
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
 
@@ -62,13 +62,13 @@ class Trained(NamedTuple):
     scorer: RecommenderScorer
 
 
-def separate(
-    method: Peft, params: Mapping[str, Any], key: jax.Array, adapted: Sequence[str] = ("encoder",)
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters as (trainable, frozen): the parts that are adapted are frozen, and what the method adds is trained."""
+def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters as (trainable, frozen): the encoder and what else the method adapts is frozen, its delta trained."""
+    delta = method.init(key, params)
+    adapted = {"encoder", *parts_of(delta)}
     own = {name: part for name, part in params.items() if name not in adapted}
     base = {name: part for name, part in params.items() if name in adapted}
-    return {"delta": method.init(key, params), "params": own}, {"params": base, "text": None, "states": None}
+    return {"delta": delta, "params": own}, {"params": base, "text": None, "states": None}
 
 
 def _check(
@@ -114,7 +114,6 @@ def train(
     workdir: Path,
     *,
     loss: str = "catalogue",
-    adapted: Sequence[str] = ("encoder",),
     tokens: Tokens | None = None,
     prompts: Prompts | None = None,
     steps: int = 1000,
@@ -149,12 +148,11 @@ def train(
 
     Args:
       model, params: a recommender and all its parameters, the pretrained encoder's among them.
-      method: adapts the encoder; bring a method for the bare encoder `within(method, "encoder")`.
+      method: adapts the encoder or another part, whose own parameters are frozen then, as the encoder's always are;
+        bring a method for the bare encoder `within(method, "encoder")`.
       split: training and validation data.
       workdir: gets checkpoints, metrics.jsonl and TensorBoard events.
       loss: a name in `LOSSES`.
-      adapted: the parts of the model that are trained by the method only, their own parameters frozen; the encoder must
-        be among them.
       tokens: the catalogue's texts, when the model reads them.
       prompts: the histories as text, when the user model is "text".
       steps, batch_size, history: batches, examples a batch (B), longest history (H).
@@ -182,7 +180,7 @@ def train(
     chosen: Loss = LOSSES.lookup(loss)
     _check(split, loss, chosen, num_negatives, label_threshold, metric, ks)
     key = jax.random.key(seed)
-    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1), adapted)
+    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1))
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
     trainable = jax.tree.map(jnp.copy, trainable)
     base = digest(frozen["params"])
@@ -335,10 +333,10 @@ def train(
             if cached:
                 what = "is only read from beside" if every else f"has nothing to train in its first {cut} blocks"
                 journal.say(f"the encoder {what}: each text passes there once")
-            if fresh:
-                validate()
-                save_last()
-            journal.pause()
+            with journal.aside():
+                if fresh:
+                    validate()
+                    save_last()
             while step < steps and not record["stopped"]:
                 batch: Batch = next(stream)
                 users = batch.users
@@ -346,7 +344,9 @@ def train(
                 if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
                     # Compiled once: the call below finds this program.
                     programs.add(shapes)
-                    journal.program(step, len(programs), step_function.lower(frozen, state, placed).compile())
+                    with journal.aside():
+                        compiled = step_function.lower(frozen, state, placed).compile()
+                    journal.program(step, len(programs), compiled)
                 state, figures = step_function(frozen, state, placed)
                 step += 1
                 pending.append((step, users, figures))
@@ -357,13 +357,13 @@ def train(
                     settle(leave=0)
                     journal.train(step, len(window), {n: float(np.mean([w[n] for w in window])) for n in window[0]})
                     window.clear()
-                if due:
-                    validate()
                 ending = stopping()
                 if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
-                    save_last()
-                    journal.pause()
+                    with journal.aside():
+                        if due:
+                            validate()
+                        save_last()
                 if ending:
                     journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)

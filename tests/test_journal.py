@@ -87,12 +87,14 @@ def test_what_is_said_goes_to_standard_error_as_it_is(tmp_path, capsys):
     assert "[bold] 0.5 of [/path]" in capsys.readouterr().err
 
 
-def test_a_pause_is_left_out_of_the_rate(tmp_path, monkeypatch):
-    now = iter([0.0, 100.0, 101.0, 102.0])
+def test_what_is_done_aside_is_left_out_of_the_rate(tmp_path, monkeypatch):
+    """And only that: the steps before it count."""
+    now = iter([0.0, 1.0, 3.0, 103.0, 104.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     with Journal(tmp_path, 0, 10, batch_size=4, started=time.perf_counter()) as journal:
-        journal.pause()
+        with journal.aside():
+            pass
         monkeypatch.setattr(journal, "record", lambda kind, step, figures: rates.append(figures["examples_per_second"]))
         rates: list[float] = []
         journal.train(5, 5, {"loss": 1.0})
-    assert rates == [pytest.approx(4 * 5 / 1.0)]
+    assert rates == [pytest.approx(4 * 5 / (104.0 - 1.0 - 100.0))]

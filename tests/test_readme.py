@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -18,8 +20,18 @@ def test_the_python_example_prints_scores():
     assert len(scores) == 50
 
 
-def test_every_command_that_is_shown_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_exchanging_adapters_runs(tmp_path):
+    text = (ROOT / "docs" / "peft.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- tested -->\n```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 4, 384)"
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/peft.md"])
+def test_every_command_that_is_shown_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
     for name in set(re.findall(r"python -m experiments\.(\w+)", text)):
         assert (ROOT / "experiments" / f"{name}.py").is_file()
     for target in set(re.findall(r"make (\w+)", text)):

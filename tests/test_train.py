@@ -244,7 +244,7 @@ def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path,
     if part == "both":
         method = peft.chain(tiny.method("lora"), method)
     trained = train(
-        model, method, params, split, tmp_path, adapted=("encoder", "users"), steps=12, tokens=tokens, dropout=False,
+        model, method, params, split, tmp_path, steps=12, tokens=tokens, dropout=False,
         mesh=one_device(), **QUICK,
     )  # fmt: skip
     assert (trained.frozen["text"] is None) == (part == "both")
@@ -272,6 +272,16 @@ def test_eight_devices_train_as_one(split, tokens, encoder_folder, tmp_path, met
         ends.append(trained.trainable)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), *ends)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder, tmp_path, caplog, devices):
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        train_text(split, tokens, encoder_folder, tmp_path, "lora", mesh=mesh, loss="in_batch", steps=8)
+    compiled = sum("Finished XLA compilation of jit(update)" in record.getMessage() for record in caplog.records)
+    programs = [r for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "program"]
+    assert compiled == len(programs) == programs[-1]["number"] > 0
 
 
 def test_a_model_axis_trains_as_one_device(split, tokens, encoder_folder, tmp_path):

@@ -252,7 +252,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             raise PretrainedError(f"{index} names the shard {shard!r}, which is not a file of {folder}")
         tensors |= _read_file(folder / shard)
     if lacking := sorted(set(weight_map) - set(tensors)):
-        raise PretrainedError(f"{index} promises tensors that no shard holds: {_some(lacking)}")
+        raise PretrainedError(f"{index} promises tensors that no shard holds: {some(lacking)}")
     return tensors
 
 
@@ -280,7 +280,7 @@ def _convert(tensors: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarr
         else:
             unused.append(name)
     if unused:
-        raise PretrainedError(f"{folder}: tensors that no rule knows what to do with: {_some(unused)}")
+        raise PretrainedError(f"{folder}: tensors that no rule knows what to do with: {some(unused)}")
     return flat
 
 
@@ -290,12 +290,12 @@ def _check(flat: dict[str, np.ndarray], config: BertConfig, where: Path) -> None
     wanted = flatten(jax.eval_shape(Bert(config).init, jax.random.key(0), ids, ids)["params"])
     if missing := sorted(set(wanted) - set(flat)):
         raise PretrainedError(
-            f"{where}: tensors that the encoder needs are missing: {_some(map(to_torch_name, missing))}"
+            f"{where}: tensors that the encoder needs are missing: {some(map(to_torch_name, missing))}"
         )
     if unused := sorted(set(flat) - set(wanted)):
         raise PretrainedError(
             f"{where}: tensors beyond what config.json describes (num_hidden_layers={config.num_hidden_layers}): "
-            f"{_some(map(to_torch_name, unused))}"
+            f"{some(map(to_torch_name, unused))}"
         )
     for path, array in flat.items():
         if array.shape != wanted[path].shape:
@@ -303,6 +303,7 @@ def _check(flat: dict[str, np.ndarray], config: BertConfig, where: Path) -> None
             raise PretrainedError(f"{where}: {to_torch_name(path)} is {shape}, but config.json makes it {need}")
 
 
-def _some(names: Iterable[str], limit: int = 20) -> str:
+def some(names: Iterable[str], limit: int = 20) -> str:
+    """The first of many, and how many they are."""
     names = list(names)
     return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")

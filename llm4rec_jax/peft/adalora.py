@@ -50,8 +50,8 @@ def adalora(
         Λ ← the updated Λ where S_i is among the b(t) highest of all sites together, else 0    (equation 6)
 
     with b(t) falling from n · init_rank to n · rank as a cubic between t_i and T − t_f (equation 12), n sites. Ties go
-    to the triplet that comes first, by site and then by number. From T − t_f on the sensitivities rest, as in the
-    authors' code, and with them the choice of triplets.
+    to the triplet that comes first, by site and then by number. w is scored as it was when g was taken, before its
+    update. From T − t_f on the sensitivities rest, as in the authors' code, and with them the choice of triplets.
 
     Args:
       init_rank, rank: R at the start, and the average rank at the end.

@@ -70,7 +70,7 @@ class Peft(NamedTuple):
       merge: (params, delta) -> params with the delta folded in; None where it cannot be.
       reads_weights: the tap reads the module's own arrays, so in a chain nothing nearer to the module may tap: it
         would change what the module computes and not what its arrays say.
-      name, options: what the method was made from.
+      name, options: what the method was made from; a chain has the names only.
     """
 
     init: Callable[[jax.Array, Params], Delta]
@@ -180,7 +180,6 @@ def chain(*methods: Peft) -> Peft:
         merge if all(method.merge for method in methods) else None,
         any(method.reads_weights for method in methods),
         "+".join(method.name for method in methods),
-        {str(i): method.options for i, method in enumerate(methods)},
     )
 
 

@@ -15,7 +15,8 @@ def full(target: str = r".*") -> Peft:
     """
 
     def init(key: jax.Array, params: Params) -> Delta:
-        holders = [site for site, arrays in sites(params).items() if copy_of(arrays)]
-        return {site: copy_of(sites(params)[site]) for site in match(target, holders)}
+        modules = sites(params)
+        holders = [site for site, arrays in modules.items() if any(isinstance(a, jax.Array) for a in arrays.values())]
+        return {site: copy_of(modules[site]) for site in match(target, holders)}
 
     return Peft(init, reparam=replace, merge=replace)

@@ -96,10 +96,11 @@ def torch_name(site: str) -> str:
     return pretrained.to_torch_name(f"{site}/kernel").removesuffix(".weight")
 
 
-def some(names: Iterable[Any], limit: int = 20) -> str:
-    """The first of many, and how many they are."""
-    listed = [str(name) if str(name).isprintable() and len(str(name)) < 200 else short(name) for name in names]
-    return ", ".join(listed[:limit]) + (f", … ({len(listed)} in all)" if len(listed) > limit else "")
+def some(names: Iterable[Any]) -> str:
+    """The first of many, and how many they are; names from a file may be anything."""
+    return pretrained.some(
+        str(name) if str(name).isprintable() and len(str(name)) < 200 else short(name) for name in names
+    )
 
 
 def short(value: Any) -> str:
@@ -195,14 +196,12 @@ class Adapter(NamedTuple):
       fields: its configuration.
       file, tensors: its arrays and where they come from.
       modules: those of the encoder, or of the arrays when there is none.
-      notes: what is written beside the arrays.
     """
 
     fields: Fields
     file: Path
     tensors: Tensors
     modules: Modules
-    notes: Mapping[str, str]
 
     def error(self, what: str, remedy: str = AGAIN) -> InterchangeError:
         return InterchangeError(f"{self.file}: {what}; {remedy}")
@@ -267,12 +266,10 @@ class Written(NamedTuple):
     """Attributes:
     fields: the configuration, but for what all types share.
     tensors: by peft's names.
-    notes: what is written beside the arrays.
     """
 
     fields: dict[str, Any]
     tensors: Tensors
-    notes: Mapping[str, str] = {}
 
 
 def build(adapter: Adapter, name: str, **options: Any) -> Peft:

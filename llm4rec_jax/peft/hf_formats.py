@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm4rec_jax.peft.core import Call, Peft
+from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf_adapter import (
     INSTEAD,
     ROOT,
@@ -132,8 +132,6 @@ def _write_layernorm(options: Mapping[str, Any], delta: Delta, modules: Modules)
 
 # --------------------------------------------------------------------------------------------------- prefix and prompt
 _TABLE = "prompt_embeddings"
-POSITIONS = "llm4rec_jax.positions"
-"""A note that the text keeps its positions from 0 on, prefix or not; in peft it takes those after the prefix."""
 
 
 def _read_virtual(adapter: Adapter) -> tuple[int, int, int]:
@@ -159,34 +157,16 @@ def _read_prefix(adapter: Adapter) -> tuple[Peft, Delta]:
     # What is saved are the keys and values themselves, whatever network they were made by.
     adapter.fields.settle("prefix_projection", "encoder_hidden_size", "init_weights")
     adapter.expect({_TABLE: (length, 2 * layers * width)})
-    method = build(adapter, "prefix", length=length)
-    if POSITIONS not in adapter.notes:
-        method = _after(method, length)
     columns = adapter.tensors[_TABLE].reshape(length, 2 * layers, width)
     delta = {f"layer_{i}/attention": {"key": columns[:, 2 * i], "value": columns[:, 2 * i + 1]} for i in range(layers)}
-    return method, to_delta(delta)
-
-
-def _after(method: Peft, length: int) -> Peft:
-    """The prefix as peft has it: the text takes the positions after it."""
-    inner = method.tap
-    assert inner is not None
-
-    def tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
-        if site != "embeddings/position":
-            return inner(delta, site, call, *args)
-        (at,) = args
-        if (needed := len(at) + length) > (there := len(call.params["embedding"])):
-            raise ValueError(
-                f"prefix: {len(at)} tokens after a prefix of {length} need {needed} positions, but the encoder has "
-                f"{there}: truncate the text when tokenising"
-            )
-        return call(at + length)
-
-    return method._replace(tap=tap, options={**method.options, "positions": "after"})
+    return build(adapter, "prefix", length=length), to_delta(delta)
 
 
 def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
+    if not options["shift"]:
+        raise InterchangeError(
+            "prefix: peft moves the text behind the prefix, this one does not: train it with shift=True"
+        )
     with jax.default_matmul_precision("highest"):
         delta = jax.tree.map(np.asarray, plain(delta))
     if lacking := sorted({f"layer_{i}/attention" for i in range(modules.depth)} - delta.keys()):
@@ -204,8 +184,7 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         "num_transformer_submodules": 1,
         "prefix_projection": False,
     }
-    notes = {} if options.get("positions") == "after" else {POSITIONS: "from 0"}
-    return Written(fields, {_TABLE: np.concatenate(columns, axis=1)}, notes)
+    return Written(fields, {_TABLE: np.concatenate(columns, axis=1)})
 
 
 def _read_prompt(adapter: Adapter) -> tuple[Peft, Delta]:

@@ -72,10 +72,6 @@ def save(
 ) -> Path:
     """Writes a folder that `peft.PeftModel.from_pretrained(model, path)` opens with equal outputs.
 
-    A prefix needs care: ours leaves the text at positions from 0 on, peft moves it behind the prefix. Call peft's
-    model with `position_ids` of 0, 1, … less the prefix's length, which it adds. A prefix that `load` has from peft
-    keeps to peft's positions and needs nothing.
-
     Args:
       path: the folder; created if need be.
       method: a method that peft has: lora, lora_plus, dora, adalora, vera, ia3, oft, layernorm, prefix, prompt.
@@ -107,12 +103,10 @@ def save(
         "peft_version": FORMAT,
     }
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in written.tensors.items()}
-    notes = {"format": "pt", BASE: digest(params), **written.notes}
+    notes = {"format": "pt", BASE: digest(params)}
     flat = flat_names(others or {})
     # What is written must be what is read.
-    READERS[fields["peft_type"]](
-        Adapter(Fields(folder / CONFIG, fields), folder / WEIGHTS, tensors, modules, written.notes)
-    )
+    READERS[fields["peft_type"]](Adapter(Fields(folder / CONFIG, fields), folder / WEIGHTS, tensors, modules))
     _make(folder)
     # Without weights there is no adapter: an old one goes first and the new one comes last, each whole.
     (folder / WEIGHTS).unlink(missing_ok=True)
@@ -162,7 +156,7 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
     modules = modules_spoken_of(tensors) if params is None else modules_of(params)
     with np.errstate(over="ignore"):
         tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
-    method, delta = READERS[kind](Adapter(fields, folder / WEIGHTS, tensors, modules, notes))
+    method, delta = READERS[kind](Adapter(fields, folder / WEIGHTS, tensors, modules))
     return Loaded(method, delta, read_others(folder / OTHERS))
 
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from llm4rec_jax.models.bert import BertConfig, Layer
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods import METHODS
-from llm4rec_jax.peft.side import stack
-from llm4rec_jax.peft.sites import Delta, Params
+from llm4rec_jax.peft.sites import Delta, Params, stack
 
 
 @METHODS.register("k_adapter", "Wang et al. 2021, arXiv 2002.01808")

@@ -14,6 +14,7 @@ def prefix(
     stddev: float = 0.02,
     reparametrise: bool = False,
     bottleneck: int = 512,
+    shift: bool = True,
     target: str = r"layer_\d+/attention",
 ) -> Peft:
     """Attention over [P_k; K] and [P_v; V]. Li & Liang 2021 (arXiv 2101.00190); in every layer, P-tuning v2.
@@ -23,10 +24,12 @@ def prefix(
 
     Args:
       length: n, key/value pairs a layer.
-      stddev: of the prefixes at the start; with `reparametrise`, of the rows that they are made from.
+      stddev: of the prefixes at the start, 1 in peft; with `reparametrise`, of the rows that they are made from.
       reparametrise: train E [n, D] and one network, tanh(E W + b) V + c, whose output are all prefixes (section 4.3);
         `plain` gives what it comes to.
       bottleneck: the width of its hidden layer.
+      shift: the encoder's text takes the positions after the prefix, as in peft; otherwise it keeps those from 0
+        on.
       target: the attention modules.
     """
     if length < 1:
@@ -58,6 +61,14 @@ def prefix(
         return delta
 
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
+        if shift and site == "embeddings/position":
+            (at,) = args
+            if (needed := len(at) + length) > (there := len(call.params["embedding"])):
+                raise ValueError(
+                    f"prefix: {len(at)} tokens after a prefix of {length} need {needed} positions, but the encoder has "
+                    f"{there}: truncate the text when tokenising, shorten the prefix, or give shift=False"
+                )
+            return call(at + length)
         if not site.endswith(".attend") or (own := delta.get(site.removesuffix(".attend"))) is None:
             return call(*args)
         if "shared" in delta:

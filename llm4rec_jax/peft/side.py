@@ -1,6 +1,5 @@
 """A side network: a narrow network beside the encoder reads its states, and the encoder is never differentiated."""
 
-import re
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, sites
+from llm4rec_jax.peft.sites import Delta, Params, stack
 
 
 @METHODS.register("side", "Sung et al. 2022, arXiv 2206.06522; Fu et al. 2024, arXiv 2404.02059")
@@ -69,11 +68,3 @@ def side(width: int = 64, every: int = 2, temperature: float = 0.1) -> Peft:
         return [*states[:-1], states[-1] + z @ delta[".layers/out"]["up"]]
 
     return Peft(init, tap=tap)
-
-
-def stack(params: Params, method: str) -> tuple[int, int]:
-    """Depth and width of the encoder whose parameters these are. Raises ValueError when they are of something else."""
-    blocks = {int(found[1]) for site in sites(params) if (found := re.fullmatch(r"layer_(\d+)", site))}
-    if not blocks or "embeddings" not in params:
-        raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
-    return len(blocks), params["layer_0"]["attention"]["query"]["kernel"].shape[0]

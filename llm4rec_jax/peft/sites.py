@@ -27,6 +27,14 @@ def sites(params: Params, leaf: str | None = None) -> dict[str, Params]:
     return found
 
 
+def stack(params: Params, method: str) -> tuple[int, int]:
+    """Depth and width of the encoder whose parameters these are. Raises ValueError when they are of something else."""
+    blocks = {int(found[1]) for site in sites(params) if (found := re.fullmatch(r"layer_(\d+)", site))}
+    if not blocks or "embeddings" not in params:
+        raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
+    return len(blocks), params["layer_0"]["attention"]["query"]["kernel"].shape[0]
+
+
 def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     """The names that the regular expression matches in full.
 
@@ -61,6 +69,12 @@ def count(delta: Any) -> int:
     return sum(a.size for a in jax.tree.leaves(delta))
 
 
+def parts_of(delta: Delta) -> set[str]:
+    """The parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(delta))
+    return {re.sub(r"^(\d+/)+", "", name).split("/")[0].split(".")[0] for name in names}
+
+
 def constant_below(delta: Delta, depth: int) -> tuple[int, bool]:
     """What of the encoder's work a recommender's delta leaves the same at every step, as (layer, every).
 
@@ -73,7 +87,7 @@ def constant_below(delta: Delta, depth: int) -> tuple[int, bool]:
       every: the delta reads the states of every block and changes none (a side network): all of them are constants.
     """
     lowest, beside, inside = depth, False, False
-    for path, _ in jax.tree_util.tree_leaves_with_path(delta):
+    for path, _ in jax.tree.leaves_with_path(delta):
         if (
             found := re.fullmatch(
                 r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", jax.tree_util.keystr(path, simple=True, separator="/")

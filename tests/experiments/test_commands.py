@@ -1,7 +1,6 @@
 """The commands as a person runs them: in processes of their own, on files."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,76 +14,13 @@ from experiments.results import restored
 from llm4rec_jax import peft
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft import interchange
-from tests import tiny
-
-ROOT = Path(__file__).parents[2]
-
-CONFIG = """
-from ml_collections import ConfigDict
-from configs import movielens_100k
-
-def get_config(arg="id"):
-    config = movielens_100k.get_config(arg)
-    with config.unlocked():
-        config.data.source = "table"
-        config.data.path = {interactions!r}
-        config.data.options = ConfigDict(dict(
-            user="user", item="item", rating="rating", timestamp="timestamp", items_path={items!r},
-            item_columns=dict(title="title"),
-        ))
-        config.text.item = "the {{title}}."
-        config.encoder.path = {encoder!r}
-        config.model.width = 16
-        config.model.user_options.transformer.positions = 8
-        if arg == "lora":
-            config.peft.options.lora.target = r".*/(query|value)"
-        config.train.update(dict(steps=12, batch_size=16, history=8, warmup=0))
-        config.train.update(dict(eval_every=6, log_every=4, metric="ndcg@5"))
-    return config
-"""
-
-
-def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    data = tiny.dataset()
-    i = data.interactions
-    pl.DataFrame(
-        {
-            "user": data.users["user_id"].gather(i.user),
-            "item": data.items["item_id"].gather(i.item),
-            "rating": i.rating,
-            "timestamp": i.timestamp,
-        }
-    ).write_csv(folder / "interactions.csv")
-    data.items.rename({"item_id": "item"}).write_csv(folder / "items.csv")
-    encoder = tiny.encoder_folder(folder / "encoder")
-    text = CONFIG.format(
-        interactions=str(folder / "interactions.csv"), items=str(folder / "items.csv"), encoder=str(encoder)
-    )
-    (folder / "study.py").write_text(text, encoding="utf-8")
-    return folder / "study.py"
+from tests.experiments.commands import ROOT, command, last_line
 
 
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     workdir = tmp_path_factory.mktemp("runs") / "lora"
     return workdir, command("train", f"--config={config}:lora", f"--workdir={workdir}")
-
-
-def last_line(done: subprocess.CompletedProcess[str]) -> dict:
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def test_train_prints_its_result_and_fills_its_folder(trained):

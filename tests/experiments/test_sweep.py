@@ -11,7 +11,7 @@ from experiments import trials
 from experiments.assemble import Assembly
 from experiments.trials import Trial
 from llm4rec_jax.peft import METHODS
-from tests.experiments.test_commands import command, config  # noqa: F401
+from tests.experiments.commands import command, last_line
 
 SWEEP = """
 from experiments.trials import Trial
@@ -23,12 +23,12 @@ def sweep():
     ]
     both = {"peft.within": "encoder+users", "init_from": "base-0", "peft.options.lora.rank": 2}
     users = Trial("users", "lora", both, "users", "base-0")
-    return [*lora, users, *base, Trial("broken", "lora", {"train.lerning_rate": 1.0}, "broken")]
+    return [*lora, users, *base, Trial("broken", "lora", {"loss.name": "bpr", "loss.num_negatives": 0}, "broken")]
 """
 
 
 @pytest.fixture(scope="module")
-def study(config: Path) -> Path:  # noqa: F811
+def study(config: Path) -> Path:
     """A configuration with a sweep, on the tiny dataset."""
     file = config.with_name("swept.py")
     file.write_text(config.read_text() + SWEEP, encoding="utf-8")
@@ -52,8 +52,8 @@ def test_every_trial_is_a_finished_run(swept):
 def test_a_failed_trial_is_named_with_its_reason_and_the_rest_goes_on(swept):
     workdir, done = swept
     assert done.returncode == 2
-    assert "broken: failed with code 2: error: --config" in done.stderr.replace("\n", " ")
-    assert "learning_rate" in (workdir / "broken.log").read_text()
+    assert "broken: failed with code 2: error: num_negatives is 0" in done.stderr.replace("\n", " ")
+    assert "num_negatives is 0" in (workdir / "broken.log").read_text()
     assert "1 trials failed: broken" in done.stderr
 
 
@@ -76,7 +76,7 @@ def test_the_table_has_a_row_a_group(swept):
 
 def test_users_that_were_adapted_are_evaluated_as_trained(swept):
     workdir, _ = swept
-    again = json.loads(command("evaluate", f"--workdir={workdir / 'users'}").stdout.strip().splitlines()[-1])
+    again = last_line(command("evaluate", f"--workdir={workdir / 'users'}"))
     result = json.loads((workdir / "users" / "result.json").read_text())
     assert again == {phase: result[phase] for phase in ("validation", "test")}
 
@@ -89,6 +89,25 @@ def test_finished_trials_are_kept(study, swept):
     assert os.stat(workdir / "lora-0" / "result.json").st_mtime_ns == before
     done = command("sweep", f"--config={study}", f"--workdir={workdir}", "--only=lra", check=False)
     assert "no trials of lra; there are: base, broken, lora, users" in done.stderr
+
+
+def test_a_trial_that_was_run_with_another_configuration_is_refused(study, swept):
+    workdir, _ = swept
+    file = study.with_name("changed.py")
+    file.write_text(study.read_text().replace('{"seed": s}, "base"', '{"seed": s + 5}, "base"'), encoding="utf-8")
+    done = command("sweep", f"--config={file}", f"--workdir={workdir}", check=False)
+    assert done.returncode == 2
+    assert "holds a run with another configuration; they differ in config.seed (5 asked for, 0 there)" in done.stderr
+
+
+def test_a_wrong_key_is_named_before_anything_runs(study, tmp_path):
+    file = study.with_name("mistyped.py")
+    file.write_text(study.read_text().replace('"loss.num_negatives"', '"loss.num_negative"'), encoding="utf-8")
+    done = command("sweep", f"--config={file}", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == 2
+    assert "the trial broken cannot be configured" in done.stderr
+    assert "num_negatives" in done.stderr
+    assert not list(tmp_path.glob("*.log"))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +139,5 @@ def test_every_arm_of_the_study_can_be_assembled(arg):
     chosen = peft_movielens.get_config(arg)
     assembly = Assembly(chosen)
     assert assembly.method.name == ("frozen" if arg == "base" else arg)
-    assert assembly.adapted == ("encoder",)
     with pytest.raises(ValueError, match="did you mean 'lora'"):
         peft_movielens.get_config("lroa")

@@ -46,7 +46,6 @@ class Case(NamedTuple):
     Attributes:
       name, options: here.
       config: there.
-      shift: what the position ids of peft's model are to be given less, for a method that keeps text at 0.
       drop: states of virtual tokens in front of peft's.
       steps: of training here, before it is written.
     """
@@ -54,7 +53,6 @@ class Case(NamedTuple):
     name: str
     options: dict[str, Any]
     config: hf.PeftConfig
-    shift: int = 0
     drop: int = 0
     steps: int = 3
 
@@ -87,7 +85,7 @@ CASES = {
     "vera": Case("vera", {"rank": 6, "target": MIXED}, of(hf.VeraConfig, r=6, **MIX)),
     "ia3": Case("ia3", {}, of(hf.IA3Config)),
     "layernorm": Case("layernorm", {}, of(hf.LNTuningConfig, target_modules=["LayerNorm"])),
-    "prefix": Case("prefix", {"length": 3}, of(hf.PrefixTuningConfig, num_virtual_tokens=3), shift=3),
+    "prefix": Case("prefix", {"length": 3}, of(hf.PrefixTuningConfig, num_virtual_tokens=3)),
     "prefix network": Case(
         "prefix", {"length": 2, "reparametrise": True, "bottleneck": 11},
         of(hf.PrefixTuningConfig, num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=11),

@@ -13,6 +13,7 @@ import torch
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.bert import Bert
 from llm4rec_jax.peft import Delta, Peft, forward
+from llm4rec_jax.peft.hf_adapter import torch_name
 from tests.conftest import random_bert
 
 D, N, LENGTH = 24, 3, 7
@@ -46,16 +47,12 @@ def run_ours(ours: Ours, method: Peft, delta: Delta) -> tuple[np.ndarray, Delta]
     return np.asarray(states), grads
 
 
-def run_torch(model: torch.nn.Module, shift: int = 0, prompt: int = 0) -> np.ndarray:
+def run_torch(model: torch.nn.Module, prompt: int = 0) -> np.ndarray:
     """States; gradients are left on the parameters.
 
-    `shift` is what peft adds to position ids. `prompt` is how many states it puts in front, which are left out; it
-    takes no position ids then.
+    `prompt` is how many states it puts in front, which are left out.
     """
-    positions = None if prompt else torch.arange(LENGTH).expand(MASK.shape) - shift
-    states = model(
-        input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK).long(), position_ids=positions
-    ).last_hidden_state
+    states = model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK).long()).last_hidden_state
     assert states.shape == (*IDS.shape[:1], prompt + LENGTH, D)
     states = states[:, prompt:]
     (states * torch.tensor(WEIGHTS)).sum().backward()
@@ -87,18 +84,13 @@ def array(tensor: torch.Tensor) -> jax.Array:
     return jnp.array(tensor.detach().numpy())
 
 
-def torch_module(site: str) -> str:
-    """`layer_0/ffn/up` to `encoder.layer.0.intermediate.dense`."""
-    return pretrained.to_torch_name(f"{site}/kernel").removesuffix(".weight")
-
-
 def tensors(model: torch.nn.Module, start: Delta, layout: Layout, grad: bool = False) -> Tensors:
     """All that peft trains, or its gradients, in the form of the delta `start`."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def one(site: str, name: str) -> torch.Tensor:
         suffix, ours = layout[name]
-        p = trained.pop(f"base_model.model.{torch_module(site)}.{suffix}")
+        p = trained.pop(f"base_model.model.{torch_name(site)}.{suffix}")
         return ours((p.grad if grad else p).detach())
 
     found = {site: {name: one(site, name) for name in arrays} for site, arrays in start.items()}

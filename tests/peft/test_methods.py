@@ -12,68 +12,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
-from scipy.special import erf
 
-from llm4rec_jax.models import pretrained
-from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.peft import METHODS, chain, count, create, forward
-from llm4rec_jax.sharding import BERT_RULES, make_mesh, path_name, place
-from tests.conftest import random_bert
-
-V, P, T, D, F, N, HEADS = 24, 12, 2, 16, 32, 2, 4
-CONFIG = {
-    "vocab_size": V,
-    "hidden_size": D,
-    "num_hidden_layers": N,
-    "num_attention_heads": HEADS,
-    "intermediate_size": F,
-    "max_position_embeddings": P,
-    "type_vocab_size": T,
-}
-MASK = np.arange(5) < np.array([5, 3, 1, 4])[:, None]
-IDS = np.random.default_rng(0).integers(1, V, MASK.shape) * MASK
-WEIGHTS = np.random.default_rng(1).normal(size=(*MASK.shape, D)).astype(np.float32) * MASK[..., None]
-
-
-def numpy_bert(params: dict[str, Any], prefixes: dict[str, Any], prompt: np.ndarray | None = None) -> np.ndarray:
-    """BERT in numpy with `prefixes` {site: {"key": [n, D], "value": [n, D]}} in front of keys and values.
-
-    Or with a prompt [n, D] in front of the embeddings, whose states are dropped at the end.
-    """
-
-    def norm(x, p):
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
-
-    def dense(x, p):
-        return x @ p["kernel"] + p["bias"]
-
-    e = params["embeddings"]
-    tables = [np.asarray(e[name]["embedding"], np.float64) for name in ("word", "position", "token_type")]
-    prompt = np.zeros((0, D)) if prompt is None else prompt
-    nothing = {"key": np.zeros((0, D)), "value": np.zeros((0, D))}
-    out = np.zeros((*IDS.shape, D))
-    for row, (ids, mask) in enumerate(zip(IDS, MASK, strict=True)):
-        words = np.concatenate([prompt, tables[0][ids]])
-        mask = np.concatenate([np.ones(len(prompt), bool), mask])
-        x = norm(words + tables[1][: len(words)] + tables[2][0], e["norm"])
-        for i in range(N):
-            p = params[f"layer_{i}"]
-            a, prefix = p["attention"], prefixes.get(f"layer_{i}/attention", nothing)
-            q, k, v = (dense(x, a[name]) for name in ("query", "key", "value"))
-            k, v = np.concatenate([prefix["key"], k[mask]]), np.concatenate([prefix["value"], v[mask]])
-            mixed = []
-            for h in np.split(np.arange(D), HEADS):
-                w = np.exp(q[:, h] @ k[:, h].T / (D / HEADS) ** 0.5)
-                mixed.append(w / w.sum(-1, keepdims=True) @ v[:, h])
-            x = norm(x + dense(np.concatenate(mixed, -1), a["output"]), p["attention_norm"])
-            up = dense(x, p["ffn"]["up"])
-            x = norm(x + dense(up * (1 + erf(up / 2**0.5)) / 2, p["ffn"]["down"]), p["ffn_norm"])
-        out[row] = x[len(prompt) :]
-    return out
-
-
-def prompted(params: dict[str, Any], delta: dict[str, Any]) -> np.ndarray:
-    return numpy_bert(params, {}, np.asarray(delta["embeddings/word"]["prompt"]))
+from llm4rec_jax.sharding import BERT_RULES, make_mesh, place
+from tests.peft.small import IDS, MASK, WEIGHTS, D, F, N, P, T, V, encoder, moved, named, prefixed, prompted
 
 
 class Row(NamedTuple):
@@ -120,23 +62,12 @@ ROWS = {
     "bitfit": Row(D + N * (4 * D + F + D + 2 * D)),
     "lora": Row(N * 2 * 3 * (D + D), {"rank": 3, "alpha": 6.0}),
     "houlsby": Row(N * 2 * (2 * D * (D // 4) + D // 4 + D), {"reduction": 4}, atol=1e-4),
-    "prefix": Row(N * 2 * 3 * D, {"length": 3}, start=numpy_bert, atol=1e-5),
+    "prefix": Row(N * 2 * 3 * D, {"length": 3}, start=prefixed, atol=1e-5),
 }
 
 
 def test_every_method_has_a_row():
     assert set(ROWS) == set(METHODS)
-
-
-@pytest.fixture(scope="module")
-def params(tmp_path_factory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("small")
-    random_bert(3, **CONFIG).save_pretrained(folder)
-    return pretrained.load(folder)[1]
-
-
-def encoder(**options: Any) -> Bert:
-    return Bert(BertConfig(**CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options))
 
 
 def objective(method, model=None):
@@ -148,18 +79,6 @@ def objective(method, model=None):
         return (states.astype(jnp.float32) * WEIGHTS).sum() + method.penalty(delta), states
 
     return loss
-
-
-def moved(delta, seed: int, by: float = 0.2):
-    """The delta with noise on every array, as training might leave it."""
-    leaves, structure = jax.tree.flatten(delta)
-    rng = np.random.default_rng(seed)
-    noisy = [a + jnp.asarray(rng.normal(0.0, by, a.shape), a.dtype) for a in leaves]
-    return jax.tree.unflatten(structure, noisy)
-
-
-def named(tree) -> dict[str, np.ndarray]:
-    return {path_name(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_close(ours, want, tolerance: float = 1e-5) -> None:
@@ -328,74 +247,3 @@ def test_checkpoint_round_trip(case, tmp_path):
         restored = checkpointer.restore(tmp_path / "delta", jax.eval_shape(lambda: saved))["delta"]
     assert jax.tree.structure(restored) == jax.tree.structure(case.delta)
     jax.tree.map(np.testing.assert_array_equal, restored, case.delta)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("lora", {"rank": 0}, "rank is 0, must be at least 1"),
-        ("lora", {"dropout": 1.0}, r"dropout is 1\.0, must be in \[0, 1\)"),
-        ("prefix", {"length": 0}, "length is 0, must be at least 1"),
-        ("houlsby", {"reduction": 17}, "reduction 17 leaves nothing of layer_0/attention's width 16"),
-        ("lora", {"target": ".*/qeury"}, r"'\.\*/qeury' matches nothing; there are: .*layer_N/attention/query"),
-        ("lora", {"target": ".*_norm"}, "matches nothing; there are: .*layer_N/ffn/down$"),
-        ("bitfit", {"target": "layer_9/.*"}, "matches nothing; there are: .*layer_N/ffn_norm"),
-        ("full", {"target": "nowhere"}, "matches nothing; there are: embeddings/.*layer_N/ffn_norm"),
-        ("houlsby", {"target": r"layer_\d+/attention_norm"}, "there are: layer_N/attention, layer_N/ffn$"),
-        ("prefix", {"target": r"layer_\d+/ffn"}, "matches nothing; there are: layer_N/attention$"),
-    ],
-)
-def test_impossible_options(params, name, options, message):
-    with pytest.raises(ValueError, match=message):
-        create(name, {name: options}).init(jax.random.key(0), params)
-
-
-@pytest.mark.parametrize(
-    ("name", "target", "sites"),
-    [
-        ("lora", r"layer_1/ffn/(up|down)", {"layer_1/ffn/up", "layer_1/ffn/down"}),
-        ("lora", r".*/(query|value)", {f"layer_{i}/attention/{n}" for i in range(N) for n in ("query", "value")}),
-        ("bitfit", r".*_norm", {f"layer_{i}/{n}_norm" for i in range(N) for n in ("attention", "ffn")}),
-        ("full", r"layer_1/.*", {f"layer_1/{n}" for n in ("attention_norm", "ffn_norm", "ffn/up", "ffn/down")}
-         | {f"layer_1/attention/{n}" for n in ("query", "key", "value", "output")}),
-        ("houlsby", r".*/ffn", {"layer_0/ffn", "layer_1/ffn"}),
-        ("prefix", r"layer_1/.*", {"layer_1/attention"}),
-    ],
-)  # fmt: skip
-def test_targets(params, name, target, sites):
-    assert set(create(name, {name: {"target": target}}).init(jax.random.key(0), params)) == sites
-
-
-def test_lora_start(params):
-    delta = create("lora", {"lora": {"rank": 4, "target": ".*/down"}}).init(jax.random.key(0), params)
-    a, b = delta["layer_0/ffn/down"]["a"], delta["layer_0/ffn/down"]["b"]
-    assert (a.shape, b.shape) == ((F, 4), (4, D))
-    assert not b.any()
-    bound = F**-0.5
-    assert 0.9 * bound < np.abs(a).max() <= bound
-    assert abs(a.std() - bound / 3**0.5) < 0.1 * bound
-
-
-def test_lora_dropout_is_on_the_low_rank_branch_only(params):
-    def run(method, delta, key=None):
-        rngs = None if key is None else {"dropout": key}
-        return forward(encoder(), method, params, delta, IDS, MASK, rngs=rngs)
-
-    plain, dropping = (create("lora", {"lora": {"dropout": rate}}) for rate in (0.0, 0.5))
-    start = plain.init(jax.random.key(0), params)
-    delta = moved(start, 0)
-    key = jax.random.key(1)
-    np.testing.assert_array_equal(run(dropping, delta), run(plain, delta))
-    np.testing.assert_array_equal(run(plain, delta, key), run(plain, delta))
-    np.testing.assert_array_equal(run(dropping, delta, key), run(dropping, delta, key))
-    assert np.abs(run(dropping, delta, key) - run(plain, delta))[MASK].max() > 0.01
-    # With B = 0 nothing shows: the branch beside it is never dropped.
-    np.testing.assert_array_equal(run(dropping, start, key), encoder().apply({"params": params}, IDS, MASK))
-
-
-def test_dropout_reaches_sites_under_remat(params):
-    method = create("lora", {"lora": {"dropout": 0.5}})
-    delta = moved(method.init(jax.random.key(0), params), 0)
-    model = encoder(remat=True)
-    on = forward(model, method, params, delta, IDS, MASK, rngs={"dropout": jax.random.key(1)})
-    assert np.abs(on - forward(model, method, params, delta, IDS, MASK))[MASK].max() > 0.01

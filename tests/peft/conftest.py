@@ -1,0 +1,34 @@
+"""The small encoder's weights, and folders of good adapters over it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm4rec_jax.models import pretrained
+from llm4rec_jax.peft.interchange import save
+from tests.conftest import random_bert
+from tests.peft.adapters import ADAPTERS, made
+from tests.peft.small import CONFIG
+
+
+@pytest.fixture(scope="session")
+def params(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("small")
+    random_bert(3, **CONFIG).save_pretrained(folder)
+    return pretrained.load(folder)[1]
+
+
+@pytest.fixture(scope="session")
+def good(params: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of good adapters, by key."""
+    root = tmp_path_factory.mktemp("good")
+    return {key: save(root / key, *made(params, key), params) for key in ADAPTERS}
+
+
+@pytest.fixture
+def copied(good: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a good adapter, to be damaged."""
+    return lambda key: Path(shutil.copytree(good[key], tmp_path / "adapter"))
