@@ -89,7 +89,7 @@ CASES = {
     "prefix network": Case(
         "prefix", {"length": 2, "reparametrise": True, "bottleneck": 11},
         of(hf.PrefixTuningConfig, num_virtual_tokens=2, prefix_projection=True, encoder_hidden_size=11),
-        shift=2, steps=0,
+        steps=0,
     ),
     "prompt": Case("prompt", {"length": 3}, of(hf.PromptTuningConfig, num_virtual_tokens=3), drop=3),
     "oft": Case(
@@ -115,10 +115,9 @@ def ours(tmp_path_factory):
     return pretrained.load(folder)
 
 
-def states_there(model, shift: int = 0, drop: int = 0) -> torch.Tensor:
-    at = {"position_ids": (torch.arange(LENGTH) - shift).expand(MASK.shape)} if shift else {}
+def states_there(model, drop: int = 0) -> torch.Tensor:
     ids, mask = torch.tensor(IDS), torch.tensor(MASK).long()
-    return model(input_ids=ids, attention_mask=mask, **at).last_hidden_state[:, drop:]
+    return model(input_ids=ids, attention_mask=mask).last_hidden_state[:, drop:]
 
 
 def trained_here(ours, method, steps: int) -> tuple[Any, np.ndarray]:
@@ -183,7 +182,7 @@ def test_trained_here_opens_in_peft(ours, plain, tmp_path, case):
     delta, states = trained_here(ours, method, case.steps)
     model = hf.PeftModel.from_pretrained(small(), save(tmp_path, method, delta, ours[1])).eval()
     with torch.no_grad():
-        assert_states(states_there(model, case.shift, case.drop).numpy(), states, plain)
+        assert_states(states_there(model, case.drop).numpy(), states, plain)
 
 
 @cases

@@ -69,7 +69,7 @@ def test_options(name):
     for ours, (theirs, value) in different.items():
         assert getattr(config, theirs) == value != options[ours]
     # The rest says where, or what peft has no option for.
-    assert set(options) - set(same) - set(different) <= {"target", "stddev", "ratio", "projections"}
+    assert set(options) - set(same) - set(different) <= {"target", "stddev", "ratio", "projections", "shift"}
 
 
 @pytest.mark.parametrize("name", TARGETS)
