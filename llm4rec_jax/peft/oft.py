@@ -9,12 +9,35 @@ from llm4rec_jax.peft.methods import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
 
 
+def inverse(a: jax.Array) -> jax.Array:
+    """A⁻¹ of matrices [..., n, n] with zᵀAz ≥ zᵀz for all z, such as I + Q with a skew-symmetric Q.
+
+    The sweep of one column after another, which here needs no pivots: each is at least 1. Then one step of Newton's,
+    X (2I − A X), which mends rounding and alone carries the gradient, −X dA X.
+
+    Not `jnp.linalg.inv`: on a CPU that waits, from inside XLA's pool of threads, for that same pool. As many of them at
+    a time as it has threads, and the program never ends.
+    """
+    n = a.shape[-1]
+
+    def sweep(k: jax.Array, a: jax.Array) -> jax.Array:
+        here = jnp.arange(n) == k
+        column, row = jnp.where(here, -1, a @ here), jnp.where(here, 1, here @ a)
+        pivot = (a @ here @ here)[..., None, None]
+        return jnp.where(here[:, None] | here, 0, a) - column[..., :, None] * row[..., None, :] / pivot
+
+    eye = jnp.eye(n, dtype=a.dtype)
+    with jax.default_matmul_precision("highest"):
+        x = jax.lax.fori_loop(0, n, sweep, jax.lax.stop_gradient(a))
+        return x @ (2 * eye - a @ x)
+
+
 @METHODS.register("oft", "Qiu et al. 2023, arXiv 2306.07280")
 def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") -> Peft:
     """(x R) W + bias, R block-diagonal and orthogonal. Qiu et al. 2023 (arXiv 2306.07280); on the input, as in peft.
 
-    Each block is a Cayley transform, R = (I − Q)(I + Q)⁻¹, of a skew-symmetric Q that is kept as its upper triangle,
-    row by row. Q = 0 at the start.
+    Each block is a Cayley transform, R = (I − Q)(I + Q)⁻¹ = 2 (I + Q)⁻¹ − I, of a skew-symmetric Q that is kept as its
+    upper triangle, row by row. Q = 0 at the start.
 
     Args:
       block: the size of a block; divides the width of the input.
@@ -43,8 +66,7 @@ def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") ->
         upper = jnp.zeros((len(skew), block, block), skew.dtype).at[:, rows, columns].set(skew)
         q, eye = upper - upper.mT, jnp.eye(block, dtype=skew.dtype)
         if not neumann:
-            # Q commutes with the inverse.
-            return jnp.linalg.solve(eye + q, eye - q)
+            return 2 * inverse(eye + q) - eye
         power = q
         total = eye + 2 * q
         for term in range(2, neumann):

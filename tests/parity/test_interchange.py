@@ -26,8 +26,6 @@ IDS = np.random.default_rng(0).integers(1, 97, MASK.shape) * MASK
 WANT = np.random.default_rng(1).normal(size=(*MASK.shape, D)).astype(np.float32)
 
 pytestmark = [
-    # transformers' own name for it, called by peft's prefix tuning.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     # What peft says of every layer norm that it trains.
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm:UserWarning"),
     # What peft says when AdaLoRA has pruned a module down to nothing, which it may.

@@ -63,8 +63,6 @@ def adapted(config: hf.PeftConfig, **bert: int) -> hf.PeftModel:
     """The random BERT, changed by `bert`, with peft's method on it, in eval mode."""
     config.task_type = "FEATURE_EXTRACTION"
     with warnings.catch_warnings():
-        # transformers' old name for it, which peft still asks for.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         # peft looks for a width in and a width out, which a layer norm has not.
         warnings.filterwarnings("ignore", "Unsupported layer type .*LayerNorm", UserWarning)
         return hf.get_peft_model(random_bert(**bert), config).eval()
