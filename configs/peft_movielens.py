@@ -20,6 +20,7 @@ from llm4rec_jax.peft import METHODS
 
 SEEDS = (0, 1, 2)
 STEPS = 16
+BASELINE = "frozen"
 
 # Where a default does not fit an encoder of two blocks, a dozen tokens and few steps; none was tuned.
 OPTIONS: dict[str, dict[str, Any]] = {

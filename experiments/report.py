@@ -5,37 +5,20 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import polars as pl
-import scipy.stats
 
 from experiments import run_folder
 from llm4rec_jax import journal
+from llm4rec_jax.significance import compare, interval
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 METRICS = ("hr@10", "ndcg@10", "mrr")
-
-
-class Interval(NamedTuple):
-    """A mean over users and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: np.ndarray, resamples: int = 2000) -> Interval:
-    """Mean of a metric over users [n], with the percentile bootstrap's 95% interval (Efron 1979)."""
-    found = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, batch=200, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(float(values.mean()), float(found.low), float(found.high))
 
 
 def markdown(runs: Mapping[str, Path], note: str, metrics: Sequence[str] = METRICS) -> str:
@@ -52,27 +35,43 @@ def markdown(runs: Mapping[str, Path], note: str, metrics: Sequence[str] = METRI
     return f"{_markdown_table(header, rows)}\n\n{_caption(runs, users)} {note}\n"
 
 
-def ablation(runs: Mapping[str, Sequence[Path]]) -> str:
+def ablation(runs: Mapping[str, Sequence[Path]], baseline: str | None = None) -> str:
     """One row a group of runs that differ in their seed: what is trained, test metrics as mean ± sd, and cost.
 
     Time is the median of a step; FLOPs and memory (arguments, outputs and temporary arrays at once) are the compiler's
     count for the costliest program of the step.
+
+    Args:
+      runs: label to run folders.
+      baseline: the label that the others are compared with. † marks a metric that differs from its, by the sign-flip
+        test over users that were averaged over seeds, at .05 after Holm's adjustment for all rows and both metrics.
     """
+    metrics = ("ndcg@10", "hr@10")
     header = ["method", "trained in the encoder", "%", "NDCG@10", "HR@10", "s/step", "GFLOP/step", "MiB"]
-    rows, seeds = [], set()
+    values = {
+        label: {name: np.stack([_values(folder, name) for folder in folders]) for name in metrics}
+        for label, folders in runs.items()
+    }
+    compared = compare(values, baseline) if baseline is not None else {}
+    rows = []
     for label, folders in runs.items():
         results = [run_folder.read(folder / "result.json") for folder in folders]
-        seeds.add(len(results))
         first = results[0]
         share = first["parameters"]["delta"] / max(first["parameters"]["frozen"], 1)
-        metrics = [_spread([result["test"][name] for result in results]) for name in ("ndcg@10", "hr@10")]
+        marks = {name: "†" for name, found in compared.get(label, {}).items() if found.adjusted < 0.05}
+        spreads = [_spread([result["test"][name] for result in results]) + marks.get(name, "") for name in metrics]
         seconds = float(np.median([result["step"]["seconds"] for result in results]))
         cost = [f"{seconds:.2f}", f"{first['step']['flops'] / 1e9:,.0f}", f"{first['step']['bytes'] / 2**20:,.0f}"]
-        rows.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *metrics, *cost])
+        rows.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *spreads, *cost])
     some = next(iter(runs.values()))[0]
     data = run_folder.read(some / "dataset.json")
-    counts = " or ".join(str(n) for n in sorted(seeds))
+    counts = " or ".join(str(n) for n in sorted({len(folders) for folders in runs.values()}))
     caption = f"Test, {_users(some)} users, {data['protocol']}; mean ± sd over {counts} seeds."
+    if baseline is not None:
+        caption += (
+            f" †: differs from {baseline}, p < .05 by the sign-flip test over users, with Holm's adjustment for"
+            f" {len(metrics) * len(compared)} comparisons."
+        )
     return f"{_markdown_table(header, rows)}\n\n{caption}\n"
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     groups = dict.fromkeys(trial.group for trial in listed if trial.name not in failed)
     if groups:
         runs = {g: [workdir / t.name for t in listed if t.group == g and t.name not in failed] for g in groups}
-        table = report.ablation(runs)
+        table = report.ablation(runs, study.baseline if study.baseline in runs else None)
         (workdir / "table.md").write_text(table, encoding="utf-8")
         rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
     if failed:

@@ -35,18 +35,20 @@ class Study(NamedTuple):
     file: the configuration's.
     get_config: of `FILE.py:arg`.
     trials: what its `sweep()` lists.
+    baseline: its BASELINE, the group that the table compares the others with; None without one.
     """
 
     file: str
     get_config: Callable[[str], Any]
     trials: list[Trial]
+    baseline: str | None
 
 
 def load(file: str) -> Study:
     """A configuration file that lists trials.
 
     Raises:
-      ValueError: no such file, no `sweep` in it, or names that are used twice.
+      ValueError: no such file, no `sweep` in it, names that are used twice or not at all, or a baseline without trials.
     """
     if not Path(file).is_file():
         raise ValueError(f"--config: {file} does not exist")
@@ -59,7 +61,10 @@ def load(file: str) -> Study:
         raise ValueError(f"{file}: sweep() names two trials {', '.join(twice)}")
     if lost := sorted({t.after for t in trials if t.after is not None and t.after not in names}):
         raise ValueError(f"{file}: trials come after {', '.join(lost)}, which sweep() does not list")
-    return Study(file, module["get_config"], trials)
+    baseline = module.get("BASELINE")
+    if baseline is not None and baseline not in {trial.group for trial in trials}:
+        raise ValueError(f"{file}: BASELINE is {baseline!r}, and sweep() lists no trials of that group")
+    return Study(file, module["get_config"], trials, baseline)
 
 
 def _overrides(trial: Trial, workdir: Path) -> dict[str, Any]:

@@ -1,11 +1,18 @@
 """Eight devices on any machine, and small models that transformers makes offline."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax is imported anywhere: tests of sharding want several devices.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The commands that tests run compile the same small programs again and again: one cache for each process of tests, and
+# not one for all, since an entry is there before it is whole.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="llm4rec-jax-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from pathlib import Path
 
@@ -16,6 +23,7 @@ import transformers
 
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_num_threads(2)
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def random_bert(seed: int = 0, **config) -> transformers.BertModel:

@@ -16,6 +16,8 @@ from tests.experiments.commands import command, last_line
 SWEEP = """
 from experiments.trials import Trial
 
+BASELINE = "base"
+
 def sweep():
     base = [Trial(f"base-{s}", "frozen", {"seed": s}, "base") for s in (0, 1)]
     lora = [
@@ -68,6 +70,8 @@ def test_the_table_has_a_row_a_group(swept):
     assert rows["lora"][1] == "1,024"
     assert rows["lora"][3] == f"{sum(values) / 2:.4f} ± {abs(values[0] - values[1]) / 2**0.5:.4f}"
     assert "±" not in rows["users"][3]
+    assert "mean ± sd over 1 or 2 seeds. †: differs from base" in table
+    assert "adjustment for 4 comparisons" in table
     assert float(rows["lora"][6].replace(",", "")) >= float(rows["base"][6].replace(",", ""))
     assert results[0]["step"]["programs"] >= 1
     # The transformer's two blocks and the encoder's two, query and value at rank 2.
@@ -117,6 +121,10 @@ def test_a_wrong_key_is_named_before_anything_runs(study, tmp_path):
         ("x = 1", r"has no function sweep\(\)"),
         ("from experiments.trials import Trial\nsweep = lambda: [Trial('a', '', {}, 'g')] * 2", "two trials a"),
         ("from experiments.trials import Trial\nsweep = lambda: [Trial('a', '', {}, 'g', 'b')]", "come after b, which"),
+        (
+            "from experiments.trials import Trial\nBASELINE = 'f'\nsweep = lambda: [Trial('a', '', {}, 'g')]",
+            "BASELINE is 'f', and sweep",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, message):
