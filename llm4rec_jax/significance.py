@@ -107,9 +107,13 @@ def compare(
         if set(own) != set(metrics):
             raise ValueError(f"{model} has the metrics {', '.join(own)}, and {baseline} has {', '.join(metrics)}")
         values[model] = np.stack([np.atleast_2d(np.asarray(own[m], np.float64)).mean(0) for m in metrics])
-        if values[model].shape != values[baseline].shape:
-            shapes = f"{values[model].shape[1]:,} users, and {baseline} has {values[baseline].shape[1]:,}"
-            raise ValueError(f"{model} has {shapes}; they must be the same, in the same order")
+    users = values[baseline].shape[1]
+    for model, own in values.items():
+        if own.shape[1] != users:
+            raise ValueError(
+                f"{model} has {own.shape[1]:,} users, and {baseline} has {users:,}; they must be the same, in the same "
+                "order"
+            )
     others = [model for model in models if model != baseline]
     if not others:
         return {}

@@ -95,6 +95,8 @@ def test_compare_adjusts_over_models_and_metrics():
     models = {name: {m: rng.normal(size=50) for m in ("a", "b", "c")} for name in ("x", "y", "z")}
     found = [c for own in compare(models, "x").values() for c in own.values()]
     np.testing.assert_allclose([c.adjusted for c in found], multipletests([c.p for c in found], method="holm")[1])
+    # Wherever the baseline stands.
+    assert compare({name: models[name] for name in ("y", "z", "x")}, "x") == compare(models, "x")
     assert compare({"x": models["x"]}, "x") == {}
 
 

@@ -16,7 +16,7 @@ from tests.experiments.commands import command, last_line
 SWEEP = """
 from experiments.trials import Trial
 
-BASELINE = "base"
+BASELINE = "lora"
 
 def sweep():
     base = [Trial(f"base-{s}", "frozen", {"seed": s}, "base") for s in (0, 1)]
@@ -70,7 +70,7 @@ def test_the_table_has_a_row_a_group(swept):
     assert rows["lora"][1] == "1,024"
     assert rows["lora"][3] == f"{sum(values) / 2:.4f} ± {abs(values[0] - values[1]) / 2**0.5:.4f}"
     assert "±" not in rows["users"][3]
-    assert "mean ± sd over 1 or 2 seeds. †: differs from base" in table
+    assert "mean ± sd over 1 or 2 seeds. †: differs from lora" in table
     assert "adjustment for 4 comparisons" in table
     assert float(rows["lora"][6].replace(",", "")) >= float(rows["base"][6].replace(",", ""))
     assert results[0]["step"]["programs"] >= 1
