@@ -43,11 +43,21 @@ def ablation(runs: Mapping[str, Sequence[Path]], baseline: str | None = None) ->
 
     Args:
       runs: label to run folders.
-      baseline: the label that the others are compared with. † marks a metric that differs from its, by the sign-flip
-        test over users that were averaged over seeds, at .05 after Holm's adjustment for all rows and both metrics.
+      baseline: the label that the others are compared with: a column has the difference in NDCG@10, and † marks a
+        metric that differs by the sign-flip test over users that were averaged over seeds, at .05 after Holm's
+        adjustment for all rows and both metrics.
+
+    Raises:
+      ValueError: runs on other users.
     """
     metrics = ("ndcg@10", "hr@10")
     header = ["method", "trained in the encoder", "%", "NDCG@10", "HR@10", "s/step", "GFLOP/step", "MiB"]
+    if baseline is not None:
+        header.insert(4, f"less {baseline}'s")
+    some = next(iter(runs.values()))[0]
+    for folder in (folder for folders in runs.values() for folder in folders):
+        if not _per_user(folder)["user_id"].equals(_per_user(some)["user_id"]):
+            raise ValueError(f"{folder} was tested on other users than {some}; a table needs one dataset and split")
     values = {
         label: {name: np.stack([_values(folder, name) for folder in folders]) for name in metrics}
         for label, folders in runs.items()
@@ -58,19 +68,21 @@ def ablation(runs: Mapping[str, Sequence[Path]], baseline: str | None = None) ->
         results = [run_folder.read(folder / "result.json") for folder in folders]
         first = results[0]
         share = first["parameters"]["delta"] / max(first["parameters"]["frozen"], 1)
-        marks = {name: "†" for name, found in compared.get(label, {}).items() if found.adjusted < 0.05}
+        found = compared.get(label, {})
+        marks = {name: "†" for name, comparison in found.items() if comparison.adjusted < 0.05}
         spreads = [_spread([result["test"][name] for result in results]) + marks.get(name, "") for name in metrics]
+        if baseline is not None:
+            spreads.insert(1, "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found["ndcg@10"].difference) if found else "")
         seconds = float(np.median([result["step"]["seconds"] for result in results]))
         cost = [f"{seconds:.2f}", f"{first['step']['flops'] / 1e9:,.0f}", f"{first['step']['bytes'] / 2**20:,.0f}"]
         rows.append([label, f"{first['parameters']['delta']:,}", f"{100 * share:.2f}", *spreads, *cost])
-    some = next(iter(runs.values()))[0]
     data = run_folder.read(some / "dataset.json")
     counts = " or ".join(str(n) for n in sorted({len(folders) for folders in runs.values()}))
     caption = f"Test, {_users(some)} users, {data['protocol']}; mean ± sd over {counts} seeds."
     if baseline is not None:
         caption += (
-            f" †: differs from {baseline}, p < .05 by the sign-flip test over users, with Holm's adjustment for"
-            f" {len(metrics) * len(compared)} comparisons."
+            f" Difference to {baseline}: 95% bootstrap interval over users. †: p < .05 by the sign-flip test over users"
+            f" with Holm's adjustment for {len(metrics) * len(compared)} comparisons."
         )
     return f"{_markdown_table(header, rows)}\n\n{caption}\n"
 

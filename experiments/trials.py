@@ -31,11 +31,13 @@ class Trial(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Attributes:
-    file: the configuration's.
-    get_config: of `FILE.py:arg`.
-    trials: what its `sweep()` lists.
-    baseline: its BASELINE, the group that the table compares the others with; None without one.
+    """A configuration file that lists trials.
+
+    Attributes:
+      file: its path.
+      get_config: gives the configuration of `FILE.py:arg`.
+      trials: what its `sweep()` lists.
+      baseline: its BASELINE, the group that the table compares the others with; None without one.
     """
 
     file: str
@@ -45,7 +47,7 @@ class Study(NamedTuple):
 
 
 def load(file: str) -> Study:
-    """A configuration file that lists trials.
+    """The study of a configuration file.
 
     Raises:
       ValueError: no such file, no `sweep` in it, names that are used twice or not at all, or a baseline without trials.

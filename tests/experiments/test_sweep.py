@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from configs import peft_movielens
-from experiments import trials
+from experiments import report, trials
 from experiments.assemble import Assembly
 from experiments.trials import Trial
 from llm4rec_jax.peft import METHODS
@@ -70,12 +72,26 @@ def test_the_table_has_a_row_a_group(swept):
     assert rows["lora"][1] == "1,024"
     assert rows["lora"][3] == f"{sum(values) / 2:.4f} ± {abs(values[0] - values[1]) / 2**0.5:.4f}"
     assert "±" not in rows["users"][3]
-    assert "mean ± sd over 1 or 2 seeds. †: differs from lora" in table
+    assert "mean ± sd over 1 or 2 seeds. Difference to lora: 95%" in table
     assert "adjustment for 4 comparisons" in table
-    assert float(rows["lora"][6].replace(",", "")) >= float(rows["base"][6].replace(",", ""))
+    assert float(rows["lora"][7].replace(",", "")) >= float(rows["base"][7].replace(",", ""))
+    assert rows["lora"][4] == ""
+    found = [json.loads((workdir / f"base-{s}" / "result.json").read_text())["test"]["ndcg@10"] for s in (0, 1)]
+    mean, low, high = (float(figure.strip("[],")) for figure in rows["base"][4].split())
+    assert mean == pytest.approx(sum(found) / 2 - sum(values) / 2, abs=1e-4)
+    assert low <= mean <= high
     assert results[0]["step"]["programs"] >= 1
     # The transformer's two blocks and the encoder's two, query and value at rank 2.
     assert rows["users"][1] == f"{2 * 2 * 2 * 2 * (16 + 16):,}"
+
+
+def test_runs_on_other_users_share_no_table(swept, tmp_path):
+    workdir, _ = swept
+    copy = Path(shutil.copytree(workdir / "lora-0", tmp_path / "copy"))
+    users = pl.read_parquet(copy / "per_user_test.parquet")
+    users.reverse().write_parquet(copy / "per_user_test.parquet")
+    with pytest.raises(ValueError, match=r"copy was tested on other users than .*lora-0"):
+        report.ablation({"a": [workdir / "lora-0"], "b": [copy]})
 
 
 def test_users_that_were_adapted_are_evaluated_as_trained(swept):
