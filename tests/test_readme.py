@@ -34,5 +34,5 @@ def test_every_command_that_is_shown_exists(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for name in set(re.findall(r"python -m experiments\.(\w+)", text)):
         assert (ROOT / "experiments" / f"{name}.py").is_file()
-    for target in set(re.findall(r"make (\w+)", text)):
+    for target in set(re.findall(r"(?:^    |`)make ([\w-]+)", text, re.MULTILINE)):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
