@@ -17,7 +17,8 @@ class Evaluation(NamedTuple):
     """Attributes:
     summary: metric name to its mean over users, with `users`, `users_skipped` (without targets) and
       `repeated_targets` (already in the history; ranked all the same).
-    per_user: one row a user that has targets: `user_id`, `targets`, and every metric.
+    per_user: one row a user that has targets: `user_id`, `targets` (how many), `history` (items known of the user),
+      `target_popularity` (training interactions of the targets, their mean; 0 for items that are new), every metric.
     """
 
     summary: dict[str, float]
@@ -65,16 +66,24 @@ def evaluate(
     per_user, summary = metrics.evaluate_ranks(found.ranks, ks)
     summary["repeated_targets"] = found.repeated
     users = metrics.evaluated(found.ranks)
+    popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
     if found.lists is not None:
-        summary |= _beyond_accuracy(found.lists[users], split, np.asarray(contexts), max(ks))
+        summary |= _beyond_accuracy(found.lists[users], popularity, np.asarray(contexts), max(ks))
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
-    table["targets"] = np.diff(found.ranks.offsets)[users]
+    counts = np.diff(targets.offsets)[users]
+    table["targets"] = counts
+    table["history"] = np.diff(history.offsets)[users]
+    totals = np.bincount(
+        np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets)),
+        weights=popularity[targets.items],
+        minlength=len(targets.offsets) - 1,
+    )
+    table["target_popularity"] = totals[users] / counts
     return Evaluation(summary, pl.DataFrame(table | per_user))
 
 
-def _beyond_accuracy(lists: np.ndarray, split: Split, contexts: np.ndarray, k: int) -> dict[str, float]:
-    num_items = split.dataset.num_items
-    popularity = np.bincount(split.training()[0].items, minlength=num_items)
+def _beyond_accuracy(lists: np.ndarray, popularity: np.ndarray, contexts: np.ndarray, k: int) -> dict[str, float]:
+    num_items = len(popularity)
     return {
         f"coverage@{k}": metrics.coverage(lists, num_items),
         f"gini@{k}": metrics.gini(lists, num_items),

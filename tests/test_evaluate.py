@@ -69,6 +69,9 @@ def test_a_test_by_hand(split, devices):
     # a: item 3 is better and item 4 as good; b: the best of what is left; d: item 2 is better, item 1 is masked.
     assert found.per_user["user_id"].to_list() == ["a", "b", "d"]
     assert found.per_user["targets"].to_list() == [1, 1, 1]
+    # Items 0 … 4 have 2, 1, 1, 1, 0 training interactions.
+    assert found.per_user["history"].to_list() == [2, 2, 2]
+    assert found.per_user["target_popularity"].to_list() == [1, 2, 2]
     assert found.per_user["mean_rank"].to_list() == [3, 1, 2]
     assert found.per_user["hr@2"].to_list() == [0, 1, 1]
     assert found.per_user["auc"].to_list() == pytest.approx([0.25, 1, 2 / 3])

@@ -1,12 +1,13 @@
-"""The number of training interactions: the same list for everybody."""
+"""The number of interactions: the same list for everybody."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm4rec_jax.baselines.core import BASELINES
 from llm4rec_jax.data.split import Sequences, Split
 
 
@@ -15,14 +16,19 @@ def _times(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
 
 
 class Popularity:
-    """Scores an item by its count in training, a `scoring.Scorer`. Counts are exact in float32 up to 2²⁴.
+    """Scores an item by its count, a `scoring.Scorer`. Counts are exact in float32 up to 2²⁴.
 
     Args:
-      split: whose training interactions are counted.
+      split: whose interactions are counted.
+      counts: "training", or "all": validation and test interactions too. The latter lets the targets leak into the
+        scores; it is there because published tables have it.
     """
 
-    def __init__(self, split: Split) -> None:
-        self._counts = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
+    def __init__(self, split: Split, counts: Literal["training", "all"] = "training") -> None:
+        if counts not in ("training", "all"):
+            raise ValueError(f"counts must be 'training' or 'all', not {counts!r}")
+        items = split.training()[0].items if counts == "training" else split.dataset.interactions.item
+        self._counts = np.bincount(items, minlength=split.dataset.num_items)
 
     def contexts(self) -> jax.Array:
         return jnp.asarray(self._counts[:, None], jnp.float32)
@@ -33,3 +39,11 @@ class Popularity:
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
         return _times, None
+
+
+@BASELINES.register("popularity")
+def popularity(
+    split: Split, texts: Sequence[str] | None = None, seed: int = 0, counts: Literal["training", "all"] = "training"
+) -> Popularity:
+    """`Popularity`. Arguments as for every baseline; `counts`: see there."""
+    return Popularity(split, counts)

@@ -1,0 +1,81 @@
+"""What closed-form baselines share: their registry, and a scorer made of rows of scores."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.registry import Registry
+from llm4rec_jax.scoring import Scorer
+
+BASELINES: Registry[Callable[..., Scorer]] = Registry("baseline")
+
+
+def interaction_matrix(sequences: Sequences, num_items: int) -> scipy.sparse.csr_array:
+    """Which user has which item: float64 [U, I] of zeros and ones, repeated interactions counted once."""
+    users = len(sequences.offsets) - 1
+    row = np.repeat(np.arange(users), np.diff(sequences.offsets))
+    matrix = scipy.sparse.csr_array((np.ones(len(row)), (row, sequences.items)), shape=(users, num_items))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def training_matrix(split: Split) -> scipy.sparse.csr_array:
+    """The interaction matrix [U, I] of the training part."""
+    return interaction_matrix(split.training()[0], split.dataset.num_items)
+
+
+def keep_largest(matrix: scipy.sparse.csr_array, k: int) -> scipy.sparse.csr_array:
+    """The k largest entries of each row; of equal ones at the border, those in the first columns.
+
+    Raises:
+      ValueError: k is not positive.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, must be at least 1 neighbour")
+    matrix.sort_indices()
+    values, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
+    keep = np.zeros(len(values), bool)
+    for start, stop in itertools.pairwise(np.asarray(matrix.indptr)):
+        order = np.argsort(-values[start:stop], kind="stable")[:k]
+        keep[start + order] = True
+    row = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))[keep]
+    return scipy.sparse.csr_array((values[keep], (row, columns[keep])), shape=matrix.shape)
+
+
+def _pick(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+    """Scores [B, I] at the item rows [N, 1]: [B, N]."""
+    return jnp.take(profiles, contexts[:, 0].astype(jnp.int32), axis=1)
+
+
+class ScoreRows:
+    """A `scoring.Scorer` whose profile of a user is the row of its scores.
+
+    Args:
+      rows: (history of some users as an interaction matrix [n, I], user rows [n]) to scores [n, I].
+      num_items: I.
+    """
+
+    def __init__(self, rows: Callable[[scipy.sparse.csr_array, np.ndarray], np.ndarray], num_items: int) -> None:
+        self._rows, self._num_items = rows, num_items
+        self._read: tuple[Sequences, scipy.sparse.csr_array] | None = None
+
+    def contexts(self) -> jax.Array:
+        # Row numbers are exact in float32 up to 2²⁴.
+        return jnp.arange(self._num_items, dtype=jnp.float32)[:, None]
+
+    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+        if self._read is None or self._read[0] is not history:
+            self._read = (history, interaction_matrix(history, self._num_items))
+        scores = self._rows(self._read[1][users], users)
+        return jnp.asarray(scores, jnp.float32)
+
+    @property
+    def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
+        return _pick, None
