@@ -26,6 +26,9 @@ def get_config(arg: str = "lora") -> ConfigDict:
     # A finished run whose parts outside the encoder this one starts from.
     config.init_from = placeholder(str)
 
+    # A baseline in closed form, in place of everything that is trained: see llm4rec_jax/baselines.
+    config.baseline = ConfigDict({"name": placeholder(str), "options": ConfigDict()})
+
     data: Any = ConfigDict()
     config.data = data
     data.source = "movielens_100k"
@@ -64,12 +67,23 @@ def get_config(arg: str = "lora") -> ConfigDict:
     model.width = 64
     model.project = "mlp"  # or linear, or none: the encoder's own width
     model.project_options = ConfigDict()
+    model.tower = "none"  # or linear, or mlp, over the ids
     model.users = "transformer"
     model.user_options = ConfigDict(
         {
             "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
             "attention": {"hidden": 64},
             "gru": {"dropout": 0.2},
+            "bidirectional": {
+                "layers": 2,
+                "heads": 2,
+                "dropout": 0.2,
+                "positions": 100,
+                "share": 0.2,
+                "only_last": 0.2,
+            },
+            "tower": {"hidden": 128, "dropout": 0.2},
+            "graph": {"layers": 2},
         }
     )
     model.head = "dot"

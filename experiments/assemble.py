@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
+from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.data import assets, filters, sources, splits
 from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
@@ -20,9 +21,10 @@ from llm4rec_jax.data.text import UserTemplate, item_texts
 from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.graph import Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.scoring import Prompts, RecommenderScorer
+from llm4rec_jax.scoring import Prompts, RecommenderScorer, Scorer
 
 INPUTS = ("text", "id", "id+text")
 
@@ -40,6 +42,8 @@ class Assembly:
         if self.config.inputs not in INPUTS:
             raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
         LOSSES.lookup(self.config.loss.name)
+        if self.config.baseline.name is not None:
+            BASELINES.lookup(self.config.baseline.name)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -80,6 +84,13 @@ class Assembly:
                 return items["item_id"].to_list()
             raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
         return [title or item for title, item in items.select(column, "item_id").iter_rows()]
+
+    @cached_property
+    def baseline(self) -> Scorer:
+        """The baseline that the configuration names, fitted."""
+        chosen = self.config.baseline
+        texts = item_texts(self.dataset.items, self.config.text.item) if self.reads_text else None
+        return BASELINES.build(chosen.name, self.split, texts, self.config.seed, **chosen.options)
 
     @cached_property
     def tokens(self) -> Tokens | None:
@@ -147,13 +158,19 @@ class Assembly:
     @cached_property
     def model(self) -> Recommender:
         model = self.config.model
+        training = self.split.training()[0]
         return recommender(
             encoder=self._pretrained[0],
             ids=None if self.config.inputs == "text" else self.dataset.num_items,
+            people=self.dataset.num_users,
+            edges=Edges(np.repeat(np.arange(self.dataset.num_users), np.diff(training.offsets)), training.items)
+            if model.users == "graph"
+            else None,
             users=model.users,
             head=model.head,
             pooling=self.config.encoder.pooling,
             project=None if model.project == "none" else model.project,
+            tower=None if model.tower == "none" else model.tower,
             width=model.width,
             user_options=dict(model.user_options.get(model.users, {})),
             head_options=dict(model.head_options),

@@ -6,7 +6,6 @@ Writes table.md and index.html (the table with intervals, learning curves, what 
 model is a run folder; called again, it goes on where it was stopped.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from experiments import train as training
 from experiments.assemble import Assembly
 from experiments.recommend import history_of, recommend
 from experiments.recommend import table as side_by_side
-from experiments.results import evaluate_run, restored_scorer
-from llm4rec_jax.baselines.popularity import Popularity
+from experiments.results import restored_scorer
 
 _USER = flags.DEFINE_string("show_user", "42", "The user for whom recommendations are shown.")
 
@@ -31,8 +29,10 @@ NOTE = (
 
 
 def configurations(workdir: Path) -> dict[str, Any]:
-    """The trained models of the quickstart, by name, in the order in which they are run."""
-    configs = {}
+    """The models of the quickstart, by name, in the order in which they are run."""
+    popular: Any = movielens_100k.get_config("id")
+    popular.baseline.name = "popularity"
+    configs = {"popularity": popular}
     for name, steps in (("id", 240), ("frozen", 240), ("lora", 24)):
         config: Any = movielens_100k.get_config(name)
         with config.unlocked():
@@ -47,27 +47,12 @@ def configurations(workdir: Path) -> dict[str, Any]:
     return configs
 
 
-def popularity(assembly: Assembly, workdir: Path) -> None:
-    """The baseline as a run folder."""
-    if (workdir / "result.json").exists():
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    result = evaluate_run(assembly, Popularity(assembly.split), workdir)
-    parameters = {"trainable": 0, "delta": 0, "frozen": 0}
-    run_folder.describe(assembly, workdir)
-    run_folder.write(
-        workdir / "result.json", {**result, "parameters": parameters, "seconds": time.perf_counter() - started}
-    )
-
-
 def main() -> None:
     workdir = command.workdir()
     console = rich.console.Console()
     configs = configurations(workdir)
     assembly = Assembly(configs["id"])
     console.print(run_folder.summary(assembly), highlight=False)
-    popularity(assembly, workdir / "popularity")
     for name, config in configs.items():
         console.rule(name)
         training.run(config, workdir / name)

@@ -41,6 +41,11 @@ def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:
 
 
 def restored_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
-    """The best checkpoint of a finished run, ready to score."""
+    """The best checkpoint of a finished run, ready to score; a baseline is fitted again."""
+    config: Any = run_folder.config_of(workdir)
+    if config.baseline.name is not None:
+        assembly = Assembly(config)
+        run_folder.check_data(assembly, workdir)
+        return assembly, assembly.baseline
     assembly, params, delta = restored(workdir)
     return assembly, assembly.scorer.of(params, delta)

@@ -7,6 +7,7 @@ The last line of standard output is one JSON object with validation and test met
 WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
     if (workdir / "result.json").exists():
         return run_folder.read(workdir / "result.json")
     assembly = Assembly(config)
+    if config.baseline.name is not None:
+        return _baseline(assembly, workdir, say)
     params = assembly.params()
     say(run_folder.summary(assembly))
     run_folder.describe(assembly, workdir)
@@ -69,6 +72,23 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
             "frozen": count(trained.frozen["params"]),
         },
         **_costs(workdir, config.train.batch_size),
+    }
+    run_folder.write(workdir / "result.json", result)
+    return result
+
+
+def _baseline(assembly: Assembly, workdir: Path, say: Any) -> dict[str, Any]:
+    """Fits and evaluates a baseline that has no steps."""
+    started = time.perf_counter()
+    say(run_folder.summary(assembly))
+    run_folder.describe(assembly, workdir)
+    result = {
+        **evaluate_run(assembly, assembly.baseline, workdir),
+        "best_step": 0,
+        "steps": 0,
+        "parameters": {"trainable": 0, "delta": 0, "frozen": 0},
+        "seconds": time.perf_counter() - started,
+        "step": {"seconds": 0.0, "flops": 0.0, "bytes": 0, "programs": 0},
     }
     run_folder.write(workdir / "result.json", result)
     return result

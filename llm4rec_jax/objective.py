@@ -66,8 +66,8 @@ class Objective(NamedTuple):
         if batch.prompt is not None:
             profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
         else:
-            profiles = run("profiles", contexts[batch.history], batch.history_mask)
-            if batch.target.shape[1] != batch.history.shape[1]:
+            profiles = run("profiles", contexts[batch.history], batch.history_mask, batch.users, batch.hidden)
+            if batch.target.shape[1] != profiles.shape[1]:
                 profiles = user_models.last(profiles, jnp.asarray(batch.history_mask))[:, None]
 
         if self.loss.negatives == "none":

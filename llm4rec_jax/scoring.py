@@ -17,7 +17,9 @@ from llm4rec_jax.data.batches import TokenGroup, histories, token_bucket, token_
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
+from llm4rec_jax.models.graph import LightGcn
 from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.models.users import User
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params
 
@@ -116,6 +118,10 @@ class RecommenderScorer:
             return profile(weights, contexts[items], mask)
 
         self._profile = tiled(profile_of_items, mesh, USER_TILE)
+        self._profile_of_user = tiled(
+            lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh, USER_TILE
+        )
+        self._known_users = model.users.num_users if isinstance(model.users, (User, LightGcn)) else None
         self.pairs = partial(run, "pairs")
         self._num_items = model.num_items
         self._reads_text = model.encoder is not None
@@ -167,6 +173,13 @@ class RecommenderScorer:
         if self._prompts is not None:
             read = [history.items[history.offsets[u] : history.offsets[u + 1]][-self._history :] for u in users]
             return self._prompt_profile(weights, *self._prompts(read, users))
+        if self._known_users is not None:
+            if len(strangers := users[users >= self._known_users]):
+                raise ValueError(
+                    f"user row {strangers[0]}: this model has a vector for each of the {self._known_users} users of "
+                    "its training and none for anybody else; take a user model that reads histories"
+                )
+            return self._profile_of_user(weights, users.astype(np.int32))
         items, mask = histories(history, users, self._history)
         return self._profile((weights, contexts), items, mask)
 

@@ -18,12 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax import metrics, sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
-from llm4rec_jax.data.batches import Batch, training_batches
+from llm4rec_jax.data.batches import Batch, Gaps, training_batches
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
 from llm4rec_jax.journal import Journal
 from llm4rec_jax.losses import LOSSES, Loss
+from llm4rec_jax.models import users as user_models
+from llm4rec_jax.models.bidirectional import Bidirectional
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
@@ -199,11 +201,14 @@ def train(
     constant = still and fixed and "pooling" not in params
 
     # ----------------------------------------------------------------------------------------------------------- input
+    read = user_models.reads(model.users)
     builder, batches = training_batches(
         split,
         batch_size=batch_size,
-        history=history,
-        every_position=prompts is None,
+        history=1 if read == "user" else history,
+        every_position=prompts is None and read != "user",
+        first=read == "user",
+        gaps=Gaps(model.users.share, model.users.only_last) if isinstance(model.users, Bidirectional) else None,
         negatives=chosen.negatives,
         num_negatives=num_negatives,
         alpha=alpha,

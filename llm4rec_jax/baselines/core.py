@@ -43,7 +43,7 @@ def keep_largest(matrix: scipy.sparse.csr_array, k: int) -> scipy.sparse.csr_arr
     values, columns = np.asarray(matrix.data), np.asarray(matrix.indices)
     keep = np.zeros(len(values), bool)
     for start, stop in itertools.pairwise(np.asarray(matrix.indptr)):
-        order = np.argsort(-values[start:stop], kind="stable")[:k]
+        order = np.argsort(np.negative(values[start:stop]), kind="stable")[:k]
         keep[start + order] = True
     row = np.repeat(np.arange(len(matrix.indptr) - 1), np.diff(matrix.indptr))[keep]
     return scipy.sparse.csr_array((values[keep], (row, columns[keep])), shape=matrix.shape)

@@ -49,6 +49,7 @@ class Batch(NamedTuple):
       candidates: [U] bool, the `items` that a target is compared with: the batch's targets, or the whole catalogue.
       log_q: [U] log of the probability that a target is this item.
       own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
+      hidden: [B, H] bool, the positions of the history that a user model has to fill; `target` is what stands there.
     """
 
     users: Array
@@ -64,6 +65,19 @@ class Batch(NamedTuple):
     candidates: Array | None = None
     log_q: Array | None = None
     own: Array | None = None
+    hidden: Array | None = None
+
+
+class Gaps(NamedTuple):
+    """How positions are hidden from a user model that reads in both directions.
+
+    Attributes:
+      share: the probability of each position.
+      only_last: the probability that of a window only the last position is hidden.
+    """
+
+    share: float
+    only_last: float
 
 
 def bucket(size: int, multiple_of: int = 1) -> int:
@@ -106,13 +120,17 @@ def windows(sequences: Sequences, history: int) -> Examples:
     return Examples(user, start, stop)
 
 
-def single_targets(sequences: Sequences, history: int) -> Examples:
-    """One example a target: the inputs are the at most `history` items before it."""
+def single_targets(sequences: Sequences, history: int, first: bool = False) -> Examples:
+    """One example a target: the inputs are the at most `history` items before it.
+
+    Args:
+      first: users' first items, which have no item before them, are targets too.
+    """
     user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
     stop = np.arange(len(user))
-    first = sequences.offsets[:-1][user]
-    keep = stop > first
-    return Examples(user[keep], np.maximum(stop - history, first)[keep], stop[keep])
+    begin = sequences.offsets[:-1][user]
+    keep = stop >= begin if first else stop > begin
+    return Examples(user[keep], np.maximum(stop - history, begin)[keep], stop[keep])
 
 
 class BatchBuilder:
@@ -132,12 +150,16 @@ class BatchBuilder:
         prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None,
         multiple_of: int,
         most_examples: int | None,
+        first: bool = False,
+        gaps: Gaps | None = None,
     ) -> None:
         self.sequences, targets = split.training()
         self._is_target = targets
-        self._every_position = every_position
-        make = windows if every_position else single_targets
-        examples = make(self.sequences, history)
+        self._every_position, self._gaps = every_position, gaps
+        if every_position:
+            examples = windows(self.sequences, history)
+        else:
+            examples = single_targets(self.sequences, history, first)
         # Windows without a single training target (few-shot) teach nothing.
         counts = np.concatenate([[0], np.cumsum(targets)])
         first_target = examples.start + 1 if every_position else examples.stop
@@ -155,7 +177,8 @@ class BatchBuilder:
         self._tokens, self._prompts, self._multiple_of = tokens, prompts, multiple_of
         # Several processes must run one program, so none may choose its sizes by what it happens to read.
         self._fixed_shapes = most_examples is not None
-        slots = self.history + (self.history if every_position else 1) * (1 + num_negatives)
+        columns = self.history + (gaps is not None)
+        slots = columns + (columns if every_position else 1) * (1 + num_negatives)
         self._most_items = min((most_examples or 0) * slots, int(split.known.sum()))
         self._known = np.flatnonzero(split.known).astype(np.int32)
         num_items = len(split.known)
@@ -174,6 +197,10 @@ class BatchBuilder:
         at = np.where(history_mask, start[:, None] + column, start[:, None])
         target_at = np.minimum(at + 1, stop[:, None]) if self._every_position else stop[:, None]
         target_mask = self._is_target[target_at] & (history_mask if self._every_position else True)
+        hidden = None
+        if self._gaps is not None:
+            at, history_mask, hidden = self._with_gaps(start, stop, rng)
+            target_at, target_mask = at, hidden
         history, target = self.sequences.items[at], self.sequences.items[target_at]
 
         parts = [history, target]
@@ -190,7 +217,7 @@ class BatchBuilder:
             parts = [order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)]
         batch = Batch(
             user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
-            negatives=parts[2] if self._sampler is not None else None,
+            negatives=parts[2] if self._sampler is not None else None, hidden=hidden,
         )  # fmt: skip
         if self._prompts is not None:
             histories = [self.sequences.items[a:b] for a, b in zip(start, stop, strict=True)]
@@ -205,6 +232,21 @@ class BatchBuilder:
             candidates[parts[1][target_mask]] = True
             batch = batch._replace(candidates=candidates, log_q=self._log_q[items], own=self._own(user))
         return batch
+
+    def _with_gaps(
+        self, start: np.ndarray, stop: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whole windows [B, H + 1], the last target included: rows of the sequences, mask, and what is hidden."""
+        assert self._gaps is not None
+        column = np.arange(self.history + 1)
+        mask = column <= (stop - start)[:, None]
+        at = np.where(mask, start[:, None] + column, start[:, None])
+        eligible = mask & self._is_target[at]
+        last = eligible & (column == np.max(eligible * column, axis=1, keepdims=True))
+        drawn = eligible & (rng.random(at.shape) < self._gaps.share)
+        drawn = drawn & (rng.random((len(at), 1)) >= self._gaps.only_last)
+        # A window without a gap would teach nothing.
+        return at, mask, np.where(drawn.any(axis=1, keepdims=True), drawn, last)
 
     def _with_tokens(self, unique: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
         """Distinct items to (items padded and ordered, their texts in groups, place of each of the distinct items)."""
@@ -266,6 +308,8 @@ def training_batches(
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     multiple_of: int = 1,
+    first: bool = False,
+    gaps: Gaps | None = None,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
     """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
 
@@ -282,6 +326,8 @@ def training_batches(
       seed: of order and negatives.
       shard: (index, count) of this process.
       multiple_of: the size of the mesh's data axis, over which B and U are split.
+      first: with one example a target, users' first items are targets too, for a model that reads no history.
+      gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
 
     Returns:
       The builder (its `examples` count an epoch) and the Grain dataset.
@@ -308,6 +354,8 @@ def training_batches(
         prompts=prompts,
         multiple_of=multiple_of if negatives == "catalogue" else multiple_of // count,
         most_examples=None if count == 1 else batch_size // count,
+        first=first,
+        gaps=gaps,
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
     # Each process draws negatives of its own.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.bert import Bert
+from llm4rec_jax.models.graph import Edges, LightGcn
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.pooling import POOLINGS
 from llm4rec_jax.models.users import USERS
@@ -65,6 +66,7 @@ class Recommender(nn.Module):
       head: F.
       num_items: I when items have an id embedding, else None.
       width: D.
+      tower: on the id embeddings, or None.
     """
 
     encoder: Bert | None
@@ -75,9 +77,10 @@ class Recommender(nn.Module):
     head: nn.Module
     num_items: int | None
     width: int
+    tower: nn.Module | None = None
 
     def setup(self) -> None:
-        if self.num_items is not None:
+        if self.num_items is not None and not isinstance(self.users, LightGcn):
             self.ids = nn.Embed(self.num_items, self.width, embedding_init=nn.initializers.normal(0.02))
 
     def __call__(
@@ -88,7 +91,7 @@ class Recommender(nn.Module):
         if self.users is None:
             profiles = self.prompt_profile(self.encode(ids, mask))
         else:
-            profiles = user_models.last(self.profiles(contexts[history], history_mask), history_mask)
+            profiles = self.profiles(contexts[history], history_mask, jnp.zeros(len(history), jnp.int32))[:, -1]
         return self.pairs(profiles, contexts) + self.score(profiles[:1], contexts[:1])
 
     def encode(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -125,14 +128,35 @@ class Recommender(nn.Module):
         if text is not None:
             context = text if self.project is None else self.project(text)
         if self.num_items is not None:
-            ids = self.ids(items)
+            ids = self.users.items()[items] if isinstance(self.users, LightGcn) else self.ids(items)
+            if self.tower is not None:
+                ids = self.tower(ids)
             context = ids if context is None else context + ids
         assert context is not None
         return context
 
-    def profiles(self, contexts: jax.Array, mask: jax.Array) -> jax.Array:
-        """Contexts of histories [B, H, D], padded at the end, to the profile after every position [B, H, D]."""
+    def profiles(
+        self,
+        contexts: jax.Array | None,
+        mask: jax.Array | None,
+        users: jax.Array | None = None,
+        hidden: jax.Array | None = None,
+    ) -> jax.Array:
+        """Contexts of histories [B, H, D], padded at the end, to the profile after every position [B, H, D].
+
+        What `users.reads` of the user model says it does not read may be None.
+
+        Args:
+          contexts, mask: [B, H, D] and [B, H].
+          users: rows of the user table [B], for a model that knows its users: profiles are [B, 1, D] then.
+          hidden: positions [B, H] of gaps, for a model that fills them.
+        """
         assert self.users is not None
+        match user_models.reads(self.users):
+            case "user":
+                return self.users(users)[:, None]
+            case "gaps":
+                return self.users(contexts, mask, hidden)
         return self.users(contexts, mask)
 
     def prompt_profile(self, text: jax.Array) -> jax.Array:
@@ -152,10 +176,13 @@ def recommender(
     *,
     encoder: Bert | None = None,
     ids: int | None = None,
+    people: int | None = None,
+    edges: Edges | None = None,
     users: str = "transformer",
     head: str = "dot",
     pooling: str = "mean",
     project: str | None = "mlp",
+    tower: str | None = None,
     width: int = 64,
     user_options: dict[str, Any] | None = None,
     head_options: dict[str, Any] | None = None,
@@ -166,8 +193,11 @@ def recommender(
     Args:
       encoder: M, for items that are text; None for ids only.
       ids: the number of items I, for items with an id embedding; with an encoder, both are added.
+      people: the number of users, for the user models "id" and "graph", which have a vector for each.
+      edges: the graph of the user model "graph", whose items are ids.
       users: a name in `USERS`, or "text": the history is one prompt that M reads.
       head, pooling, project: names in `HEADS`, `POOLINGS`, `PROJECTIONS`; project None keeps the encoder's width.
+      tower: a name in `PROJECTIONS`, on the id embeddings.
       width: D; the encoder's own width when project is None.
 
     Raises:
@@ -179,6 +209,17 @@ def recommender(
         raise ValueError("users='text' lets the encoder read the history, but there is no encoder")
     if encoder is not None and project is None:
         width = encoder.config.hidden_size
+    own: dict[str, Any] = {}
+    if users in ("id", "graph"):
+        if people is None:
+            raise ValueError(f"users={users!r} has a vector for each user: give their number")
+        own = {"num_users": people, "width": width}
+    if users == "graph":
+        if ids is None or encoder is not None or edges is None:
+            raise ValueError(
+                "users='graph' smooths vectors of users and items over their graph: give ids and edges, no encoder"
+            )
+        own |= {"num_items": ids, "edges": edges}
     projection = None
     if encoder is not None and project is not None:
         projection = PROJECTIONS.build(project, width=width, **(project_options or {}))
@@ -187,10 +228,11 @@ def recommender(
         pooling=POOLINGS.build(pooling) if encoder is not None else None,
         project=projection,
         project_prompt=projection.copy() if projection is not None and users == "text" else None,
-        users=None if users == "text" else USERS.build(users, **(user_options or {})),
+        users=None if users == "text" else USERS.build(users, **own, **(user_options or {})),
         head=HEADS.build(head, **(head_options or {})),
         num_items=ids,
         width=width,
+        tower=PROJECTIONS.build(tower, width=width) if tower is not None and ids is not None else None,
     )
 
 

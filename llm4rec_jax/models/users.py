@@ -2,7 +2,7 @@
 
 Each takes item vectors [B, H, D], the oldest first and padded at the end, and their mask [B, H], and returns the
 profile after every position, [B, H, D]: position t has read items 0…t and nothing later. So one pass trains on every
-position, and the profile of a user is the one at the last real item (`last`).
+position, and the profile of a user is the one at the last real item (`last`). Models of other kinds say so by `reads`.
 """
 
 import flax.linen as nn
@@ -12,6 +12,17 @@ import jax.numpy as jnp
 from llm4rec_jax.registry import Registry
 
 USERS: Registry = Registry("user model")
+
+
+def reads(model: nn.Module | None) -> str:
+    """What a user model is called with, and so how it is trained.
+
+    "history": (items [B, H, D], mask [B, H]) -> the profile after every position [B, H, D].
+    "gaps": the same with a third argument, the positions [B, H] that are hidden from it -> profiles [B, H, D], at the
+      hidden positions those of what was there; without it, the profile that follows the history, at every position.
+    "user": (user rows [B]) -> [B, D]; it knows nobody but the users of its training.
+    """
+    return getattr(model, "reads", "history")
 
 
 def last(profiles: jax.Array, mask: jax.Array) -> jax.Array:
@@ -127,6 +138,44 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         return nn.Dense(width, name="down")(jax.nn.gelu(nn.Dense(self.multiple * width, name="up")(x)))
+
+
+@USERS.register("tower")
+class Tower(nn.Module):
+    """A network over the mean of the items so far, as in Covington et al. 2016 (doi 10.1145/2959100.2959190).
+
+    Attributes:
+      hidden: width of the hidden layer.
+      dropout: on the hidden layer, when a dropout rng is given.
+    """
+
+    hidden: int = 128
+    dropout: float = 0.2
+
+    @nn.compact
+    def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
+        x = nn.LayerNorm(name="norm")(Mean()(items, mask))
+        x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        return nn.Dense(items.shape[-1], name="output")(x)
+
+
+@USERS.register("id")
+class User(nn.Module):
+    """A vector a user, which with a dot product is matrix factorisation (Koren et al. 2009).
+
+    Attributes:
+      num_users: U.
+      width: D.
+    """
+
+    reads = "user"
+    num_users: int
+    width: int
+
+    @nn.compact
+    def __call__(self, users: jax.Array) -> jax.Array:
+        return nn.Embed(self.num_users, self.width, embedding_init=nn.initializers.normal(0.02), name="table")(users)
 
 
 @USERS.register("gru")

@@ -135,6 +135,8 @@ def test_every_baseline_is_evaluated(split, name):
     ],
 )
 def test_what_cannot_be_is_refused(split, name, options, message):
+    def score():
+        return scores(BASELINES.build(name, split, None, 0, **options), split.history("test"))
+
     with pytest.raises(ValueError, match=message):
-        scorer = BASELINES.build(name, split, None, 0, **options)
-        scores(scorer, split.history("test"))
+        score()

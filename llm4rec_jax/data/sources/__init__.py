@@ -7,7 +7,16 @@ from typing import Any
 from llm4rec_jax.data.interactions import Dataset
 
 # The modules of the loaders are imported for their registration.
-from llm4rec_jax.data.sources import atomic, movielens, sequences, table, tfds_source  # noqa: F401
+from llm4rec_jax.data.sources import (  # noqa: F401
+    atomic,
+    movielens,
+    s3rec,
+    sequences,
+    table,
+    tallrec,
+    tfds_source,
+    unisrec,
+)
 from llm4rec_jax.data.sources.movielens import natural_title
 from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
 from llm4rec_jax.registry import unknown_name
