@@ -15,7 +15,7 @@ from absl import app, flags, logging
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, a SLURM job or Open MPI.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where none is detected.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
@@ -52,7 +52,32 @@ def _keep_memory() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command. An error that its user can mend is one message and exit code 2; others keep their traceback."""
+    """Runs a command on a --workdir.
+
+    An error that its user can mend is one message and exit code 2; others keep their traceback.
+    """
+    flags.mark_flag_as_required("workdir")
+
+    def without_arguments(arguments: list[str]) -> None:
+        if arguments:
+            raise app.UsageError(f"does not take {' '.join(arguments)!r}: options are written --name=value")
+        main()
+
+    _run(without_arguments)
+
+
+def run_on(main: Callable[[list[str]], None], what: str) -> None:
+    """Runs a command on its arguments, each a `what`; errors are as those of `run`."""
+
+    def with_arguments(arguments: list[str]) -> None:
+        if not arguments:
+            raise app.UsageError(f"needs at least one {what}")
+        main(arguments)
+
+    _run(with_arguments)
+
+
+def _run(main: Callable[[list[str]], None]) -> None:
     _keep_memory()
     # Orbax and Grain log every step they take, at a level that absl shows by default.
     logging.set_verbosity(logging.WARNING)
@@ -60,12 +85,10 @@ def run(main: Callable[[], None]) -> None:
     wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])
 
     def guarded(arguments: list[str]) -> None:
-        if stray := arguments[1:]:
-            raise app.UsageError(f"does not take {' '.join(stray)!r}: options are written --name=value")
         if _DISTRIBUTED.value or _COORDINATOR.value is not None:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         try:
-            main()
+            main(arguments[1:])
         except (ValueError, OSError, ArithmeticError) as error:
             if _DEBUG.value:
                 raise

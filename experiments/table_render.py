@@ -1,0 +1,162 @@
+"""A table as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.table_layout import Entry, layout
+from experiments.table_statistics import Row, Statistics
+from llm4rec_jax.registry import Registry
+
+# Name to what writes a table's statistics in a format; the page of HTML is in table_page.
+FORMATS: Registry[Callable[[Statistics], str]] = Registry("table format")
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+    "±": r"$\pm$",
+    "†": r"$^{\dagger}$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "−": r"$-$",
+    "→": r"$\rightarrow$",
+    "∞": r"$\infty$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Of cells that are Markdown: numbers to the right, the first column to the left."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+@FORMATS.register("markdown")
+def markdown(s: Statistics) -> str:
+    """A Markdown table and its caption; the best are bold, the second underlined."""
+    table = layout(s)
+
+    def written(entry: Entry) -> str:
+        text = {"best": "**{}**", "second": "<u>{}</u>"}.get(entry.style, "{}").format(_markdown(entry.text))
+        return text + entry.rest + "†" * entry.marked
+
+    rows = [[written(entry) for entry in row] for section in table.sections for row in section]
+    return f"{markdown_table(table.header, rows)}\n\n{_markdown(table.caption)}\n"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is; an underscore within a word stands for itself."""
+    text = re.sub(r"\s+", " ", text).replace("<", "&lt;")
+    return re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`]", r"\\\g<0>", text)
+
+
+@FORMATS.register("latex")
+def latex(s: Statistics) -> str:
+    r"""A `table` environment that needs booktabs and no other package; \midrule separates the sections."""
+    table = layout(s)
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    def written(entry: Entry) -> str:
+        command = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}.get(entry.style, "{}")
+        text = command.format(escape_latex(entry.text)) + escape_latex(entry.rest)
+        return text + escape_latex("†") * entry.marked
+
+    body = "\n\\midrule\n".join(
+        "\n".join(line([written(entry) for entry in row]) for row in section) for section in table.sections
+    )
+    label = re.sub(r"[^\w:.+/-]", "-", table.label)
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs} and no other package.",
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{escape_latex(table.caption)}}}",
+            rf"\label{{tab:{label}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            r"\toprule",
+            line([escape_latex(name) for name in table.header]),
+            r"\midrule",
+            body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is; characters with an accent need its UTF-8, which is the default."""
+    return "".join(_LATEX.get(character, character) for character in re.sub(r"[^\S\xa0]+", " ", text))
+
+
+_COLUMNS: tuple[str, ...] = (
+    "section", "group", "label", "kind", "name", "seeds", "users", "mean", "sd", "low", "high", "baseline",
+    "difference", "difference_low", "difference_high", "change_percent", "p", "p_adjusted", "source",
+)  # fmt: skip
+
+
+@FORMATS.register("csv")
+def tidy(s: Statistics) -> str:
+    """A line a row and metric (kind "test") or cost, and a published metric; full precision, no scale.
+
+    `low` and `high` are the 95% interval over users, `difference` is to `baseline`, with its interval; what does not
+    exist is empty.
+    """
+    lines = [line for row in s.rows for line in _lines(row)]
+    for label, values, source in s.table.published:
+        lines += [
+            {"label": label, "kind": "published", "name": name, "mean": value, "source": source}
+            for name, value in values.items()
+        ]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _lines(row: Row) -> list[dict[str, object]]:
+    about = {"section": row.section, "group": row.group, "label": row.label}
+    lines: list[dict[str, object]] = []
+    for metric, cell in row.cells.items():
+        line = {**about, "kind": "test", "name": metric, "seeds": len(row.runs), "users": row.runs[0].users}
+        line |= {"mean": cell.mean, "sd": cell.sd, "baseline": cell.against, "change_percent": cell.change}
+        if cell.interval is not None:
+            line |= {"low": cell.interval.low, "high": cell.interval.high}
+        if cell.comparison is not None:
+            (difference, low, high), p, adjusted = cell.comparison
+            line |= {"difference": difference, "difference_low": low, "difference_high": high}
+            line |= {"p": p, "p_adjusted": adjusted}
+        lines.append(line)
+    costs: dict[str, list[float]] = {**row.costs, **({} if row.tried is None else {"tried": [row.tried]})}
+    for name, values in costs.items():
+        if values:
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            mean = float(np.mean(values))
+            lines.append({**about, "kind": "cost", "name": name, "seeds": len(values), "mean": mean, "sd": sd})
+    return lines

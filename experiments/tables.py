@@ -1,0 +1,76 @@
+"""Makes a table of finished runs, as Markdown, LaTeX, HTML or CSV.
+
+    python -m experiments.tables runs/peft --format=latex --out=table.tex
+    python -m experiments.tables runs/id-0 runs/id-1 runs/lora-0 runs/lora-1 --format=html --out=table.html
+
+Each DIR is the folder of a run or the workdir of a sweep. What a table shows is a `Table`, which the configuration
+file of the sweep, or the one that --spec names, returns from its function `table()`. See docs/tables.md.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command, table_runs, table_spec
+from experiments.table_render import FORMATS, markdown
+from experiments.table_spec import Table
+from experiments.table_statistics import Statistics, statistics
+
+__all__ = ["Table", "of_sweep"]
+
+
+def of_sweep(workdir: Path) -> str:
+    """The Markdown table of a sweep's finished trials, as its configuration file wants it.
+
+    What is left out is said on standard error.
+
+    Raises:
+      ValueError: no trial has finished, trials that do not belong in one table, or a `table()` that cannot be made.
+    """
+    return markdown(of_folders([workdir]))
+
+
+def of_folders(folders: Sequence[Path], spec: Path | None = None) -> Statistics:
+    """The figures of a table.
+
+    Args:
+      folders: of runs, or workdirs of sweeps.
+      spec: a configuration file with a `table()`; None: that of the first sweep, if there is one.
+
+    Raises:
+      ValueError: as `of_sweep`.
+    """
+    found = table_runs.find(folders, _warn)
+    table = Table()
+    if spec is not None:
+        table = table_spec.load(spec)
+    elif found.specs and found.specs[0].is_file():
+        table = table_spec.load(found.specs[0])
+    elif found.specs:
+        _warn(f"{found.specs[0]}, the sweep's configuration, does not exist here; all groups are shown (see --spec)")
+    return statistics(table, found, _warn)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def main(folders: list[str]) -> None:
+    chosen = FORMATS.lookup(str(flags.FLAGS["format"].value))
+    spec, out = flags.FLAGS["spec"].value, flags.FLAGS["out"].value
+    text = chosen(of_folders([Path(folder) for folder in folders], Path(spec) if spec else None))
+    if out is None:
+        print(text, end="")
+    else:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    # Not at import: the commands that use this module have flags of their own.
+    flags.DEFINE_string("format", "markdown", f"One of {', '.join(FORMATS)}.")
+    flags.DEFINE_string("spec", None, "A configuration file whose table() says what is shown; by default the sweep's.")
+    flags.DEFINE_string("out", None, "Where the table is written; by default it is printed.")
+    command.run_on(main, "DIR")
