@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
     def take(self, index: NDArray[np.int64]) -> "Rows":
         """Returns the questions selected by row numbers or by a boolean mask [n]."""
-        return Rows(*(column[index] for column in self))
+        return Rows._make(column[index] for column in self)
 
 
 @dataclass(frozen=True, eq=False)

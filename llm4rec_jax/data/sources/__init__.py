@@ -1,10 +1,11 @@
-"""Sources of interaction data: `load(name, path, **options)` reads files into a `Dataset`."""
+"""Sources of interaction data: `load(name, path, **options)` reads files into a `Dataset`, `load_pointwise` into questions."""
 
 import inspect
 from pathlib import Path
 from typing import Any
 
 from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.pointwise import POINTWISE, PointwiseData
 
 # The modules of the loaders are imported for their registration.
 from llm4rec_jax.data.sources import (  # noqa: F401
@@ -19,9 +20,9 @@ from llm4rec_jax.data.sources import (  # noqa: F401
 )
 from llm4rec_jax.data.sources.movielens import natural_title
 from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
-from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.registry import Registry, unknown_name
 
-__all__ = ["SOURCES", "Loader", "load", "natural_title", "register"]
+__all__ = ["POINTWISE", "SOURCES", "Loader", "load", "load_pointwise", "natural_title", "register"]
 
 
 def load(name: str, path: str | Path | None = None, **options: Any) -> Dataset:
@@ -37,14 +38,23 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Dataset:
         FileNotFoundError: if a file is missing.
         DataError: if the data is malformed.
     """
-    loader = SOURCES.lookup(name)
+    return _call(SOURCES, name, path, options)
+
+
+def load_pointwise(name: str, path: str | Path | None = None, **options: Any) -> PointwiseData:
+    """Loads the questions of a named pointwise source, a name in `POINTWISE`; arguments and errors as for `load`."""
+    return _call(POINTWISE, name, path, options)
+
+
+def _call(registry: Registry[Any], name: str, path: str | Path | None, options: dict[str, Any]) -> Any:
+    loader = registry.lookup(name)
     first, *accepted = inspect.signature(loader).parameters.values()
     names = [parameter.name for parameter in accepted]
     for option in options:
         if option not in names:
-            raise ValueError(unknown_name(f"option of source {name!r}", option, names))
+            raise ValueError(unknown_name(f"option of {registry.kind} {name!r}", option, names))
     if path is None:
         if first.default is inspect.Parameter.empty:
-            raise ValueError(f"source {name!r} needs a path; give the file or folder to read")
+            raise ValueError(f"{registry.kind} {name!r} needs a path; give the file or folder to read")
         return loader(**options)
     return loader(Path(path), **options)

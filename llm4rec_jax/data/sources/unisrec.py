@@ -1,4 +1,4 @@
-"""UniSRec's files: sequences cut into training, validation and test by the authors, items as indices, and their text."""
+"""UniSRec's files: sequences that the authors cut into training, validation and test, and the items' text."""
 
 from pathlib import Path
 
