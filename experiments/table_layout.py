@@ -10,7 +10,7 @@ from experiments.table_statistics import Cell, Row, Statistics, less_is_better
 
 # Metrics that are no shares of one, which a scale of 100 leaves as they are; a cut-off may follow.
 _NO_SHARES = ("mean_rank", "rmse", "mae", "log_loss", "novelty", "mean_popularity")
-LEVEL = 0.05
+_LEVEL = 0.05
 
 
 class Entry(NamedTuple):
@@ -22,6 +22,7 @@ class Entry(NamedTuple):
       style: "best", "second" or none of them.
       marked: whether it differs from the baseline.
       value: what a column is sorted by; None: nothing.
+      interval: the 95% interval, which only HTML shows beside the rest.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
     style: str = ""
     marked: bool = False
     value: float | str | None = None
+    interval: str = ""
 
 
 EMPTY = Entry("")
@@ -81,9 +83,9 @@ def figure(s: Statistics, metric: str, value: float, less: int = 0) -> str:
     return f"{value * factor(s, metric):.{max(digits - less, 0)}f}"
 
 
-def bracketed(s: Statistics, metric: str, low: float, high: float) -> str:
-    """An interval, which needs a digit less than its mean."""
-    return f" [{figure(s, metric, low, 1)}, {figure(s, metric, high, 1)}]"
+def bracketed(s: Statistics, metric: str, low: float, high: float, less: int = 1) -> str:
+    """An interval; that of a mean needs a digit less than it."""
+    return f"[{figure(s, metric, low, less)}, {figure(s, metric, high, less)}]"
 
 
 def _changes(s: Statistics) -> bool:
@@ -102,14 +104,16 @@ def _entries(s: Statistics, row: Row, ranking: dict[str, dict[str, str]]) -> lis
     entries = [Entry(row.label, value=row.label)]
     for metric in s.metrics:
         cell = row.cells[metric]
-        found = cell.comparison
+        found, between = cell.comparison, cell.interval
+        shown = "" if between is None else bracketed(s, metric, between.low, between.high)
         entries.append(
             Entry(
                 figure(s, metric, cell.mean),
-                _spread(s, metric, cell),
+                (f" {shown}" if shown else "") if s.table.spread == "interval" else _sd(s, metric, cell),
                 ranking[metric][row.group],
-                found is not None and found.adjusted < LEVEL,
+                found is not None and found.adjusted < _LEVEL,
                 cell.mean,
+                "" if s.table.spread == "interval" else shown,
             )
         )
         if _changes(s):
@@ -137,9 +141,7 @@ def _sources(s: Statistics) -> list[str]:
     return list(dict.fromkeys(source for _, _, source in s.table.published))
 
 
-def _spread(s: Statistics, metric: str, cell: Cell) -> str:
-    if s.table.spread == "interval":
-        return "" if cell.interval is None else bracketed(s, metric, cell.interval.low, cell.interval.high)
+def _sd(s: Statistics, metric: str, cell: Cell) -> str:
     return "" if cell.sd is None else f" ± {figure(s, metric, cell.sd)}"
 
 
@@ -180,7 +182,7 @@ def _caption(s: Statistics) -> str:
         how = "the bootstrap over users" if run.pointwise else "the sign-flip test over users averaged over seeds"
         if s.comparisons:
             said.append(
-                f"†: differs from {base}, p < .05 by {how}, with Holm's adjustment for {s.comparisons} comparisons."
+                f"†: differs from {base} at p = .05 by {how}, with Holm's adjustment for {s.comparisons} comparisons."
             )
     if s.table.tried:
         said.append("Tried: configurations that were compared on validation.")

@@ -3,16 +3,11 @@
 import csv
 import io
 import re
-from collections.abc import Callable
 
 import numpy as np
 
 from experiments.table_layout import Entry, layout
 from experiments.table_statistics import Row, Statistics
-from llm4rec_jax.registry import Registry
-
-# Name to what writes a table's statistics in a format; the page of HTML is in table_page.
-FORMATS: Registry[Callable[[Statistics], str]] = Registry("table format")
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -53,7 +48,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-@FORMATS.register("markdown")
 def markdown(s: Statistics) -> str:
     """A Markdown table and its caption; the best are bold, the second underlined."""
     table = layout(s)
@@ -72,7 +66,6 @@ def _markdown(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`]", r"\\\g<0>", text)
 
 
-@FORMATS.register("latex")
 def latex(s: Statistics) -> str:
     r"""A `table` environment that needs booktabs and no other package; \midrule separates the sections."""
     table = layout(s)
@@ -93,7 +86,7 @@ def latex(s: Statistics) -> str:
         [
             r"% Needs \usepackage{booktabs} and no other package.",
             r"\begin{table}[t]",
-            r"\centering",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{escape_latex(table.caption)}}}",
             rf"\label{{tab:{label}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
@@ -120,7 +113,6 @@ _COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-@FORMATS.register("csv")
 def tidy(s: Statistics) -> str:
     """A line a row and metric (kind "test") or cost, and a published metric; full precision, no scale.
 

@@ -5,15 +5,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.table_auc import auc_difference, auc_interval
 from experiments.table_runs import Found, Run, check_comparable
 from experiments.table_spec import Table
+from llm4rec_jax import pointwise
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.significance import Comparison, Interval, compare, holm, interval
 
 _RANKING = ("hr@10", "ndcg@10", "mrr")
 # Of which less is better; a cut-off may follow.
 _LESS = ("mean_rank", "rmse", "mae", "log_loss", "gini", "mean_popularity")
+
+# For a p-value of the bootstrap: as many as the sign-flip test has patterns.
+_RESAMPLES = 10_000
 
 
 class Cell(NamedTuple):
@@ -155,13 +158,19 @@ def by_user(runs: Sequence[Run], metric: str) -> np.ndarray | None:
     return np.stack(found) if found else None
 
 
+def _rows(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of labelled rows: scores [seeds, n], labels [n], users [n]."""
+    return pointwise.samples([run.tested for run in runs])
+
+
 def _cell(runs: Sequence[Run], metric: str) -> Cell:
     values = np.array([run.result["test"][metric] for run in runs], np.float64)
     spread = None
     if runs[0].pointwise and metric == "auc":
-        spread = auc_interval(runs)
+        spread = pointwise.clustered_interval(*_rows(runs))
     elif (users := by_user(runs, metric)) is not None:
-        spread = interval(users.mean(0))
+        # One user alone has no interval.
+        spread = interval(users.mean(0)) if users.shape[1] > 1 else None
     return Cell(values, float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, spread)
 
 
@@ -175,7 +184,8 @@ def _compare(groups: Mapping[str, Sequence[Run]], cells: dict[str, dict[str, Cel
     made: dict[tuple[str, str], Comparison] = {}
     first = next(iter(groups.values()))[0]
     values = {metric: {group: by_user(groups[group], metric) for group in groups} for metric in best}
-    tested = [metric for metric in best if values[metric][baselines[0]] is not None]
+    # A test needs two users at least.
+    tested = [m for m in best if values[m][baselines[0]] is not None and first.users > 1]
     if others and tested:
         # Nothing else is called by the empty name.
         models: dict[str, dict[str, Any]] = {"": {metric: values[metric][best[metric]] for metric in tested}}
@@ -183,11 +193,13 @@ def _compare(groups: Mapping[str, Sequence[Run]], cells: dict[str, dict[str, Cel
         found = compare(models, "")
         made = {(group, metric): found[group][metric] for group in others for metric in tested}
     elif others and first.pointwise and "auc" in best:
-        pairs = [auc_difference(groups[group], groups[best["auc"]]) for group in others]
-        adjusted = holm(np.array([p for _, p in pairs]))
-        made = {
-            (group, "auc"): Comparison(*pair, float(p)) for group, pair, p in zip(others, pairs, adjusted, strict=True)
-        }
+        base, labels, users = _rows(groups[best["auc"]])
+        pairs = [
+            pointwise.clustered_difference(_rows(groups[group])[0], base, labels, users, resamples=_RESAMPLES)
+            for group in others
+        ]
+        for group, pair, adjusted in zip(others, pairs, holm(np.array([pair.p for pair in pairs])), strict=True):
+            made[group, "auc"] = Comparison(pair.difference, pair.p, float(adjusted))
     for group in others:
         for metric, cell in cells[group].items():
             base = cells[best[metric]][metric].mean

@@ -8,17 +8,21 @@ file of the sweep, or the one that --spec names, returns from its function `tabl
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments import command, table_runs, table_spec
-from experiments.table_render import FORMATS, markdown
+from experiments.table_page import page
+from experiments.table_render import latex, markdown, tidy
 from experiments.table_spec import Table
 from experiments.table_statistics import Statistics, statistics
+from llm4rec_jax.registry import unknown_name
 
-__all__ = ["Table", "of_sweep"]
+__all__ = ["Table", "of_folders", "of_sweep"]
+
+FORMATS: dict[str, Callable[[Statistics], str]] = {"markdown": markdown, "latex": latex, "html": page, "csv": tidy}
 
 
 def of_sweep(workdir: Path) -> str:
@@ -58,9 +62,11 @@ def _warn(text: str) -> None:
 
 
 def main(folders: list[str]) -> None:
-    chosen = FORMATS.lookup(str(flags.FLAGS["format"].value))
+    wanted = str(flags.FLAGS["format"].value)
+    if wanted not in FORMATS:
+        raise ValueError(unknown_name("table format", wanted, FORMATS))
     spec, out = flags.FLAGS["spec"].value, flags.FLAGS["out"].value
-    text = chosen(of_folders([Path(folder) for folder in folders], Path(spec) if spec else None))
+    text = FORMATS[wanted](of_folders([Path(folder) for folder in folders], Path(spec) if spec else None))
     if out is None:
         print(text, end="")
     else:
