@@ -1,4 +1,4 @@
-"""Sources of interaction data: `load(name, path, **options)` reads files into a `Dataset`, `load_pointwise` into questions."""
+"""Sources: `load(name, path, **options)` reads interactions into a `Dataset`, `load_pointwise` reads questions."""
 
 import inspect
 from pathlib import Path
