@@ -17,7 +17,7 @@ $(VENV)/.setup: setup.cfg pyproject.toml third_party/requirements.txt | $(BIN)/p
 	@touch $@
 
 $(VENV)/.setup-dev: $(VENV)/.setup
-	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,tfds]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,tfds,sweep]'
 	@touch $@
 
 setup: $(VENV)/.setup

@@ -1,44 +1,98 @@
 """Runs the trials of a configuration's `sweep()`, and makes one table of them.
 
-    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft
+    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --workers=2
+    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --executor=ray
 
-Every trial is a run folder WORKDIR/NAME. Called again, finished trials are kept, interrupted ones go on, and failed
-ones, whose output is in WORKDIR/NAME.log, are tried again. The table of all groups of trials is WORKDIR/table.md.
+Every trial is a run folder WORKDIR/HASH, named by its configuration; WORKDIR/by_name/NAME is a link to it, and
+WORKDIR/sweep.json says how each stands. Called again, finished trials are kept, interrupted ones go on, and failed
+ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/sweeps.md.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import rich.console
 from absl import flags
 
-from experiments import command, report, trials
+from experiments import command, launch, run_folder, tables, trials
+from experiments.progress import Watch
+from experiments.schedule import Entry, Schedule, drive
+from experiments.trials import Run, Study
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
-_WORKERS = flags.DEFINE_integer("workers", 1, "Trials at a time.", lower_bound=1)
-_ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas; the table has them only.")
+_ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas, with what they start from.")
 
 
 def main() -> None:
+    launch.leave_devices_alone()
     workdir = command.workdir()
     assert _CONFIG.value is not None
-    study = trials.load(_CONFIG.value)
-    listed = study.trials
-    if _ONLY.value is not None:
-        wanted = _ONLY.value.split(",")
-        groups = {trial.group for trial in listed}
-        if unknown := sorted(set(wanted) - groups):
-            raise ValueError(f"--only: no trials of {', '.join(unknown)}; there are: {', '.join(sorted(groups))}")
-        needed = {trial.after for trial in listed if trial.group in wanted}
-        listed = [trial for trial in listed if trial.group in wanted or trial.name in needed]
-    workdir.mkdir(parents=True, exist_ok=True)
-    console = rich.console.Console(stderr=True)
-    failed = trials.run(study, listed, workdir, _WORKERS.value, lambda text: console.print(text, highlight=False))
-    groups = dict.fromkeys(trial.group for trial in listed if trial.name not in failed)
-    if groups:
-        runs = {g: [workdir / t.name for t in listed if t.group == g and t.name not in failed] for g in groups}
-        table = report.ablation(runs, study.baseline if study.baseline in runs else None)
-        (workdir / "table.md").write_text(table, encoding="utf-8")
-        rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
-    if failed:
-        raise ValueError(f"{len(failed)} trials failed: {', '.join(failed)}; their output is in {workdir}/NAME.log")
+    study = trials.swept(trials.load(_CONFIG.value))
+    runs = trials.plan(study, workdir)
+    chosen = runs if _ONLY.value is None else trials.select(runs, _ONLY.value.split(","))
+    entries: list[Entry] = []
+    watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    executor = launch.executor(study, workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+
+        def changed(entry: Entry) -> None:
+            write_state(workdir, study, runs, entries)
+            watch.changed(entry)
+
+        schedule = Schedule(
+            executor, workdir, workers=launch.WORKERS.value, timeout=launch.TIMEOUT.value, changed=changed
+        )
+        for run in chosen:
+            entries.extend(schedule.add([run]))
+        write_state(workdir, study, runs, entries)
+        watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
+        with watch:
+            received = drive(schedule, watch.beat)
+    finally:
+        executor.close()
+    if received is not None:
+        launch.stopped(received, "the same command goes on from there")
+    problem = None
+    if any(run.finished for run in runs):
+        try:
+            table = tables.of_sweep(workdir)
+            (workdir / "table.md").write_text(table, encoding="utf-8")
+            rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
+        except ValueError as error:
+            # What became of the trials is said first.
+            problem = error
+            watch.say(f"no table: {error}")
+    launch.judge(entries)
+    if problem is not None:
+        raise problem
+
+
+def write_state(workdir: Path, study: Study, runs: Sequence[Run], entries: Sequence[Entry]) -> None:
+    """Writes WORKDIR/sweep.json: the configuration file, and of each trial folder, name, group, status and error."""
+    known = {entry.run.folder: entry for entry in entries}
+    listed = []
+    for run in runs:
+        entry = known.get(run.folder) or Entry(run, _status(run))
+        listed.append(
+            {
+                "folder": run.folder.name,
+                "name": run.trial.name,
+                "group": run.trial.group,
+                "status": entry.status,
+                "error": entry.error,
+            }
+        )
+    run_folder.write(workdir / "sweep.json", {"config": study.file, "trials": listed})
+
+
+def _status(run: Run) -> str:
+    """The status of a run that nobody works on now, from what is in its folder."""
+    if run.finished:
+        return "finished"
+    if (run.folder / "failure.txt").exists():
+        return "failed"
+    return "interrupted" if (run.folder / "metrics.jsonl").exists() else "waiting"
 
 
 if __name__ == "__main__":

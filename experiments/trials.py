@@ -1,26 +1,35 @@
-"""Trials: runs that a configuration file lists, each a folder, started as processes of their own."""
+"""Trials: runs that a configuration file lists, and the folders that are theirs.
 
+A folder is named by what is run in it, the hash of its resolved configuration, so that a trial that is listed again,
+by whatever name and whichever sweep, is the run that is there already, and one that was changed is another.
+"""
+
+import contextlib
+import hashlib
+import json
 import os
 import runpy
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import run_folder
+from experiments.run_folder import RunFolderError
+from llm4rec_jax.registry import unknown_name
+
+RESOURCES = {"cpus": 1.0, "gpus": 0.0}
 
 
 class Trial(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: its folder's.
-      arg: what follows the colon of `--config=FILE.py:arg`.
-      overrides: configuration keys with their values, {"train.steps": 10}; `init_from` is relative to the workdir.
+      name: what people call it.
+      arg: what follows the colon of `--config=FILE.py:arg`; empty for the file's default.
+      overrides: configuration keys with their values, {"train.steps": 10}; `init_from` is another trial's name, or a
+        folder.
       group: trials that differ only in their seed; a row of the table.
-      after: the name of a trial that must have finished.
+      after: the name of a trial that must have finished. One that `init_from` names must in any case.
     """
 
     name: str
@@ -31,113 +40,229 @@ class Trial(NamedTuple):
 
 
 class Study(NamedTuple):
-    """A configuration file that lists trials.
+    """A configuration file that lists trials, or searches.
 
     Attributes:
       file: its path.
-      get_config: gives the configuration of `FILE.py:arg`.
-      trials: what its `sweep()` lists.
+      get_config: gives the configuration of `FILE.py:arg`, or of `FILE.py`.
+      trials: what its `sweep()` lists; none without one.
       baseline: its BASELINE, the group that the table compares the others with; None without one.
+      search: its `search(trial)`, from an Optuna trial to overrides; None without one.
+      resources: what a trial takes, {"cpus": number, "gpus": number}: its RESOURCES.
+      slurm: its SLURM, parameters of submitit.
     """
 
     file: str
-    get_config: Callable[[str], Any]
+    get_config: Callable[..., Any]
     trials: list[Trial]
     baseline: str | None
+    search: Callable[[Any], Mapping[str, Any]] | None
+    resources: Mapping[str, float]
+    slurm: Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """A trial with its place.
+
+    Attributes:
+      trial: what was listed.
+      config: resolved; `init_from` is the absolute path of a folder.
+      folder: WORKDIR/HASH, absolute.
+      needs: folders, with the names of their trials, whose runs must have finished.
+      command: runs it.
+    """
+
+    trial: Trial
+    config: Any
+    folder: Path
+    needs: Mapping[Path, str]
+    command: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
 
 
 def load(file: str) -> Study:
     """The study of a configuration file.
 
     Raises:
-      ValueError: no such file, no `sweep` in it, names that are used twice or not at all, or a baseline without trials.
+      ValueError: no such file, or no `get_config` in it; names of trials that are used twice, not at all, or cannot be
+        those of a file; a baseline without trials; resources that do not exist.
     """
     if not Path(file).is_file():
         raise ValueError(f"--config: {file} does not exist")
     module = runpy.run_path(file)
-    if "sweep" not in module:
-        raise ValueError(f"{file} has no function sweep() that lists trials; train it by experiments.train")
-    trials = module["sweep"]()
+    if "get_config" not in module:
+        raise ValueError(f"{file} has no function get_config(arg) that returns a configuration")
+    trials = list(module["sweep"]()) if "sweep" in module else []
     names = [trial.name for trial in trials]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file}: sweep() names two trials {', '.join(twice)}")
+    if wrong := sorted(name for name in names if not name or name.startswith(".") or "/" in name):
+        raise ValueError(f"{file}: sweep() names a trial {wrong[0]!r}; a name is a file's: no slash, no first dot")
     if lost := sorted({t.after for t in trials if t.after is not None and t.after not in names}):
         raise ValueError(f"{file}: trials come after {', '.join(lost)}, which sweep() does not list")
     baseline = module.get("BASELINE")
     if baseline is not None and baseline not in {trial.group for trial in trials}:
         raise ValueError(f"{file}: BASELINE is {baseline!r}, and sweep() lists no trials of that group")
-    return Study(file, module["get_config"], trials, baseline)
+    resources = module.get("RESOURCES", {})
+    for name, amount in resources.items():
+        if name not in RESOURCES:
+            raise ValueError(f"{file}: RESOURCES: {unknown_name('resource', name, RESOURCES)}")
+        if not isinstance(amount, int | float) or amount < 0:
+            raise ValueError(f"{file}: RESOURCES[{name!r}] is {amount!r}, and must be a number, 0 or more")
+    return Study(
+        file,
+        module["get_config"],
+        trials,
+        baseline,
+        module.get("search"),
+        {**RESOURCES, **resources},
+        module.get("SLURM", {}),
+    )
 
 
-def _overrides(trial: Trial, workdir: Path) -> dict[str, Any]:
-    overrides = dict(trial.overrides)
-    if "init_from" in overrides:
-        overrides["init_from"] = str(workdir / overrides["init_from"])
-    return overrides
+def swept(study: Study) -> Study:
+    """The study; ValueError when its file lists no trials."""
+    if not study.trials:
+        raise ValueError(f"{study.file} has no function sweep() that lists trials; train it by experiments.train")
+    return study
 
 
-def _open(study: Study, trials: Sequence[Trial], workdir: Path) -> None:
-    """Every trial's folder with its configuration, before any is run; one that was run with another is an error."""
-    for trial in trials:
-        config = study.get_config(trial.arg)
-        try:
-            config.update_from_flattened_dict(_overrides(trial, workdir))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{study.file}: the trial {trial.name} cannot be configured: {error}") from error
-        run_folder.open_for(config, workdir / trial.name)
+def identity(config: Mapping[str, Any], workdir: Path) -> str:
+    """The name of the folder of a resolved configuration: the first 12 digits of a SHA-256 over its canonical JSON.
+
+    A folder in `workdir` that a run starts from enters as `../NAME`, so that it does not matter where the workdir lies.
+    """
+    start = config.get("init_from")
+    if start is not None and Path(start).parent == workdir.resolve():
+        config = {**config, "init_from": f"../{Path(start).name}"}
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _start(study: Study, trial: Trial, workdir: Path) -> subprocess.Popen[bytes]:
-    arguments = [f"--config.{key}={value}" for key, value in _overrides(trial, workdir).items()]
-    # Trials of a group compile the same programs.
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
-    with (workdir / f"{trial.name}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.train", f"--config={study.file}:{trial.arg}",
-             f"--workdir={workdir / trial.name}", *arguments],
-            stdout=log, stderr=subprocess.STDOUT, env=environment,
-        )  # fmt: skip
+def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, Run]) -> Run:
+    """A trial's configuration, folder and command.
 
-
-def run(study: Study, trials: Sequence[Trial], workdir: Path, workers: int, say: Callable[[str], None]) -> list[str]:
-    """Runs those of a study's trials that have not finished, so many at a time; returns the names of those that failed.
+    Args:
+      study: whose trial it is.
+      trial: to be placed.
+      workdir: holds the folders of all runs.
+      placed: by name, the trials that it may come after or start from.
 
     Raises:
-      ValueError: a trial whose configuration is wrong, or not that of the run in its folder; nothing is started then.
+      ValueError: the configuration cannot be had; the message names file and trial.
     """
-
-    def finished(name: str) -> bool:
-        return (workdir / name / "result.json").exists()
-
-    _open(study, trials, workdir)
-    waiting = [trial for trial in trials if not finished(trial.name)]
-    running: list[tuple[Trial, subprocess.Popen[bytes], float]] = []
-    failed: list[str] = []
-    say(f"{len(trials)} trials, {len(trials) - len(waiting)} of them finished")
+    workdir = workdir.resolve()
+    overrides = dict(trial.overrides)
+    needs = {} if trial.after is None else {placed[trial.after].folder: trial.after}
+    start = overrides.get("init_from")
+    if isinstance(start, str) and start in placed:
+        overrides["init_from"] = str(placed[start].folder)
+        needs[placed[start].folder] = start
     try:
-        while waiting or running:
-            for trial in list(waiting):
-                if trial.after in failed:
-                    waiting.remove(trial)
-                    failed.append(trial.name)
-                    say(f"{trial.name}: not started, since {trial.after} failed")
-                elif len(running) < workers and (trial.after is None or finished(trial.after)):
-                    waiting.remove(trial)
-                    running.append((trial, _start(study, trial, workdir), time.monotonic()))
-            for entry in list(running):
-                trial, process, started = entry
-                if process.poll() is None:
-                    continue
-                running.remove(entry)
-                if process.returncode or not finished(trial.name):
-                    failed.append(trial.name)
-                    tail = (workdir / f"{trial.name}.log").read_text(errors="replace").strip().splitlines()[-1:]
-                    say(f"{trial.name}: failed with code {process.returncode}: {''.join(tail)}")
-                else:
-                    say(f"{trial.name}: {time.monotonic() - started:.0f} s, {len(waiting)} to come")
-            time.sleep(0.2)
-    finally:
-        for _, process, _ in running:
-            process.terminate()
-            process.wait()
-    return failed
+        config = _configuration(study, trial.arg)
+        config.update_from_flattened_dict(overrides)
+        held = json.loads(config.to_json())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = error.args[0] if error.args else error
+        raise ValueError(f"{study.file}: the trial {trial.name} cannot be configured: {said}") from error
+    folder = workdir / identity(held, workdir)
+    arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
+    # With --debug an error that its user can mend leaves its traceback too.
+    file = f"{study.file}:{trial.arg}" if trial.arg else study.file
+    command = ("-m", "experiments.train", f"--config={file}", f"--workdir={folder}", "--debug")
+    return Run(trial, config, folder, needs, (*command, *arguments))
+
+
+def plan(study: Study, workdir: Path) -> list[Run]:
+    """All trials of a sweep in their order, each with its place.
+
+    Raises:
+      ValueError: a configuration is wrong; two trials have the same; trials wait for each other in a circle.
+    """
+    names = {trial.name: trial for trial in study.trials}
+    placed: dict[str, Run] = {}
+
+    def visit(trial: Trial, waiting: tuple[str, ...]) -> None:
+        if trial.name in placed:
+            return
+        if trial.name in waiting:
+            circle = " → ".join([*waiting[waiting.index(trial.name) :], trial.name])
+            raise ValueError(f"{study.file}: trials wait for each other: {circle}")
+        for name in (trial.after, trial.overrides.get("init_from")):
+            if name in names:
+                visit(names[name], (*waiting, trial.name))
+        placed[trial.name] = place(study, trial, workdir, placed)
+
+    for trial in study.trials:
+        visit(trial, ())
+    runs = [placed[trial.name] for trial in study.trials]
+    holders: dict[Path, str] = {}
+    for run in runs:
+        if run.folder in holders:
+            raise ValueError(
+                f"{study.file}: the trials {holders[run.folder]} and {run.trial.name} have the same configuration; "
+                "list it once, or change one of them"
+            )
+        holders[run.folder] = run.trial.name
+    return runs
+
+
+def select(runs: Sequence[Run], groups: Sequence[str]) -> list[Run]:
+    """The runs of some groups, and those that they need; ValueError for a group without trials."""
+    existing = {run.trial.group for run in runs}
+    if unknown := sorted(set(groups) - existing):
+        raise ValueError(f"--only: no trials of {', '.join(unknown)}; there are: {', '.join(sorted(existing))}")
+    chosen = {run.folder for run in runs if run.trial.group in groups}
+    # What is needed may need others.
+    while more := {folder for run in runs if run.folder in chosen for folder in run.needs} - chosen:
+        chosen |= more
+    return [run for run in runs if run.folder in chosen]
+
+
+def open_folder(run: Run) -> None:
+    """Makes a run's folder with its configuration, and the link WORKDIR/by_name/NAME to it.
+
+    A workdir may have been moved since: the configurations in it are then brought up to date.
+
+    Raises:
+      RunFolderError: the folder holds the run of another configuration.
+    """
+    workdir = run.folder.parent
+    run.folder.mkdir(parents=True, exist_ok=True)
+    file, asked = run.folder / "config.json", json.loads(run.config.to_json())
+    held = run_folder.read(file) if file.exists() else None
+    if held != asked:
+        if held is not None and _unmoved(held) != _unmoved(asked):
+            raise RunFolderError(
+                f"{file} is not what its folder is named by, the configuration of the trial {run.trial.name}: it was "
+                "changed, or the run was started with values that read otherwise on a command line. Remove the folder "
+                "to run the trial again"
+            )
+        run_folder.write(file, asked)
+    named = workdir / "by_name" / run.trial.name
+    named.parent.mkdir(exist_ok=True)
+    scratch = named.with_name(f".{named.name}.{os.getpid()}")
+    # Some file systems have no links; they are a convenience.
+    with contextlib.suppress(OSError):
+        scratch.symlink_to(Path("..") / run.folder.name)
+        os.replace(scratch, named)
+
+
+def _unmoved(config: Mapping[str, Any]) -> dict[str, Any]:
+    start = config.get("init_from")
+    return {**config, "init_from": None if start is None else Path(start).name}
+
+
+def configuration(study: Study, arg: str) -> Any:
+    """The configuration of `FILE.py:arg`; ValueError says when there is none."""
+    try:
+        return _configuration(study, arg)
+    except ValueError as error:
+        raise ValueError(f"--config: {study.file}:{arg}: {error}") from error
+
+
+def _configuration(study: Study, arg: str) -> Any:
+    return study.get_config(arg) if arg else study.get_config()

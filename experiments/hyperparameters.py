@@ -1,0 +1,246 @@
+"""A search over configurations: an Optuna study whose trials are run folders.
+
+The study is a file in the workdir. What is drawn for a trial is a function of the seed, the trial's number and the
+results known then; a search that is broken off goes on where it was when it is made again.
+"""
+
+import fcntl
+import json
+import shlex
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import MedianPruner
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from experiments import run_folder, trials
+from experiments.schedule import Entry, Schedule
+from experiments.trials import Study, Trial
+from llm4rec_jax import journal
+
+_FOLDER, _OVERRIDES = "folder", "overrides"
+_STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.RUNNING: "interrupted"}
+
+
+class _Going(NamedTuple):
+    trial: optuna.Trial
+    entry: Entry
+
+
+class Search:
+    """Draws configurations by TPE, runs them, and gives up those whose validation stands below the median.
+
+    Only validation is looked at. While a search lives no other can be made in its workdir.
+
+    Args:
+      study: its `search(trial)` gives the overrides of a trial.
+      arg: of the configuration that they override.
+      workdir: holds the run folders, and the search in search.log.
+      metric: a validation metric, the larger the better; runs select their best step by it too.
+      seed: of what is drawn.
+      spared: trials that must have finished before one is given up.
+      parallel: trials run at a time; what is drawn keeps away from those that still run.
+
+    Raises:
+      ValueError: another search is at work here, or the one that is here has another configuration or metric.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        arg: str,
+        workdir: Path,
+        metric: str,
+        *,
+        seed: int = 0,
+        spared: int = 5,
+        parallel: bool = False,
+    ) -> None:
+        self._study, self._arg, self._workdir, self.metric = study, arg, workdir, metric
+        self._seed, self._parallel = seed, parallel
+        self._log = (workdir / "search.log").open("a+b")
+        try:
+            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another search is at work in {workdir}") from None
+        # A kill may have cut the last line short, and Optuna would write on behind it.
+        self._log.seek(0)
+        self._log.truncate(self._log.read().rfind(b"\n") + 1)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(self._log.name)),
+            study_name="search",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=MedianPruner(n_startup_trials=spared),
+        )
+        for name, value in {"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}.items():
+            held = self._optuna.user_attrs.get(name, value)
+            if held != value:
+                raise ValueError(
+                    f"{workdir} holds a search whose {name} is {held}, not {value}; give another --workdir"
+                )
+            self._optuna.set_user_attr(name, value)
+        self._going: list[_Going] = []
+        # Drawn, but not ended, when the search was broken off.
+        self._left = [t for t in self.trials if t.state == TrialState.RUNNING]
+        self._failed = [t for t in self.trials if t.state == TrialState.FAIL and not self._repeated(t)]
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """What has been drawn, in order."""
+        return [t for t in self._optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The finished trial with the highest value; None before one has finished."""
+        finished = [t for t in self.trials if t.state == TrialState.COMPLETE]
+        return max(finished, key=lambda t: t.value or 0.0, default=None)
+
+    def counted(self) -> int:
+        """Trials that need not be drawn any more: all but those that failed and are, or are to be, tried again."""
+        again = {t.number for t in self._failed}
+        return sum(
+            t.number not in again and not (t.state == TrialState.FAIL and self._repeated(t)) for t in self.trials
+        )
+
+    def beat(self, schedule: Schedule, entries: list[Entry], number: int) -> None:
+        """Looks at the trials that run, takes in those that have ended, and starts others, up to `number` in all.
+
+        A trial that failed before this search was made is not counted; what was drawn for it is tried again.
+
+        Raises:
+          ValueError: what `search(trial)` returns is no mapping, or cannot override the configuration.
+        """
+        for going in list(self._going):
+            if going.entry.status == "running":
+                self._report(going)
+                if going.trial.should_prune():
+                    schedule.cancel(going.entry, "pruned")
+            elif going.entry.status != "waiting":
+                self._going.remove(going)
+                self._tell(going)
+        while schedule.free and (self._left or self.counted() < number):
+            going = self._start(schedule)
+            entries.append(going.entry)
+            if going.entry.status == "finished":
+                self._tell(going)
+            else:
+                self._going.append(going)
+
+    def write(self) -> None:
+        """Writes WORKDIR/search.json: every trial with value, parameters, state and folder, the best, and `tried`."""
+        best = self.best
+        value = {
+            "configuration": f"{self._study.file}:{self._arg}".rstrip(":"),
+            "metric": self.metric,
+            "tried": self.tried(),
+            "best": None if best is None else self._described(best),
+            "trials": [self._described(t) for t in self.trials],
+        }
+        run_folder.write(self._workdir / "search.json", value)
+
+    def tried(self) -> int:
+        """How many different configurations have been validated."""
+        looked_at = [t for t in self.trials if t.state == TrialState.COMPLETE or t.intermediate_values]
+        return len({t.user_attrs[_FOLDER] for t in looked_at})
+
+    def table(self) -> str:
+        """The trials as a Markdown table, the best first."""
+        names = list(dict.fromkeys(name for t in self.trials for name in t.params))
+        header = ["trial", f"validation {self.metric}", *names, "state", "step", "folder"]
+        ranked = sorted(self.trials, key=lambda t: (t.state != TrialState.COMPLETE, -_value(t)))
+        rows = []
+        for t in ranked:
+            at = max(t.intermediate_values, default=0)
+            value = f"{_value(t):.4f}" if t.intermediate_values or t.value is not None else ""
+            shown = [f"{t.params[n]:.4g}" if isinstance(t.params.get(n), float) else t.params.get(n, "") for n in names]
+            rows.append([t.number, value, *shown, _state(t), at, t.user_attrs.get(_FOLDER, "")])
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+    def flags(self, trial: FrozenTrial) -> str:
+        """A trial's overrides as arguments of a shell."""
+        return " ".join(shlex.quote(f"--config.{k}={v}") for k, v in trial.user_attrs[_OVERRIDES].items())
+
+    def _described(self, trial: FrozenTrial) -> dict[str, Any]:
+        return {
+            "number": trial.number,
+            "state": _state(trial),
+            "value": trial.value if trial.state == TrialState.COMPLETE else None,
+            "parameters": trial.params,
+            "overrides": trial.user_attrs.get(_OVERRIDES),
+            "validations": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
+            "folder": trial.user_attrs.get(_FOLDER),
+        }
+
+    def _repeated(self, trial: FrozenTrial) -> bool:
+        folder = trial.user_attrs.get(_FOLDER)
+        return any(t.number > trial.number and t.user_attrs.get(_FOLDER) == folder for t in self.trials)
+
+    def _start(self, schedule: Schedule) -> _Going:
+        number = self._left[0].number if self._left else len(self.trials)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # Seeded anew for each: one seed would draw the first trials again where a search goes on.
+            seed = (1_000_003 * self._seed + number) % 2**32
+            self._optuna.sampler = TPESampler(seed=seed, constant_liar=self._parallel)
+        if self._left:
+            # Its parameters are in the storage, and what was not drawn yet is now.
+            trial = optuna.Trial(self._optuna, self._left.pop(0)._trial_id)
+        else:
+            if self._failed:
+                self._optuna.enqueue_trial(self._failed.pop(0).params)
+            trial = self._optuna.ask()
+        assert self._study.search is not None
+        overrides = self._study.search(trial)
+        if not isinstance(overrides, Mapping):
+            raise ValueError(f"{self._study.file}: search(trial) returned {overrides!r}, and must return overrides")
+        overrides = dict(overrides)
+        run = trials.place(
+            self._study,
+            Trial(f"trial-{trial.number}", self._arg, {**overrides, "train.metric": self.metric}, "search"),
+            self._workdir,
+            {},
+        )
+        trial.set_user_attr(_OVERRIDES, json.loads(json.dumps(overrides)))
+        trial.set_user_attr(_FOLDER, run.folder.name)
+        (entry,) = schedule.add([run])
+        return _Going(trial, entry)
+
+    def _report(self, going: _Going) -> None:
+        """Passes new validations on. That of step 0 is of no training."""
+        known = self._optuna.get_trials(deepcopy=False)[going.trial.number].intermediate_values
+        for record in journal.read(going.entry.run.folder / "metrics.jsonl"):
+            if record["kind"] == "validation" and record["step"] > 0 and record["step"] not in known:
+                going.trial.report(record[self.metric], record["step"])
+
+    def _tell(self, going: _Going) -> None:
+        self._report(going)
+        status = going.entry.status
+        if status == "finished":
+            result = run_folder.read(going.entry.run.folder / "result.json")
+            self._optuna.tell(going.trial, result["validation"][self.metric])
+        elif status == "pruned":
+            self._optuna.tell(going.trial, state=TrialState.PRUNED)
+        elif status == "failed":
+            self._optuna.tell(going.trial, state=TrialState.FAIL)
+        self.write()
+
+
+def _value(trial: FrozenTrial) -> float:
+    """A finished trial's value, the best validation of others."""
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        return trial.value
+    return max(trial.intermediate_values.values(), default=float("-inf"))
+
+
+def _state(trial: FrozenTrial) -> str:
+    return _STATES.get(trial.state, trial.state.name.lower())

@@ -1,0 +1,81 @@
+"""Searches for hyperparameters on validation, by a configuration's `search(trial)`.
+
+    python -m experiments.search --config=configs/movielens_100k.py:id --workdir=runs/search --trials=20 --workers=2
+
+`search(trial)` takes an Optuna trial and returns overrides, {"train.learning_rate": trial.suggest_float(...)}. Each
+trial is a run folder WORKDIR/HASH, with a link WORKDIR/by_name/trial-NUMBER; one whose validation stands below the
+median of the others is given up. Called again, the search goes on to --trials in all, and broken-off trials go on too.
+WORKDIR/search.json has all trials and how many configurations were tried, which a table should say. See docs/sweeps.md.
+"""
+
+import rich.console
+from absl import flags
+
+from experiments import command, launch, trials
+from experiments.progress import Watch
+from experiments.schedule import Entry, Schedule, drive
+
+_CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:arg, with a search(trial).", required=True)
+_TRIALS = flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1, required=True)
+_METRIC = flags.DEFINE_string("metric", None, "A validation metric; by default the configuration's train.metric.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn; runs have the configuration's seed.", lower_bound=0)
+_SPARED = flags.DEFINE_integer("spared", 5, "Trials that finish before any is given up.", lower_bound=0)
+
+
+def main() -> None:
+    launch.leave_devices_alone()
+    workdir = command.workdir()
+    assert _CONFIG.value is not None
+    assert _TRIALS.value is not None
+    file, _, arg = _CONFIG.value.partition(":")
+    study = trials.load(file)
+    if study.search is None:
+        raise ValueError(f"{file} has no function search(trial) that returns overrides; docs/sweeps.md shows one")
+    config = trials.configuration(study, arg)
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        from experiments.hyperparameters import Search
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'llm4rec-jax[sweep]'") from error
+    search = Search(
+        study,
+        arg,
+        workdir,
+        _METRIC.value or config.train.metric,
+        seed=_SEED.value,
+        spared=_SPARED.value,
+        parallel=launch.WORKERS.value > 1,
+    )
+    entries: list[Entry] = []
+    watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    executor = launch.executor(study, workdir)
+    before = search.counted()
+    watch.say(f"{before} trials tried already, {max(_TRIALS.value - before, 0)} to come")
+    try:
+        schedule = Schedule(
+            executor,
+            workdir,
+            workers=launch.WORKERS.value,
+            timeout=launch.TIMEOUT.value,
+            changed=watch.changed,
+        )
+
+        def beat() -> None:
+            search.beat(schedule, entries, _TRIALS.value)
+            watch.beat()
+
+        with watch:
+            received = drive(schedule, beat)
+    finally:
+        executor.close()
+    search.write()
+    print(f"{search.table()}\n\n{search.tried()} configurations tried; only validation was looked at.")
+    if (best := search.best) is not None:
+        print(f"best: trial {best.number}, validation {search.metric} {best.value:.4f}\n    {search.flags(best)}")
+    if received is not None:
+        launch.stopped(received, "the same command goes on from there")
+    launch.judge(entries)
+
+
+if __name__ == "__main__":
+    command.run(main)
