@@ -182,7 +182,7 @@ def _caption(s: Statistics) -> str:
         how = "the bootstrap over users" if run.pointwise else "the sign-flip test over users averaged over seeds"
         if s.comparisons:
             said.append(
-                f"†: differs from {base} at p = .05 by {how}, with Holm's adjustment for {s.comparisons} comparisons."
+                f"†: differs from {base}, p below .05 by {how} with Holm's adjustment for {s.comparisons} comparisons."
             )
     if s.table.tried:
         said.append("Tried: configurations that were compared on validation.")

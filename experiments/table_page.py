@@ -9,14 +9,17 @@ from experiments.table_layout import EMPTY, Entry, bracketed, figure, layout, me
 from experiments.table_statistics import Statistics
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
-table.figures :is(th, td):not(:first-child) { text-align: right; white-space: nowrap }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
+table.figures :is(th, td):not(:first-child) { text-align: right }
+table.figures td { white-space: nowrap }
+th { vertical-align: bottom }
 tbody + tbody tr:first-child td { border-top: 2px solid #666 }
 td small { display: block; color: #666; font-size: .8em }
-th button { font: inherit; font-weight: bold; border: 0; padding: 0; background: none; color: inherit; cursor: pointer }
+th button { font: inherit; font-weight: bold; text-align: inherit; border: 0; padding: 0; background: none }
+th button { color: inherit; cursor: pointer }
 th button:focus-visible { outline: 2px solid #06c; outline-offset: 2px }
 th[aria-sort=ascending] button::after { content: " ▲" }
 th[aria-sort=descending] button::after { content: " ▼" }

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.table_bands import Banding, result
 from experiments.table_layout import factor, metric_name
@@ -49,7 +50,7 @@ def intervals(s: Statistics) -> Figure:
         axis.set_title(metric_name(metric))
         axis.grid(axis="x", color="#ddd")
     panels[0].set_yticks(range(len(s.rows)), [_plain(row.label) for row in s.rows])
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(s.rows) - 0.4, -0.6)
     return figure
 
 
@@ -67,6 +68,8 @@ def curves(s: Statistics) -> Figure | None:
         by_time.plot(seconds, values, linestyle=line, markersize=4, **_style(i))
     by_step.set(xlabel="steps", ylabel=f"validation {metric_name(s.main)}")
     by_time.set(xlabel="seconds, validation included")
+    _short_and_long(by_step, [points[-1, 0] for points in drawn.values()])
+    _short_and_long(by_time, [points[-1, 1] for points in drawn.values()])
     _legend(figure, by_step, len(drawn))
     return figure
 
@@ -83,13 +86,23 @@ def costs(s: Statistics) -> Figure | None:
             (by_parameters, [own["parameters"]["trainable"] for own in made]),
             (by_time, [own["seconds"] for own in made]),
         ):
-            axis.errorbar(
-                float(np.mean(found)), mean, yerr=bars, capsize=3, linestyle="", label=_plain(row.label), **_style(i)
-            )
+            style = {"linestyle": "", "elinewidth": 0.7, "label": _plain(row.label), **_style(i)}
+            axis.errorbar(float(np.mean(found)), mean, yerr=bars, capsize=2, **style)
     by_parameters.set(xlabel="trained parameters", ylabel=f"test {metric_name(s.main)}")
     by_parameters.set_xscale("symlog", linthresh=1e3)
+    # Whole decades, so that there are numbers on the axis however alike the rows are.
+    trained = [run.result["parameters"]["trainable"] for row in s.rows for run in row.runs]
+    by_parameters.set_xlim(
+        -300 if min(trained) < 1e3 else 10 ** np.floor(np.log10(min(trained))),
+        max(10 ** np.ceil(np.log10(max(*trained, 1e3) * 1.05)), 1e4),
+    )
     by_time.set(xlabel="seconds in all")
+    seconds = [run.result["seconds"] for row in s.rows for run in row.runs]
     by_time.set_xscale("log")
+    by_time.set_xlim(min(seconds) / 1.5, max(seconds) * 1.5)
+    by_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    by_time.xaxis.set_major_formatter("{x:g}")
+    by_time.xaxis.set_minor_locator(NullLocator())
     _legend(figure, by_parameters, len(s.rows))
     return figure
 
@@ -120,6 +133,15 @@ def _panels(s: Statistics) -> tuple[Figure, tuple[Axes, Axes]]:
     for axis in (left, right):
         axis.grid(color="#eee")
     return figure, (left, right)
+
+
+def _short_and_long(axis: Axes, ends: Sequence[float]) -> None:
+    """Where the longest curve is several times the shortest, the axis is logarithmic beyond the shortest."""
+    shortest = min((end for end in ends if end > 0), default=np.inf)
+    if 4 * shortest < max(ends):
+        axis.set_xscale("symlog", linthresh=shortest)
+        axis.set_xlabel(f"{axis.get_xlabel()} (logarithmic beyond {shortest:.3g})")
+        axis.xaxis.set_major_formatter("{x:g}")
 
 
 def _legend(figure: Figure, axis: Axes, rows: int) -> None:
