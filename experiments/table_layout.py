@@ -42,12 +42,14 @@ class Layout(NamedTuple):
     sections: rows by section, separated by a line.
     caption: what the table says of itself.
     label: for references to it.
+    costs: how many of the columns, the last ones, are costs.
     """
 
     header: list[str]
     sections: list[list[list[Entry]]]
     caption: str
     label: str
+    costs: int
 
 
 def layout(s: Statistics) -> Layout:
@@ -56,15 +58,13 @@ def layout(s: Statistics) -> Layout:
     header = ["model"]
     for metric in s.metrics:
         header += [metric_name(metric), "Δ%"] if _changes(s) else [metric_name(metric)]
-    header += [COSTS[cost] for cost in table.costs]
-    if table.tried:
-        header.append("tried")
+    costs = [COSTS[cost] for cost in table.costs] + ["tried"] * bool(table.tried)
     ranking = {metric: _ranking(s.rows, metric) for metric in s.metrics}
     sections = [_published(s)] if table.published else []
     for number in dict.fromkeys(row.section for row in s.rows):
         rows = [row for row in s.rows if row.section == number]
         sections.append([_entries(s, row, ranking) for row in rows])
-    return Layout(header, sections, _caption(s), table.label)
+    return Layout(header + costs, sections, _caption(s), table.label, len(costs))
 
 
 def metric_name(metric: str) -> str:

@@ -115,7 +115,7 @@ def bands(s: Statistics, bandings: Sequence[Banding]) -> Figure:
         for i, row in enumerate(s.rows):
             found = np.array([result(row.runs, s.main, band.members) for band in banding.bands], float)
             mean, low, high = found.T * factor(s, s.main)
-            shifted = places + 0.5 * (i / max(len(s.rows) - 1, 1) - 0.5) if len(s.rows) <= _BARS_UP_TO else places
+            shifted = places + 0.3 * (i / max(len(s.rows) - 1, 1) - 0.5) if len(s.rows) <= _BARS_UP_TO else places
             bars = [mean - low, high - mean] if len(s.rows) <= _BARS_UP_TO else None
             line = _LINES[i // 10 % len(_LINES)]
             style = {"linestyle": line, "linewidth": 0.8, "markersize": 4, "label": _plain(row.label), **_style(i)}

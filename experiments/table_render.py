@@ -3,12 +3,15 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.table_layout import Entry, layout
+from experiments.table_layout import Entry, Layout, layout
 from experiments.table_statistics import Row, Statistics
 
+# Columns of figures with their spreads that a page of `article` has room for.
+_WIDEST = 8
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -67,37 +70,56 @@ def _markdown(text: str) -> str:
 
 
 def latex(s: Statistics) -> str:
-    r"""A `table` environment that needs booktabs and no other package; \midrule separates the sections."""
+    r"""A `table` environment that needs booktabs and no other package; \midrule separates the sections.
+
+    Where it would be wider than a page of `article`, the costs are a second `tabular` below the first.
+    """
     table = layout(s)
-
-    def line(cells: list[str]) -> str:
-        return " & ".join(cells) + r" \\"
-
-    def written(entry: Entry) -> str:
-        command = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}.get(entry.style, "{}")
-        text = command.format(escape_latex(entry.text)) + escape_latex(entry.rest)
-        return text + escape_latex("†") * entry.marked
-
-    body = "\n\\midrule\n".join(
-        "\n".join(line([written(entry) for entry in row]) for row in section) for section in table.sections
-    )
+    width = len(table.header)
+    split = width - table.costs if width > _WIDEST and table.costs else width
+    columns = [range(split), *([[0, *range(split, width)]] if split < width else [])]
+    size = r"\small\setlength{\tabcolsep}{4pt}" if split <= 6 else r"\footnotesize\setlength{\tabcolsep}{3pt}"
     label = re.sub(r"[^\w:.+/-]", "-", table.label)
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs} and no other package.",
             r"\begin{table}[t]",
-            r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\centering{size}",
             rf"\caption{{{escape_latex(table.caption)}}}",
             rf"\label{{tab:{label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            "\n\n\\medskip\n".join(_tabular(table, some) for some in columns),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tabular(table: Layout, columns: Sequence[int]) -> str:
+    """Some of a table's columns."""
+
+    def written(entry: Entry) -> str:
+        command = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}.get(entry.style, "{}")
+        # A hyphen is no minus.
+        text = re.sub(r"^-(?=\d)", "−", entry.text) if isinstance(entry.value, float) else entry.text
+        return command.format(escape_latex(text)) + escape_latex(entry.rest + "†" * entry.marked)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells[i] for i in columns) + r" \\"
+
+    # A published row has no costs.
+    kept = [[row for row in section if any(row[i].text for i in columns[1:])] for section in table.sections]
+    body = "\n\\midrule\n".join(
+        "\n".join(line([written(entry) for entry in row]) for row in section) for section in kept if section
+    )
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
             r"\toprule",
             line([escape_latex(name) for name in table.header]),
             r"\midrule",
             body,
             r"\bottomrule",
             r"\end{tabular}",
-            r"\end{table}",
-            "",
         ]
     )
 
