@@ -19,7 +19,6 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
     **{character: f"\\{character}" for character in "{}$&#_%"},
     "±": r"$\pm$",
     "†": r"$^{\dagger}$",

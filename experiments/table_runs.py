@@ -13,6 +13,7 @@ import polars as pl
 
 from experiments import run_folder
 from experiments.run_folder import RunFolderError
+from llm4rec_jax.metrics import auc
 
 # Columns of per_user_test.parquet, and entries of result.json's metrics, that are no metrics.
 ABOUT_USERS = ("user_id", "targets", "history", "target_popularity")
@@ -110,6 +111,13 @@ def read(folder: Path) -> Run:
             raise RunFolderError(
                 f"{file}: the mean of {metric} is {np.mean(values):.6g}, and {folder / 'result.json'} says {said:.6g}; "
                 "they are of different evaluations"
+            )
+    if pointwise and "auc" in run.metrics:
+        area = auc(tested["score"].to_numpy(), tested["label"].to_numpy())
+        if not np.isclose(area, result["test"]["auc"], rtol=1e-5):
+            raise RunFolderError(
+                f"{file}: the auc of its rows is {area:.6g}, and {folder / 'result.json'} says "
+                f"{result['test']['auc']:.6g}; they are of different evaluations"
             )
     return run
 

@@ -16,11 +16,11 @@ from absl import flags
 from experiments import command, table_runs, table_spec
 from experiments.table_page import page
 from experiments.table_render import latex, markdown, tidy
-from experiments.table_spec import Table
+from experiments.table_spec import COSTS, Table
 from experiments.table_statistics import Statistics, statistics
 from llm4rec_jax.registry import unknown_name
 
-__all__ = ["Table", "of_folders", "of_sweep"]
+__all__ = ["COSTS", "Table", "of_folders", "of_sweep"]
 
 FORMATS: dict[str, Callable[[Statistics], str]] = {"markdown": markdown, "latex": latex, "html": page, "csv": tidy}
 
@@ -61,12 +61,20 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
+def write(folders: Sequence[Path], form: str, spec: Path | None = None) -> str:
+    """A table in one of the FORMATS; see `of_folders`.
+
+    Raises:
+      ValueError: an unknown format, and as `of_folders`.
+    """
+    if form not in FORMATS:
+        raise ValueError(unknown_name("table format", form, FORMATS))
+    return FORMATS[form](of_folders(folders, spec))
+
+
 def main(folders: list[str]) -> None:
-    wanted = str(flags.FLAGS["format"].value)
-    if wanted not in FORMATS:
-        raise ValueError(unknown_name("table format", wanted, FORMATS))
     spec, out = flags.FLAGS["spec"].value, flags.FLAGS["out"].value
-    text = FORMATS[wanted](of_folders([Path(folder) for folder in folders], Path(spec) if spec else None))
+    text = write(list(map(Path, folders)), str(flags.FLAGS["format"].value), Path(spec) if spec else None)
     if out is None:
         print(text, end="")
     else:
