@@ -74,7 +74,7 @@ def sweep(workdir: Path, text: str = "", **groups: float) -> Path:
     trials = []
     for group, better in groups.items():
         for seed in (0, 1):
-            folder = f"{abs(hash((group, seed))):x}"
+            folder = f"hash-of-{group}-{seed}"
             run(workdir / folder, seed, better, group=group)
             trials.append({"folder": folder, "name": f"{group}-{seed}", "group": group, "status": "finished"})
     config = workdir.with_name(f"{workdir.name}_config.py")

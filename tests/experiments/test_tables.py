@@ -1,6 +1,7 @@
 """Tables' figures: which runs make a row, what is compared with what, and what is refused."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from experiments.table_statistics import statistics
 from llm4rec_jax import pointwise
 from llm4rec_jax.significance import compare, holm, interval
 from tests.experiments import made_up_runs
-from tests.experiments.commands import command
+from tests.experiments.commands import ROOT, command
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,14 @@ def test_unknown_names_list_what_exists(found, table, message):
 def test_a_table_that_makes_no_sense_is_refused(table, message):
     with pytest.raises(ValueError, match=message):
         checked(table)
+
+
+def test_the_documents_example_is_a_table():
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope = {}
+    exec(code, scope)
+    assert checked(scope["table"]()).scale == 100
 
 
 def test_a_specification_that_cannot_be_read_is_named(tmp_path):
