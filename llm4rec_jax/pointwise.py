@@ -78,8 +78,8 @@ def clustered_interval(
 ) -> Interval:
     """AUC with its 95% bootstrap interval, clustered by user (Field & Welsh 2007, the cluster bootstrap).
 
-    Users are drawn with replacement and bring all their questions. The percentiles of few users are too narrow: with
-    16, an interval that says 95% covers nearer 90%.
+    Users are drawn with replacement and bring all their questions. With few users percentile intervals tend to be too
+    narrow: say how many there are.
 
     Args:
       scores: [n], or [S, n] of S trained models, whose AUCs are averaged within each resample.
