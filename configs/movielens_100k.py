@@ -137,3 +137,13 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.mesh = ConfigDict({"model": 1})
     config.lock()
     return config
+
+
+def search(trial: Any) -> dict[str, Any]:
+    """What `experiments.search` tries of the models over ids; `trial` is Optuna's."""
+    return {
+        "train.learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+        "model.width": trial.suggest_categorical("width", [32, 64, 128]),
+        "model.user_options.transformer.layers": trial.suggest_int("layers", 1, 3),
+        "model.user_options.transformer.dropout": trial.suggest_float("dropout", 0.0, 0.5, step=0.1),
+    }

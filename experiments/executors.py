@@ -5,6 +5,7 @@ This module, too, is imported where jobs run, and does without jax.
 
 import math
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,11 +83,20 @@ def on_ray(options: Options) -> Executor:
         import ray.exceptions
     except ImportError as error:
         raise _missing("ray", error) from error
-    if options.ray_address is None:
-        # Tasks pass nothing of size through Ray's store.
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    else:
-        ray.init(address=options.ray_address, log_to_driver=False)
+    with warnings.catch_warnings():
+        # Ray starts its own processes by fork and exec, of which jax, where it is imported, warns.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+        if options.ray_address is None:
+            # Nothing of size is passed through Ray's store.
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+                object_store_memory=100 * 2**20,
+            )
+        else:
+            ray.init(address=options.ray_address, log_to_driver=False, logging_level="WARNING")
     machines = [{name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")} for node in ray.nodes()]
     if not any(m["CPU"] >= options.cpus and m["GPU"] >= options.gpus for m in machines):
         ray.shutdown()

@@ -37,7 +37,7 @@ class _Going(NamedTuple):
 class Search:
     """Draws configurations by TPE, runs them, and gives up those whose validation stands below the median.
 
-    Only validation is looked at. While a search lives no other can be made in its workdir.
+    Only validation is looked at. Until it is closed no other search can be made in its workdir.
 
     Args:
       study: its `search(trial)` gives the overrides of a trial.
@@ -69,29 +69,38 @@ class Search:
         try:
             fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise ValueError(f"another search is at work in {workdir}") from None
+        try:
+            self._optuna = self._opened({"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}, spared)
+        except BaseException:
+            self.close()
+            raise
+        self._going: list[_Going] = []
+        # Drawn, but not ended, when the search was broken off.
+        self._left = [t for t in self.trials if t.state == TrialState.RUNNING]
+        self._failed = [t for t in self.trials if t.state == TrialState.FAIL and not self._repeated(t)]
+
+    def _opened(self, attributes: Mapping[str, str], spared: int) -> optuna.Study:
         # A kill may have cut the last line short, and Optuna would write on behind it.
         self._log.seek(0)
         self._log.truncate(self._log.read().rfind(b"\n") + 1)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna.create_study(
+        study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(self._log.name)),
             study_name="search",
             direction="maximize",
             load_if_exists=True,
             pruner=MedianPruner(n_startup_trials=spared),
         )
-        for name, value in {"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}.items():
-            held = self._optuna.user_attrs.get(name, value)
+        for name, value in attributes.items():
+            held = study.user_attrs.get(name, value)
             if held != value:
                 raise ValueError(
-                    f"{workdir} holds a search whose {name} is {held}, not {value}; give another --workdir"
+                    f"{self._workdir} holds a search whose {name} is {held}, not {value}; give another --workdir"
                 )
-            self._optuna.set_user_attr(name, value)
-        self._going: list[_Going] = []
-        # Drawn, but not ended, when the search was broken off.
-        self._left = [t for t in self.trials if t.state == TrialState.RUNNING]
-        self._failed = [t for t in self.trials if t.state == TrialState.FAIL and not self._repeated(t)]
+            study.set_user_attr(name, value)
+        return study
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -169,6 +178,10 @@ class Search:
     def flags(self, trial: FrozenTrial) -> str:
         """A trial's overrides as arguments of a shell."""
         return " ".join(shlex.quote(f"--config.{k}={v}") for k, v in trial.user_attrs[_OVERRIDES].items())
+
+    def close(self) -> None:
+        """Lets another search be made in the workdir."""
+        self._log.close()
 
     def _described(self, trial: FrozenTrial) -> dict[str, Any]:
         return {

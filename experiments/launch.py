@@ -55,7 +55,12 @@ def judge(entries: Sequence[Entry]) -> None:
     """Ends a command whose trials have not all come to an end: ValueError for failed ones, exit code 1 for others."""
     failed = [entry for entry in entries if entry.status == "failed"]
     if failed:
-        places = "\n".join(f"  {e.run.trial.name}: {e.error}\n    {e.run.folder / 'failure.txt'}" for e in failed)
+        # A trial that was not started, since another had failed, has none.
+        records = [entry.run.folder / "failure.txt" for entry in failed]
+        places = "\n".join(
+            f"  {e.run.trial.name}: {e.error}" + (f"\n    {record}" if record.exists() else "")
+            for e, record in zip(failed, records, strict=True)
+        )
         what = f"{len(failed)} trial{'s' if len(failed) > 1 else ''} failed"
         raise ValueError(f"{what}; the same command tries again what failed:\n{places}")
     left = [entry.run.trial.name for entry in entries if entry.status in ("interrupted", "waiting")]

@@ -68,6 +68,7 @@ def main() -> None:
             received = drive(schedule, beat)
     finally:
         executor.close()
+        search.close()
     search.write()
     print(f"{search.table()}\n\n{search.tried()} configurations tried; only validation was looked at.")
     if (best := search.best) is not None:

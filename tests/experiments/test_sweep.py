@@ -1,33 +1,31 @@
-"""Sweeps: trials run, are kept, go on, fail and are tabled."""
+"""Sweeps: trials run, are broken off, go on, are kept, fail and are tabled."""
 
 import json
 import os
-import shutil
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import polars as pl
 import pytest
 
-from configs import peft_movielens
-from experiments import report, trials
-from experiments.assemble import Assembly
-from experiments.trials import Trial
-from llm4rec_jax.peft import METHODS
-from tests.experiments.commands import command, last_line
+from experiments import tables, trials
+from llm4rec_jax import journal
+from tests.experiments.commands import ROOT, command, last_line
 
 SWEEP = """
 from experiments.trials import Trial
 
-BASELINE = "lora"
+BASELINE = "base"
 
 def sweep():
-    base = [Trial(f"base-{s}", "frozen", {"seed": s}, "base") for s in (0, 1)]
-    lora = [
-        Trial(f"lora-{s}", "lora", {"seed": s, "init_from": f"base-{s}"}, "lora", f"base-{s}") for s in (0, 1)
-    ]
+    base = Trial("base-0", "frozen", {"seed": 0, "train.steps": 600, "train.eval_every": 200}, "base")
     both = {"peft.within": "encoder+users", "init_from": "base-0", "peft.options.lora.rank": 2}
-    users = Trial("users", "lora", both, "users", "base-0")
-    return [*lora, users, *base, Trial("broken", "lora", {"loss.name": "bpr", "loss.num_negatives": 0}, "broken")]
+    users = Trial("users", "lora", both, "users")
+    broken = Trial("broken", "lora", {"loss.name": "bpr", "loss.num_negatives": 0}, "broken")
+    return [users, base, broken, Trial("never", "lora", {"seed": 1}, "never", "broken")]
 """
 
 
@@ -40,128 +38,137 @@ def study(config: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swept(study: Path, tmp_path_factory: pytest.TempPathFactory):
+def interrupted(study: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A sweep that got SIGTERM while its first trial trained: workdir, exit code, stderr, steps and statuses."""
     workdir = tmp_path_factory.mktemp("sweep")
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", f"--config={study}", f"--workdir={workdir}", "--only=users"],
+        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    records = workdir / "by_name" / "base-0" / "metrics.jsonl"
+    limit = time.monotonic() + 300
+    while not any(r["step"] > 0 for r in journal.read(records)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    _, said = sweep.communicate(timeout=300)
+    (step,) = re.findall(r"SIGTERM: saved at step (\d+)", " ".join(records.with_name("log.txt").read_text().split()))
+    return workdir, sweep.returncode, said, int(step), statuses(workdir)
+
+
+@pytest.fixture(scope="module")
+def swept(study: Path, interrupted):
+    workdir = interrupted[0]
     return workdir, command("sweep", f"--config={study}", f"--workdir={workdir}", "--workers=2", check=False)
 
 
-def test_every_trial_is_a_finished_run(swept):
+def statuses(workdir: Path) -> dict[str, str]:
+    return {trial["name"]: trial["status"] for trial in json.loads((workdir / "sweep.json").read_text())["trials"]}
+
+
+def folder(workdir: Path, name: str) -> Path:
+    listed = json.loads((workdir / "sweep.json").read_text())["trials"]
+    return workdir / next(trial["folder"] for trial in listed if trial["name"] == name)
+
+
+def test_a_sweep_that_is_stopped_saves_its_trials_and_says_how_to_go_on(interrupted):
+    _, code, said, step, status = interrupted
+    assert code == 128 + signal.SIGTERM
+    assert "SIGTERM: every trial has saved and stopped; the same command goes on from there" in said
+    assert 0 < step < 600
+    assert status == {
+        "base-0": "interrupted", "users": "waiting", "broken": "waiting", "never": "waiting",
+    }  # fmt: skip
+
+
+def test_the_stopped_trial_went_on_and_the_others_ran(interrupted, swept):
+    workdir, done = swept
+    assert statuses(workdir) == {
+        "base-0": "finished", "users": "finished", "broken": "failed", "never": "failed",
+    }, done.stderr  # fmt: skip
+    assert f"going on after step {interrupted[3]}" in " ".join(
+        (folder(workdir, "base-0") / "log.txt").read_text().split()
+    )
+
+
+def test_a_folder_is_named_by_its_configuration(study, swept):
     workdir, _ = swept
-    for name in ("base-0", "base-1", "lora-0", "lora-1", "users"):
-        assert (workdir / name / "result.json").exists(), (workdir / f"{name}.log").read_text()
-    held = json.loads((workdir / "lora-1" / "config.json").read_text())
-    assert (held["seed"], held["init_from"]) == (1, str(workdir / "base-1"))
+    held = json.loads((folder(workdir, "users") / "config.json").read_text())
+    assert held["init_from"] == str(folder(workdir, "base-0").resolve())
+    for name in ("base-0", "users"):
+        link = workdir / "by_name" / name
+        assert os.readlink(link) == f"../{folder(workdir, name).name}"
+        assert (link / "result.json").exists()
+    # Wherever the workdir lies, and in whatever order keys come.
+    planned = trials.plan(trials.load(str(study)), Path("elsewhere"))
+    assert {run.trial.name: run.folder.name for run in planned} == {
+        run.trial.name: folder(workdir, run.trial.name).name for run in planned
+    }
+    assert all(len(run.folder.name) == 12 and int(run.folder.name, 16) >= 0 for run in planned)
 
 
-def test_a_failed_trial_is_named_with_its_reason_and_the_rest_goes_on(swept):
+def test_a_failed_trial_is_recorded_with_its_traceback(swept):
     workdir, done = swept
     assert done.returncode == 2
-    assert "broken: failed with code 2: error: num_negatives is 0" in done.stderr.replace("\n", " ")
-    assert "num_negatives is 0" in (workdir / "broken.log").read_text()
-    assert "1 trials failed: broken" in done.stderr
+    assert "2 trials failed" in done.stderr
+    assert "broken: ValueError: num_negatives is 0" in done.stderr
+    assert "never: not started, since broken failed" in done.stderr
+    assert str(folder(workdir, "never") / "failure.txt") not in done.stderr
+    record = (folder(workdir, "broken") / "failure.txt").read_text()
+    assert str(folder(workdir, "broken") / "failure.txt") in done.stderr
+    assert "ended: exit code 1" in record
+    assert "python -m experiments.train" in record
+    assert "Traceback (most recent call last)" in record
+    assert "_check(" in record
+    state = json.loads((workdir / "sweep.json").read_text())
+    (error,) = [trial["error"] for trial in state["trials"] if trial["name"] == "broken"]
+    assert error.startswith("ValueError: num_negatives is 0")
 
 
-def test_the_table_has_a_row_a_group(swept):
+def test_the_table_is_that_of_the_finished_trials(swept):
     workdir, done = swept
     table = (workdir / "table.md").read_text()
+    assert table == tables.of_sweep(workdir)
     assert table.strip() in done.stdout
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines()[2:] if "|" in line}
-    assert set(rows) == {"base", "lora", "users"}
-    results = [json.loads((workdir / f"lora-{s}" / "result.json").read_text()) for s in (0, 1)]
-    values = [r["test"]["ndcg@10"] for r in results]
-    assert rows["lora"][1] == "1,024"
-    assert rows["lora"][3] == f"{sum(values) / 2:.4f} ± {abs(values[0] - values[1]) / 2**0.5:.4f}"
-    assert "±" not in rows["users"][3]
-    assert "mean ± sd over 1 or 2 seeds. Difference to lora: 95%" in table
-    assert "adjustment for 4 comparisons" in table
-    assert float(rows["lora"][7].replace(",", "")) >= float(rows["base"][7].replace(",", ""))
-    assert rows["lora"][4] == ""
-    found = [json.loads((workdir / f"base-{s}" / "result.json").read_text())["test"]["ndcg@10"] for s in (0, 1)]
-    mean, low, high = (float(figure.strip("[],")) for figure in rows["base"][4].split())
-    assert mean == pytest.approx(sum(found) / 2 - sum(values) / 2, abs=1e-4)
-    assert low <= mean <= high
-    assert results[0]["step"]["programs"] >= 1
-    # The transformer's two blocks and the encoder's two, query and value at rank 2.
-    assert rows["users"][1] == f"{2 * 2 * 2 * 2 * (16 + 16):,}"
-
-
-def test_runs_on_other_users_share_no_table(swept, tmp_path):
-    workdir, _ = swept
-    copy = Path(shutil.copytree(workdir / "lora-0", tmp_path / "copy"))
-    users = pl.read_parquet(copy / "per_user_test.parquet")
-    users.reverse().write_parquet(copy / "per_user_test.parquet")
-    with pytest.raises(ValueError, match=r"copy was tested on other users than .*lora-0"):
-        report.ablation({"a": [workdir / "lora-0"], "b": [copy]})
+    rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:] if line.startswith("|")]
+    assert sorted(rows) == ["base", "users"]
 
 
 def test_users_that_were_adapted_are_evaluated_as_trained(swept):
     workdir, _ = swept
-    again = last_line(command("evaluate", f"--workdir={workdir / 'users'}"))
-    result = json.loads((workdir / "users" / "result.json").read_text())
+    again = last_line(command("evaluate", f"--workdir={workdir / 'by_name' / 'users'}"))
+    result = json.loads((folder(workdir, "users") / "result.json").read_text())
     assert again == {phase: result[phase] for phase in ("validation", "test")}
+    # The transformer's two blocks and the encoder's two, query and value at rank 2.
+    assert result["parameters"]["delta"] == 2 * 2 * 2 * 2 * (16 + 16)
 
 
-def test_finished_trials_are_kept(study, swept):
+def test_finished_trials_are_kept_where_the_workdir_has_moved(study, swept, tmp_path):
     workdir, _ = swept
-    before = os.stat(workdir / "lora-0" / "result.json").st_mtime_ns
-    done = command("sweep", f"--config={study}", f"--workdir={workdir}", "--only=lora")
-    assert "4 trials, 4 of them finished" in done.stderr
-    assert os.stat(workdir / "lora-0" / "result.json").st_mtime_ns == before
-    done = command("sweep", f"--config={study}", f"--workdir={workdir}", "--only=lra", check=False)
-    assert "no trials of lra; there are: base, broken, lora, users" in done.stderr
+    moved = tmp_path / "moved"
+    workdir.rename(moved)
+    try:
+        before = os.stat(folder(moved, "users") / "result.json").st_mtime_ns
+        done = command("sweep", f"--config={study}", f"--workdir={moved}", "--only=users")
+        assert "2 trials, 2 of them finished" in done.stderr
+        assert os.stat(folder(moved, "users") / "result.json").st_mtime_ns == before
+        assert statuses(moved)["broken"] == "failed"
+        held = json.loads((folder(moved, "users") / "config.json").read_text())
+        assert held["init_from"] == str(folder(moved, "base-0").resolve())
+    finally:
+        moved.rename(workdir)
 
 
-def test_a_trial_that_was_run_with_another_configuration_is_refused(study, swept):
+def test_a_changed_trial_is_another_run_and_a_changed_folder_is_refused(study, swept):
     workdir, _ = swept
-    file = study.with_name("changed.py")
-    file.write_text(study.read_text().replace('{"seed": s}, "base"', '{"seed": s + 5}, "base"'), encoding="utf-8")
-    done = command("sweep", f"--config={file}", f"--workdir={workdir}", check=False)
-    assert done.returncode == 2
-    assert "holds a run with another configuration; they differ in config.seed (5 asked for, 0 there)" in done.stderr
-
-
-def test_a_wrong_key_is_named_before_anything_runs(study, tmp_path):
-    file = study.with_name("mistyped.py")
-    file.write_text(study.read_text().replace('"loss.num_negatives"', '"loss.num_negative"'), encoding="utf-8")
-    done = command("sweep", f"--config={file}", f"--workdir={tmp_path}", check=False)
-    assert done.returncode == 2
-    assert "the trial broken cannot be configured" in done.stderr
-    assert "num_negatives" in done.stderr
-    assert not list(tmp_path.glob("*.log"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "does not exist"),
-        ("x = 1", r"has no function sweep\(\)"),
-        ("from experiments.trials import Trial\nsweep = lambda: [Trial('a', '', {}, 'g')] * 2", "two trials a"),
-        ("from experiments.trials import Trial\nsweep = lambda: [Trial('a', '', {}, 'g', 'b')]", "come after b, which"),
-        (
-            "from experiments.trials import Trial\nBASELINE = 'f'\nsweep = lambda: [Trial('a', '', {}, 'g')]",
-            "BASELINE is 'f', and sweep",
-        ),
-    ],
-)
-def test_a_wrong_file_is_named(tmp_path, text, message):
-    file = tmp_path / "wrong.py"
-    if text is not None:
-        file.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        trials.load(str(file))
-
-
-def test_the_study_has_every_method_three_times():
-    listed = peft_movielens.sweep()
-    assert {t.group for t in listed} == {*METHODS, "base"}
-    assert all(sum(t.group == group for t in listed) == 3 for group in METHODS)
-    assert isinstance(listed[0], Trial)
-
-
-@pytest.mark.parametrize("arg", ["base", *sorted(METHODS), "lora+bitfit"])
-def test_every_arm_of_the_study_can_be_assembled(arg):
-    chosen = peft_movielens.get_config(arg)
-    assembly = Assembly(chosen)
-    assert assembly.method.name == ("frozen" if arg == "base" else arg)
-    with pytest.raises(ValueError, match="did you mean 'lora'"):
-        peft_movielens.get_config("lroa")
+    changed = study.with_name("changed.py")
+    changed.write_text(study.read_text().replace('"peft.options.lora.rank": 2', '"peft.options.lora.rank": 3'))
+    planned = {run.trial.name: run for run in trials.plan(trials.load(str(changed)), workdir)}
+    assert not planned["users"].finished
+    assert planned["base-0"].finished
+    file = planned["base-0"].folder / "config.json"
+    held = file.read_text()
+    file.write_text(held.replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(ValueError, match=r"is not what its folder is named by.*base-0"):
+        trials.open_folder(planned["base-0"])
+    file.write_text(held)
