@@ -70,14 +70,14 @@ def page(s: Statistics, title: str = "Results", note: str = "", more: Sequence[t
         ("Runs", _runs(s)),
     ]
     sections = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{body}" for heading, body in found if body)
-    caption = " ".join([table.caption, note]).strip()
+    brackets = "" if s.table.spread == "interval" else "In brackets: 95% bootstrap intervals over users."
+    caption = " ".join(text for text in (table.caption, note, brackets) if text)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
 {sortable(table.header, table.sections)}
-<p class="note">{html.escape(caption)} In brackets: 95% bootstrap intervals over users. A click on a column's name sorts
-by it.</p>
+<p class="note">{html.escape(caption)} A click on a column's name sorts by it.</p>
 {sections}
 <script>{_SCRIPT}</script>
 </body></html>

@@ -92,10 +92,10 @@ def costs(s: Statistics) -> Figure | None:
     by_parameters.set_xscale("symlog", linthresh=1e3)
     # Whole decades, so that there are numbers on the axis however alike the rows are.
     trained = [run.result["parameters"]["trainable"] for row in s.rows for run in row.runs]
-    by_parameters.set_xlim(
-        -300 if min(trained) < 1e3 else 10 ** np.floor(np.log10(min(trained))),
-        max(10 ** np.ceil(np.log10(max(*trained, 1e3) * 1.05)), 1e4),
-    )
+    most = max(10 ** np.ceil(np.log10(max(*trained, 1e3) * 1.05)), 1e4)
+    least = 0 if min(trained) < 1e3 else 10 ** np.floor(np.log10(min(trained)))
+    by_parameters.set_xlim(least or -300, most)
+    by_parameters.set_xticks([x for x in (0, *10.0 ** np.arange(3, 13)) if least <= x <= most])
     by_time.set(xlabel="seconds in all")
     seconds = [run.result["seconds"] for row in s.rows for run in row.runs]
     by_time.set_xscale("log")
