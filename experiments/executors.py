@@ -3,6 +3,7 @@
 This module, too, is imported where jobs run, and does without jax.
 """
 
+import logging
 import math
 import signal
 import warnings
@@ -92,11 +93,11 @@ def on_ray(options: Options) -> Executor:
                 address="local",
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="WARNING",
+                logging_level=logging.WARNING,
                 object_store_memory=100 * 2**20,
             )
         else:
-            ray.init(address=options.ray_address, log_to_driver=False, logging_level="WARNING")
+            ray.init(address=options.ray_address, log_to_driver=False, logging_level=logging.WARNING)
     machines = [{name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")} for node in ray.nodes()]
     if not any(m["CPU"] >= options.cpus and m["GPU"] >= options.gpus for m in machines):
         ray.shutdown()

@@ -199,7 +199,12 @@ class Schedule:
             self._changed(entry)
 
 
-def drive(schedule: Schedule, beat: Callable[[], None], interval: float = 0.2) -> int | None:
+def drive(
+    schedule: Schedule,
+    beat: Callable[[], None],
+    say: Callable[[str], None] = lambda text: None,
+    interval: float = 0.2,
+) -> int | None:
     """Runs a schedule to its end.
 
     On SIGINT or SIGTERM the processes are asked to save and stop, and waited for; a second one does what it did before.
@@ -207,6 +212,7 @@ def drive(schedule: Schedule, beat: Callable[[], None], interval: float = 0.2) -
     Args:
       schedule: may be added to by `beat`.
       beat: called after every tick.
+      say: told when a signal has come.
       interval: seconds between them.
 
     Returns:
@@ -218,6 +224,7 @@ def drive(schedule: Schedule, beat: Callable[[], None], interval: float = 0.2) -
                 schedule.tick()
                 beat()
                 if received and not schedule.stopping:
+                    say(f"{signal.Signals(received[0]).name}: waiting for the trials that run to save and stop")
                     schedule.stop()
                 if not schedule.pending:
                     return received[0] if received else None

@@ -65,7 +65,7 @@ def main() -> None:
             watch.beat()
 
         with watch:
-            received = drive(schedule, beat)
+            received = drive(schedule, beat, watch.say)
     finally:
         executor.close()
         search.close()

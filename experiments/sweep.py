@@ -2,12 +2,14 @@
 
     python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --workers=2
     python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --executor=ray
+    python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --together=3
 
 Every trial is a run folder WORKDIR/HASH, named by its configuration; WORKDIR/by_name/NAME is a link to it, and
 WORKDIR/sweep.json says how each stands. Called again, finished trials are kept, interrupted ones go on, and failed
 ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/sweeps.md.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from experiments.trials import Run, Study
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
 _ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas, with what they start from.")
+_TOGETHER = flags.DEFINE_integer(
+    "together", 1, "Trials at most that one program trains, where they differ only in seeds and rates.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -43,12 +48,23 @@ def main() -> None:
         schedule = Schedule(
             executor, workdir, workers=launch.WORKERS.value, timeout=launch.TIMEOUT.value, changed=changed
         )
-        for run in chosen:
-            entries.extend(schedule.add([run]))
+        for batch in batches(chosen, _TOGETHER.value):
+            if len(batch) == 1:
+                entries.extend(schedule.add(batch))
+            else:
+                names = ",".join(run.folder.name for run in batch)
+                joint = (
+                    "-m",
+                    "experiments.train_together",
+                    f"--workdir={workdir.resolve()}",
+                    f"--runs={names}",
+                    "--debug",
+                )
+                entries.extend(schedule.add(batch, joint))
         write_state(workdir, study, runs, entries)
         watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
         with watch:
-            received = drive(schedule, watch.beat)
+            received = drive(schedule, watch.beat, watch.say)
     finally:
         executor.close()
     if received is not None:
@@ -66,6 +82,27 @@ def main() -> None:
     launch.judge(entries)
     if problem is not None:
         raise problem
+
+
+def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
+    """The runs in their order; those not finished that one program can train are put together, at most so many.
+
+    They differ only in what `trials.MAY_DIFFER` lists, and start from nothing or from runs that are put
+    together as well: a batch waits for all that its runs need.
+    """
+    found: list[list[Run]] = []
+    by_shape: dict[str, list[Run]] = {}
+    for run in runs:
+        config = json.loads(run.config.to_json())
+        if together == 1 or run.finished or config["baseline"]["name"] is not None:
+            found.append([run])
+            continue
+        key = trials.shape(config)
+        if len(by_shape.get(key, [])) in (0, together):
+            by_shape[key] = []
+            found.append(by_shape[key])
+        by_shape[key].append(run)
+    return found
 
 
 def write_state(workdir: Path, study: Study, runs: Sequence[Run], entries: Sequence[Entry]) -> None:

@@ -19,6 +19,9 @@ from llm4rec_jax.registry import unknown_name
 
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
 
+# Keys that may differ: they are arrays to the program, or come in through them.
+MAY_DIFFER = ("seed", "init_from", "train.learning_rate", "train.weight_decay")
+
 
 class Trial(NamedTuple):
     """One run of a sweep.
@@ -134,12 +137,37 @@ def identity(config: Mapping[str, Any], workdir: Path) -> str:
     """The name of the folder of a resolved configuration: the first 12 digits of a SHA-256 over its canonical JSON.
 
     A folder in `workdir` that a run starts from enters as `../NAME`, so that it does not matter where the workdir lies.
+    What is None or empty does not enter, so that a new option, unset by default, leaves the names of runs as they were.
     """
     start = config.get("init_from")
     if start is not None and Path(start).parent == workdir.resolve():
         config = {**config, "init_from": f"../{Path(start).name}"}
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(_set(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _set(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set in a configuration."""
+    inner = {name: _set(value) if isinstance(value, Mapping) else value for name, value in config.items()}
+    return {name: value for name, value in inner.items() if value is not None and value != {}}
+
+
+def shape(config: Mapping[str, Any]) -> str:
+    """What runs that are trained together have in common, as text: the configuration without what may differ."""
+    plain = json.loads(json.dumps(config))
+    for key in MAY_DIFFER:
+        *path, name = key.split(".")
+        inner = plain
+        for part in path:
+            inner = inner[part]
+        inner.pop(name, None)
+    return json.dumps(plain, sort_keys=True)
+
+
+def joint_command(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Arguments of Python that train the runs, whose folders are in one workdir, in one program."""
+    names = ",".join(run.folder.name for run in runs)
+    return ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
 
 
 def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, Run]) -> Run:
@@ -253,7 +281,7 @@ def open_folder(run: Run) -> None:
 
 def _unmoved(config: Mapping[str, Any]) -> dict[str, Any]:
     start = config.get("init_from")
-    return {**config, "init_from": None if start is None else Path(start).name}
+    return _set({**config, "init_from": None if start is None else Path(start).name})
 
 
 def configuration(study: Study, arg: str) -> Any:

@@ -43,6 +43,21 @@ def test_a_folder_depends_on_the_resolved_configuration_only(tmp_path):
     assert len({one, *others}) == 4
 
 
+def test_an_option_that_is_added_and_not_set_leaves_the_runs_that_are_there(tmp_path):
+    listed = "Trial('x', 'a', {}, 'g')"
+    (before,) = trials.plan(study(tmp_path, listed), tmp_path)
+    trials.open_folder(before)
+    (tmp_path / "study.py").write_text(
+        (tmp_path / "study.py")
+        .read_text()
+        .replace('"arg": arg', '"arg": arg, "new": placeholder(int), "more": {"o": {}}')
+    )
+    (after,) = trials.plan(trials.load(str(file)), tmp_path)
+    assert after.folder == before.folder
+    trials.open_folder(after)
+    assert "more" in (after.folder / "config.json").read_text()
+
+
 def test_a_start_is_that_of_the_named_trial_and_is_waited_for(tmp_path):
     listed = "Trial('l', 'a', {'init_from': 'b', 'seed': 1}, 'l'), Trial('b', 'b', {'seed': SEED}, 'b')"
     first, base = trials.plan(study(tmp_path, listed, "SEED = 0"), tmp_path / "here")
