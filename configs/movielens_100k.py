@@ -33,6 +33,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.data = data
     data.source = "movielens_100k"
     data.path = placeholder(str)
+    # Instead of a path: data that experiments/fetch.py knows.
+    data.published = placeholder(str)
     data.options = ConfigDict()
     data.min_rating = placeholder(float)
     data.k_core = placeholder(int)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import fetch
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.checkpoint import adopt
@@ -41,14 +42,24 @@ class Assembly:
         self.config: Any = config
         if self.config.inputs not in INPUTS:
             raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
+        if self.config.data.published is not None and self.config.data.path is not None:
+            raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
         LOSSES.lookup(self.config.loss.name)
         if self.config.baseline.name is not None:
             BASELINES.lookup(self.config.baseline.name)
 
+    def beside(self, config: ConfigDict) -> "Assembly":
+        """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
+        other = Assembly(config)
+        for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
     @cached_property
     def dataset(self) -> Dataset:
         data = self.config.data
-        dataset = sources.load(data.source, data.path, **data.options)
+        path = data.path if data.published is None else fetch.path(data.published)
+        dataset = sources.load(data.source, path, **data.options)
         if data.deduplicate is not None:
             dataset = filters.deduplicate(dataset, keep=data.deduplicate)
         if data.min_rating is not None:

@@ -40,26 +40,47 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
     params = assembly.params()
     say(run_folder.summary(assembly))
     run_folder.describe(assembly, workdir)
-    t = config.train
+    seed, rate, decay = config.seed, config.train.learning_rate, config.train.weight_decay
     trained = train.train(
         assembly.model,
         assembly.method,
         params,
         assembly.split,
         workdir,
-        loss=config.loss.name,
-        tokens=assembly.tokens,
-        prompts=assembly.prompts,
-        num_negatives=config.loss.num_negatives,
-        alpha=config.loss.alpha,
-        label_threshold=config.loss.label_threshold,
-        scales=assembly.scales,
-        seed=config.seed,
-        mesh=assembly.mesh,
-        rules=assembly.rules,
-        clip=t.clip or None,
-        **{name: t[name] for name in t if name not in ("scales", "clip")},
+        seed=seed,
+        learning_rate=rate,
+        weight_decay=decay,
+        **options(assembly),
     )
+    return finish(assembly, trained, workdir)
+
+
+def options(assembly: Assembly) -> dict[str, Any]:
+    """What `train_together` takes beside its runs."""
+    config = assembly.config
+    own = ("scales", "clip", "learning_rate", "weight_decay")
+    return {
+        "loss": config.loss.name,
+        "tokens": assembly.tokens,
+        "prompts": assembly.prompts,
+        "num_negatives": config.loss.num_negatives,
+        "alpha": config.loss.alpha,
+        "label_threshold": config.loss.label_threshold,
+        "scales": assembly.scales,
+        "mesh": assembly.mesh,
+        "rules": assembly.rules,
+        "clip": config.train.clip or None,
+        **{name: config.train[name] for name in config.train if name not in own},
+    }
+
+
+def finish(assembly: Assembly, trained: train.Trained, workdir: Path, together: int = 1) -> dict[str, Any]:
+    """Evaluates the best state of a run and writes result.json, which it returns.
+
+    Args:
+      assembly, trained, workdir: of the run.
+      together: how many runs were trained in its program; its costs are its share of theirs.
+    """
     weights = {**trained.frozen["params"], **trained.trainable["params"]}
     scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
     result = {
@@ -71,7 +92,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
             "delta": count(trained.trainable["delta"]),
             "frozen": count(trained.frozen["params"]),
         },
-        **_costs(workdir, config.train.batch_size),
+        **_costs(workdir, assembly.config.train.batch_size, together),
     }
     run_folder.write(workdir / "result.json", result)
     return result
@@ -94,17 +115,18 @@ def _baseline(assembly: Assembly, workdir: Path, say: Any) -> dict[str, Any]:
     return result
 
 
-def _costs(workdir: Path, batch_size: int) -> dict[str, Any]:
-    """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program."""
+def _costs(workdir: Path, batch_size: int, together: int) -> dict[str, Any]:
+    """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program; a run's share."""
     records = journal.read(workdir / "metrics.jsonl")
     programs = [r for r in records if r["kind"] == "program"]
     rates = [r["examples_per_second"] for r in records if r["kind"] == "train"]
     return {
-        "seconds": records[-1]["seconds"],
+        "together": together,
+        "seconds": records[-1]["seconds"] / together,
         "step": {
-            "seconds": batch_size / float(np.median(rates)),
-            "flops": max((r["flops"] for r in programs), default=0.0),
-            "bytes": max((r["bytes"] for r in programs), default=0),
+            "seconds": batch_size / float(np.median(rates)) / together,
+            "flops": max((r["flops"] for r in programs), default=0.0) / together,
+            "bytes": max((r["bytes"] for r in programs), default=0) / together,
             "programs": max((r["number"] for r in programs), default=0),
         },
     }

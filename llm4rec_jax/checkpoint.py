@@ -124,6 +124,15 @@ class Checkpoints:
             manager.close()
 
 
+def latest_step(workdir: Path) -> int | None:
+    """The step of a run's newest checkpoint to go on from, None when there is none."""
+    folder = workdir / "checkpoints" / "last"
+    if not folder.is_dir():
+        return None
+    with _manager(folder, create=False) as manager:
+        return manager.latest_step()
+
+
 def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """The parameters, with those outside the encoder taken from the best checkpoint of another run.
 

@@ -14,7 +14,7 @@ from llm4rec_jax.sharding import path_name
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def schedule(kind: str, peak: float, steps: int, warmup: int = 0, end: float = 0.0) -> optax.Schedule:
+def schedule(kind: str, peak: float | jax.Array, steps: int, warmup: int = 0, end: float = 0.0) -> optax.Schedule:
     """Linear warm-up from 0 to `peak`, then constant, or linear or cosine decay to `end` at `steps`.
 
     Args:
@@ -33,7 +33,7 @@ def schedule(kind: str, peak: float, steps: int, warmup: int = 0, end: float = 0
     elif kind == "linear":
         decay = optax.linear_schedule(peak, end, rest)
     elif kind == "cosine":
-        decay = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if peak else 0.0)
+        decay = optax.cosine_decay_schedule(peak, rest, alpha=end / peak if end else 0.0)
     else:
         raise ValueError(f"schedule {kind!r} is not one of constant, linear, cosine")
     if not warmup:
@@ -63,11 +63,11 @@ def optimizer(
     method: Peft,
     trainable: Mapping[str, Any],
     *,
-    learning_rate: float,
+    learning_rate: float | jax.Array,
     steps: int,
     schedule_kind: str = "constant",
     warmup: int = 0,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     clip: float | None = 1.0,
     accumulate: int = 1,
     scales: Mapping[str, float] | None = None,
@@ -80,7 +80,7 @@ def optimizer(
     Args:
       method: its `optimizer` wraps the one for the delta.
       trainable: the tree that will be trained, to check regexes against.
-      learning_rate: the peak.
+      learning_rate: the peak; it and `weight_decay` may be arrays, of a program that trains with any.
       steps: batches in all; with `accumulate`, an update is made every so many.
       schedule_kind, warmup: see `schedule`; warm-up in batches.
       weight_decay: decoupled (Loshchilov & Hutter 2019), on arrays of two axes or more.

@@ -117,3 +117,45 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     place_item = put_whole if whole else put
     by_item = ("items", "tokens", "candidates", "log_q")
     return Batch(**{n: jax.tree.map(place_item if n in by_item else put, v) for n, v in batch._asdict().items()})
+
+
+def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
+    """Batches of several runs as one, for `vmap`, examples and unique items split over the data axis.
+
+    Runs may differ in how many unique items, tokens or positions they have: the smaller are padded as `data.batches`
+    pads, items with repeats that nothing points to, the rest with what a mask leaves out. One process only.
+
+    Args:
+      axes: a `Batch` with None in place of a field that all share, which is the first batch's then, and 0 elsewhere.
+    """
+    fields = {}
+    for name, axis in axes._asdict().items():
+        values = [getattr(batch, name) for batch in batches]
+        if axis is None:
+            spec = PartitionSpec("data")
+            fields[name] = jax.tree.map(lambda a, spec=spec: jax.device_put(a, NamedSharding(mesh, spec)), values[0])
+        else:
+            sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+            fields[name] = jax.tree.map(
+                lambda *arrays, n=name, to=sharding: jax.device_put(_stacked(n, arrays), to), *values
+            )
+    return Batch(**fields)
+
+
+def _stacked(field: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays of one field, padded to one shape, along a new first axis."""
+    shape = np.max([a.shape for a in arrays], axis=0)
+    padded = []
+    for array in arrays:
+        missing = [(0, int(n)) for n in shape - array.shape]
+        if field == "own":
+            # Ascending, so what is no item stands in front.
+            padded.append(np.pad(array, [missing[0], (missing[1][1], 0)], constant_values=-1))
+        elif field in ("items", "tokens"):
+            # A text of padding only would have no mean: rows repeat the last text, columns are padding.
+            rows, *columns = missing
+            wide = np.pad(array, [(0, 0), *columns])
+            padded.append(np.pad(wide, [rows, *((0, 0) for _ in columns)], mode="edge"))
+        else:
+            padded.append(np.pad(array, missing))
+    return np.stack(padded)

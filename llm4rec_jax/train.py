@@ -1,11 +1,12 @@
 """The one training loop, read from top to bottom."""
 
+import contextlib
 import math
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,25 @@ class Preempted(SystemExit):
     def __init__(self, step: int) -> None:
         super().__init__(0)
         self.step = step
+
+
+class Run(NamedTuple):
+    """What may differ between runs that are trained together.
+
+    Attributes:
+      params: all parameters at the start; those that are frozen must be the same in all.
+      split: training and validation data, of one dataset.
+      workdir: the run's own folder.
+      seed: of initialisation, order, negatives and dropout.
+      learning_rate, weight_decay: see `optim.optimizer`.
+    """
+
+    params: Mapping[str, Any]
+    split: Split
+    workdir: Path
+    seed: int = 0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
 
 
 class Trained(NamedTuple):
@@ -115,33 +135,10 @@ def train(
     split: Split,
     workdir: Path,
     *,
-    loss: str = "catalogue",
-    tokens: Tokens | None = None,
-    prompts: Prompts | None = None,
-    steps: int = 1000,
-    batch_size: int = 128,
-    history: int = 100,
-    num_negatives: int = 1,
-    alpha: float = 0.0,
-    label_threshold: float | None = None,
-    dropout: bool = True,
-    learning_rate: float = 1e-3,
-    schedule: str = "constant",
-    warmup: int = 0,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
-    accumulate: int = 1,
-    scales: Mapping[str, float] | None = None,
-    eval_every: int = 100,
-    metric: str = "ndcg@10",
-    patience: int | None = None,
-    ks: Sequence[int] = (5, 10, 20),
-    log_every: int = 10,
-    checkpoint_every: int = 100,
-    state_cache_bytes: int = 2**31,
     seed: int = 0,
-    mesh: Mesh | None = None,
-    rules: sharding.Rules = (),
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    **options: Any,
 ) -> Trained:
     """Trains, or goes on with, the run in `workdir`, and returns its best state by validation.
 
@@ -154,6 +151,59 @@ def train(
         bring a method for the bare encoder `within(method, "encoder")`.
       split: training and validation data.
       workdir: gets checkpoints, metrics.jsonl and TensorBoard events.
+      seed: of initialisation, order, negatives and dropout.
+      learning_rate, weight_decay: see `optim.optimizer`.
+      options: see `train_together`.
+
+    Raises:
+      NonFiniteLoss, Preempted: see there.
+      DataError, ValueError: arguments that do not go together, before anything is computed.
+    """
+    run = Run(params, split, workdir, seed, learning_rate, weight_decay)
+    (outcome,) = train_together(model, method, [run], **options)
+    if isinstance(outcome, NonFiniteLoss):
+        raise outcome
+    return outcome
+
+
+def train_together(
+    model: Recommender,
+    method: Peft,
+    runs: Sequence[Run],
+    *,
+    loss: str = "catalogue",
+    tokens: Tokens | None = None,
+    prompts: Prompts | None = None,
+    steps: int = 1000,
+    batch_size: int = 128,
+    history: int = 100,
+    num_negatives: int = 1,
+    alpha: float = 0.0,
+    label_threshold: float | None = None,
+    dropout: bool = True,
+    schedule: str = "constant",
+    warmup: int = 0,
+    clip: float | None = 1.0,
+    accumulate: int = 1,
+    scales: Mapping[str, float] | None = None,
+    eval_every: int = 100,
+    metric: str = "ndcg@10",
+    patience: int | None = None,
+    ks: Sequence[int] = (5, 10, 20),
+    log_every: int = 10,
+    checkpoint_every: int = 100,
+    state_cache_bytes: int = 2**31,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = (),
+) -> list[Trained | NonFiniteLoss]:
+    """Trains runs that differ in little, in one program: `vmap` over what they train, with what is frozen held once.
+
+    Each run is what `train` makes of it, up to rounding: its own batches, randomness, optimizer, early stopping, and
+    its own folder. A run whose loss is not finite ends there, and the others go on.
+
+    Args:
+      model, method: see `train`.
+      runs: each as `train` takes it; their frozen parameters are the same, and so is the step that they stand at.
       loss: a name in `LOSSES`.
       tokens: the catalogue's texts, when the model reads them.
       prompts: the histories as text, when the user model is "text".
@@ -161,17 +211,19 @@ def train(
       num_negatives, alpha: K, and the power of popularity, for losses over sampled negatives.
       label_threshold: for "bce_pointwise": a rating at or above it is a positive.
       dropout: False turns every dropout off.
-      learning_rate … scales: see `optim.optimizer`.
+      schedule … scales: see `optim.optimizer`.
       eval_every, metric, patience: validation every so many steps, the metric of the best state, and after how many
         validations without a better one to stop (None: never).
       ks: cut-offs of validation metrics.
       log_every, checkpoint_every: steps.
       state_cache_bytes: hidden states below the lowest trained block are computed once when they are no larger.
-      seed: of initialisation, order, negatives and dropout.
-      mesh, rules: see `sharding`; rules are for the frozen and trainable parameters' paths.
+      mesh, rules: see `sharding`; rules are for the frozen and trainable parameters' paths, and for one run only.
+
+    Returns:
+      For each run its best state, or the error that ended it.
 
     Raises:
-      NonFiniteLoss, Preempted: see there.
+      Preempted: see there.
       DataError, ValueError: arguments that do not go together, before anything is computed.
     """
     # ------------------------------------------------------------------------------------------------ what is trained
@@ -180,46 +232,60 @@ def train(
     if eval_every < 1 or steps < 1 or checkpoint_every < 1 or log_every < 1:
         raise ValueError("steps, eval_every, checkpoint_every and log_every must be at least 1")
     chosen: Loss = LOSSES.lookup(loss)
-    _check(split, loss, chosen, num_negatives, label_threshold, metric, ks)
-    key = jax.random.key(seed)
-    trainable, frozen = separate(method, params, jax.random.fold_in(key, 1))
-    # A step gives its input's memory away; the caller keeps the arrays that were passed in.
-    trainable = jax.tree.map(jnp.copy, trainable)
+    first, many = runs[0], len(runs) > 1
+    if many and (rules or jax.process_count() > 1):
+        raise ValueError("several runs are trained together in one process and without a model axis: train them apart")
+    for run in runs:
+        _check(run.split, loss, chosen, num_negatives, label_threshold, metric, ks)
+    parts = [separate(method, run.params, jax.random.fold_in(jax.random.key(run.seed), 1)) for run in runs]
+    frozen = parts[0][1]
     base = digest(frozen["params"])
+    for run, (_, other) in zip(runs, parts, strict=True):
+        same = all(a is b for a, b in zip(*map(jax.tree.leaves, (frozen["params"], other["params"])), strict=True))
+        if not same and digest(other["params"]) != base:
+            raise ValueError(
+                f"the runs {first.workdir} and {run.workdir} do not share what is frozen: train them apart"
+            )
+    # A step gives its input's memory away; the caller keeps the arrays that were passed in.
+    trainable = _stack([jax.tree.map(jnp.copy, own) for own, _ in parts])
     initial = jax.tree.map(np.asarray, trainable)
     if rules:
         both = sharding.place({"frozen": frozen["params"], "trainable": trainable}, mesh, rules)
         frozen["params"], trainable = both["frozen"], both["trainable"]
     else:
         frozen["params"], trainable = sharding.place(frozen["params"], mesh), sharding.place(trainable, mesh)
+    one = parts[0][0]
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
     c = None if model.encoder is None else model.encoder.config
     still = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
-    cut, every = (0, False) if c is None else constant_below(trainable["delta"], c.num_hidden_layers)
+    cut, every = (0, False) if c is None else constant_below(one["delta"], c.num_hidden_layers)
     fixed = c is not None and cut == c.num_hidden_layers and not every
-    constant = still and fixed and "pooling" not in params
+    constant = still and fixed and "pooling" not in first.params
 
     # ----------------------------------------------------------------------------------------------------------- input
     read = user_models.reads(model.users)
-    builder, batches = training_batches(
-        split,
-        batch_size=batch_size,
-        history=1 if read == "user" else history,
-        every_position=prompts is None and read != "user",
-        first=read == "user",
-        gaps=Gaps(model.users.share, model.users.only_last) if isinstance(model.users, Bidirectional) else None,
-        negatives=chosen.negatives,
-        num_negatives=num_negatives,
-        alpha=alpha,
-        ratings=chosen.negatives == "none",
-        tokens=None if constant else tokens,
-        prompts=prompts,
-        seed=seed,
-        shard=(jax.process_index(), jax.process_count()),
-        multiple_of=mesh.shape["data"],
-    )
-    stream = iter(batches)
+    inputs = [
+        training_batches(
+            run.split,
+            batch_size=batch_size,
+            history=1 if read == "user" else history,
+            every_position=prompts is None and read != "user",
+            first=read == "user",
+            gaps=Gaps(model.users.share, model.users.only_last) if isinstance(model.users, Bidirectional) else None,
+            negatives=chosen.negatives,
+            num_negatives=num_negatives,
+            alpha=alpha,
+            ratings=chosen.negatives == "none",
+            tokens=None if constant else tokens,
+            prompts=prompts,
+            seed=run.seed,
+            shard=(jax.process_index(), jax.process_count()),
+            multiple_of=mesh.shape["data"],
+        )
+        for run in runs
+    ]
+    streams: list[Any] = [iter(batches) for _, batches in inputs]
 
     # ------------------------------------------------------------------------------------------------------------ step
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -231,23 +297,29 @@ def train(
     objective = Objective(
         model, method, chosen, label_threshold, level, lambda text: jax.lax.with_sharding_constraint(text, replicated)
     )
-    tx = optimizer(
-        method,
-        trainable,
-        learning_rate=learning_rate,
-        steps=steps,
-        schedule_kind=schedule,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        accumulate=accumulate,
-        scales=scales,
-    )
 
-    def update(frozen: Any, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if dropout else None
+    def tx_of(setting: Mapping[str, Any]) -> optax.GradientTransformation:
+        return optimizer(
+            method,
+            one,
+            learning_rate=setting["learning_rate"],
+            steps=steps,
+            schedule_kind=schedule,
+            warmup=warmup,
+            weight_decay=setting["weight_decay"],
+            clip=clip,
+            accumulate=accumulate,
+            scales=scales,
+        )
+
+    tx_of(first._asdict())  # raises what can be wrong with it
+
+    def update(
+        frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Batch
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        at = jax.random.fold_in(jax.random.fold_in(setting["key"], 2), state["step"]) if dropout else None
         value, grads = jax.value_and_grad(objective)(state["trainable"], frozen, batch, at)
-        updates, opt_state = tx.update(grads, state["opt_state"], state["trainable"])
+        updates, opt_state = tx_of(setting).update(grads, state["opt_state"], state["trainable"])
         state = {
             "step": state["step"] + 1,
             "trainable": optax.apply_updates(state["trainable"], updates),
@@ -256,32 +328,75 @@ def train(
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state["trainable"])}
         return state, {"loss": value, **norms}
 
-    # What is constant is computed once a run: a frozen encoder's vectors, or the states below the lowest trained block.
-    weights = {**frozen["params"], **trainable["params"]}
-    if constant:
-        frozen["text"] = scorer.text(weights, trainable["delta"])
-    if cached:
-        frozen["states"] = scorer.states(weights, trainable["delta"], level)
+    def start(setting: Mapping[str, Any], trainable: Any) -> dict[str, Any]:
+        return {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": tx_of(setting).init(trainable)}
 
-    step_function = jax.jit(update, donate_argnums=1)
-    state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": jax.jit(tx.init)(trainable)}
+    # What is constant is computed once a run: a frozen encoder's vectors, or the states below the lowest trained block.
+    weights = {**frozen["params"], **one["params"]}
+    if constant:
+        frozen["text"] = scorer.text(weights, one["delta"])
+    if cached:
+        frozen["states"] = scorer.states(weights, one["delta"], level)
+
+    setting = sharding.place(
+        _stack(
+            [
+                {
+                    "key": jax.random.key(run.seed),
+                    "learning_rate": jnp.float32(run.learning_rate),
+                    "weight_decay": jnp.float32(run.weight_decay),
+                }
+                for run in runs
+            ]
+        ),
+        mesh,
+    )
+    axes: Any = None
+    if many:
+        # Every run has the whole catalogue in its batches: it is held once, like what is frozen.
+        whole = chosen.negatives == "catalogue"
+        axes = Batch._make(None if whole and name in ("items", "tokens", "candidates") else 0 for name in Batch._fields)
+        state = jax.jit(jax.vmap(start))(setting, trainable)
+        step_function = jax.jit(jax.vmap(update, in_axes=(None, 0, 0, axes)), donate_argnums=2)
+    else:
+        state = jax.jit(start)(setting, trainable)
+        step_function = jax.jit(update, donate_argnums=2)
     state = jax.tree.map(lambda a: a if a.committed else sharding.put(a, replicated), state)
 
     # ---------------------------------------------------------------------------------------------------------- resume
-    checkpoints = Checkpoints(workdir, base)
-    record: dict[str, Any] = {"best_value": None, "best_step": None, "worse": 0, "stopped": False}
+    every_run = range(len(runs))
+    checkpoints = [Checkpoints(run.workdir, base) for run in runs]
+    records: list[dict[str, Any]] = [
+        {"best_value": None, "best_step": None, "worse": 0, "stopped": False} for _ in runs
+    ]
+    stands = [kept.latest("last") for kept in checkpoints]
+    if len(set(stands)) > 1:
+        where = ", ".join(f"{run.workdir} at {at}" for run, at in zip(runs, stands, strict=True))
+        raise ValueError(f"runs go on together only from the same step: {where}. Finish them apart")
     step = 0
-    fresh = checkpoints.latest("last") is None
+    fresh = stands[0] is None
     if not fresh:
-        restored = checkpoints.restore("last", state)
-        state, record = restored.state, restored.record
-        step = int(state["step"])
-        stream.set_state(record["input"])  # pyright: ignore[reportAttributeAccessIssue]
-    journal = Journal(workdir, -1 if fresh else step, steps, batch_size, started, write=jax.process_index() == 0)
+        restored = [checkpoints[k].restore("last", _of(state, k, many)) for k in every_run]
+        state = sharding.place(_stack([found.state for found in restored]), mesh) if many else restored[0].state
+        records = [found.record for found in restored]
+        assert stands[0] is not None
+        step = stands[0]
+        for stream, record in zip(streams, records, strict=True):
+            stream.set_state(record["input"])
+    journals = [
+        Journal(run.workdir, -1 if fresh else step, steps, batch_size, started, write=jax.process_index() == 0)
+        for run in runs
+    ]
+    say = journals[0].say
     stop = threading.Event()
     previous = None
     if threading.current_thread() is threading.main_thread():
         previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    failed: dict[int, NonFiniteLoss] = {}
+
+    def going() -> list[int]:
+        """The runs that have neither failed nor stopped early."""
+        return [k for k in every_run if k not in failed and not records[k]["stopped"]]
 
     def stopping() -> bool:
         """Whether to save and end here; several processes agree on it, at steps that are a log's."""
@@ -289,91 +404,104 @@ def train(
             return stop.is_set()
         return step % log_every == 0 and bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
 
-    def save_last() -> None:
-        checkpoints.save("last", step, state, {**record, "input": stream.get_state()})  # pyright: ignore[reportAttributeAccessIssue]
+    def save_last(which: Sequence[int]) -> None:
+        for k in which:
+            record = {**records[k], "input": streams[k].get_state()}
+            checkpoints[k].save("last", step, _of(state, k, many), record)
 
     def validate() -> None:
-        now = {**frozen["params"], **state["trainable"]["params"]}
-        bound = scorer.of(now, state["trainable"]["delta"], frozen["text"])
-        summary = evaluate(bound, split, "validation", mesh=mesh, ks=ks).summary
-        journal.record("validation", step, summary)
-        better = record["best_value"] is None or summary[metric] > record["best_value"]
-        journal.say(f"step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}")
-        if better:
-            record.update(best_value=summary[metric], best_step=step, worse=0)
-            checkpoints.save("best", step, state["trainable"], {"step": step, metric: summary[metric]})
-        else:
-            record["worse"] += 1
-            record["stopped"] = patience is not None and record["worse"] >= patience
+        for k in going():
+            record, own = records[k], _of(state["trainable"], k, many)
+            bound = scorer.of({**frozen["params"], **own["params"]}, own["delta"], frozen["text"])
+            summary = evaluate(bound, runs[k].split, "validation", mesh=mesh, ks=ks).summary
+            journals[k].record("validation", step, summary)
+            better = record["best_value"] is None or summary[metric] > record["best_value"]
+            name = f"{runs[k].workdir.name}: " if many else ""
+            say(f"{name}step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}")
+            if better:
+                record.update(best_value=summary[metric], best_step=step, worse=0)
+                checkpoints[k].save("best", step, own, {"step": step, metric: summary[metric]})
+            else:
+                record["worse"] += 1
+                record["stopped"] = patience is not None and record["worse"] >= patience
+                if record["stopped"]:
+                    say(f"{name}stopped early: {record['worse']} validations without a better {metric}")
 
     # ------------------------------------------------------------------------------------------------------------ loop
     programs: set[tuple[Any, ...]] = set()
-    pending: deque[tuple[int, Any, dict[str, jax.Array]]] = deque()
-    window: list[dict[str, float]] = []
+    pending: deque[tuple[int, list[Batch], dict[str, jax.Array]]] = deque()
+    windows: list[list[dict[str, float]]] = [[] for _ in runs]
 
     def settle(leave: int) -> None:
         """Reads the figures of all steps but the latest few, which the device may still be working on."""
         while len(pending) > leave:
-            at, users, device_figures = pending.popleft()
-            figures = {name: float(value) for name, value in device_figures.items()}
-            if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
-                names = split.dataset.users["user_id"].gather(users).to_list()
-                good = checkpoints.latest("last")
-                raise NonFiniteLoss(
-                    f"the {broken[0].replace('_', ' ')} is {figures[broken[0]]} at step {at}, in a batch "
-                    f"of the users {', '.join(names[:20])}"
-                    f"{' …' if len(names) > 20 else ''}; the last good checkpoint is "
-                    f"{'none' if good is None else checkpoints.folder / 'last' / str(good)}. Lower the learning rate, "
-                    "lengthen the warm-up, or look at these users' data"
-                )
-            window.append(figures)
+            at, batches, device_figures = pending.popleft()
+            all_figures = {name: np.asarray(value).reshape(-1) for name, value in device_figures.items()}
+            for k in going():
+                figures = {name: float(values[k]) for name, values in all_figures.items()}
+                if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
+                    error = _not_finite(broken[0], figures, at, runs[k], batches[k].users, checkpoints[k])
+                    if not many:
+                        raise error
+                    failed[k] = error
+                    say(f"{runs[k].workdir.name}: {error}")
+                else:
+                    windows[k].append(figures)
 
     try:
-        with journal:
-            journal.say(
-                f"training {count(trainable):,} parameters ({count(trainable['delta']):,} of them in the delta), "
-                f"{count(frozen['params']):,} frozen; {len(builder.examples.user):,} examples an epoch, "
-                f"{'starting' if fresh else f'going on after step {step}'}, {steps} steps"
+        with contextlib.ExitStack() as stack:
+            for journal in journals:
+                stack.enter_context(journal)
+            say(
+                f"training {f'{len(runs)} times ' if many else ''}{count(one):,} parameters ({count(one['delta']):,} "
+                f"of them in the delta), {count(frozen['params']):,} frozen; {len(inputs[0][0].examples.user):,} "
+                f"examples an epoch, {'starting' if fresh else f'going on after step {step}'}, {steps} steps"
             )
             if cached:
                 what = "is only read from beside" if every else f"has nothing to train in its first {cut} blocks"
-                journal.say(f"the encoder {what}: each text passes there once")
-            with journal.aside():
+                say(f"the encoder {what}: each text passes there once")
+            with _aside(journals):
                 if fresh:
                     validate()
-                    save_last()
-            while step < steps and not record["stopped"]:
-                batch: Batch = next(stream)
-                users = batch.users
-                placed = sharding.place_batch(batch, mesh)
+                    save_last(going())
+            while step < steps and going():
+                batches: list[Batch] = [next(stream) for stream in streams]
+                placed = (
+                    sharding.place_together(batches, axes, mesh) if many else sharding.place_batch(batches[0], mesh)
+                )
                 if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
                     # Compiled once: the call below finds this program.
                     programs.add(shapes)
-                    with journal.aside():
-                        compiled = step_function.lower(frozen, state, placed).compile()
-                    journal.program(step, len(programs), compiled)
-                state, figures = step_function(frozen, state, placed)
+                    with _aside(journals):
+                        compiled = step_function.lower(frozen, setting, state, placed).compile()
+                    for journal in journals:
+                        journal.program(step, len(programs), compiled)
+                state, figures = step_function(frozen, setting, state, placed)
                 step += 1
-                pending.append((step, users, figures))
+                pending.append((step, batches, figures))
                 settle(leave=2)
-                journal.advance(step)
+                for journal in journals:
+                    journal.advance(step)
                 due = step % eval_every == 0 or step == steps
                 if step % log_every == 0 or due:
                     settle(leave=0)
-                    journal.train(step, len(window), {n: float(np.mean([w[n] for w in window])) for n in window[0]})
-                    window.clear()
+                    for k in going():
+                        window = windows[k]
+                        means = {name: float(np.mean([w[name] for w in window])) for name in window[0]}
+                        journals[k].train(step, len(window), means)
+                        window.clear()
                 ending = stopping()
                 if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
-                    with journal.aside():
+                    with _aside(journals):
+                        before = going()
                         if due:
                             validate()
-                        save_last()
+                        # What has just stopped early is saved once more, as stopped.
+                        save_last(before)
                 if ending:
-                    journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
+                    say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
-            if record["stopped"]:
-                journal.say(f"stopped early: {record['worse']} validations without a better {metric}")
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
@@ -389,7 +517,49 @@ def train(
         if np.array_equal(before, sharding.fetch(after))
     ]
     if unmoved:
-        journal.say(f"warning: not moved by {step} steps: {', '.join(unmoved)}")
-    best = checkpoints.restore("best", state["trainable"], record["best_step"])
-    checkpoints.close()
-    return Trained(best.state, frozen, record["best_step"], record["best_value"], step, scorer)
+        say(f"warning: not moved by {step} steps: {', '.join(unmoved)}")
+    outcomes: list[Trained | NonFiniteLoss] = []
+    for k in every_run:
+        if k in failed:
+            outcomes.append(failed[k])
+            continue
+        record = records[k]
+        best = checkpoints[k].restore("best", _of(state["trainable"], k, many), record["best_step"])
+        last = checkpoints[k].latest("last")
+        assert last is not None
+        outcomes.append(Trained(best.state, frozen, record["best_step"], record["best_value"], last, scorer))
+    for kept in checkpoints:
+        kept.close()
+    return outcomes
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    """Trees of several runs as one with a first axis for the runs; that of a single run as it is."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _of(tree: Any, k: int, many: bool) -> Any:
+    """The part of run k in what `_stack` made."""
+    return jax.tree.map(lambda a: a[k], tree) if many else tree
+
+
+@contextlib.contextmanager
+def _aside(journals: Sequence[Journal]) -> Iterator[None]:
+    """`Journal.aside` of all."""
+    with contextlib.ExitStack() as stack:
+        for journal in journals:
+            stack.enter_context(journal.aside())
+        yield
+
+
+def _not_finite(
+    name: str, figures: Mapping[str, float], step: int, run: Run, users: Any, checkpoints: Checkpoints
+) -> NonFiniteLoss:
+    names = run.split.dataset.users["user_id"].gather(users).to_list()
+    good = checkpoints.latest("last")
+    return NonFiniteLoss(
+        f"the {name.replace('_', ' ')} is {figures[name]} at step {step}, in a batch of the users "
+        f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}; the last good checkpoint is "
+        f"{'none' if good is None else checkpoints.folder / 'last' / str(good)}. Lower the learning rate, lengthen the "
+        "warm-up, or look at these users' data"
+    )

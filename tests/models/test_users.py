@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm4rec_jax.models.users import USERS, last
+from llm4rec_jax.models.graph import Edges
+from llm4rec_jax.models.users import USERS, last, reads
 
 B, H, D = 5, 7, 8
 RNG = np.random.default_rng(0)
@@ -14,7 +15,7 @@ ITEMS = RNG.normal(size=(B, H, D)).astype(np.float32)
 LENGTHS = np.array([7, 4, 1, 0, 6])
 MASK = np.arange(H) < LENGTHS[:, None]
 
-every_model = pytest.mark.parametrize("name", sorted(USERS))
+every_model = pytest.mark.parametrize("name", sorted(name for name, m in USERS.items() if reads(m) == "history"))
 
 
 def build(name: str, seed: int = 1, **options):
@@ -103,6 +104,16 @@ def test_mean_against_numpy():
             np.testing.assert_allclose(ours[b, t], ITEMS[b, : t + 1].mean(0), atol=1e-6)
 
 
+def test_tower_against_torch():
+    module, variables = build("tower", hidden=5)
+    p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), variables["params"])
+    mean = torch.tensor(ITEMS).cumsum(1) / torch.arange(1.0, H + 1)[:, None]
+    x = torch.nn.functional.layer_norm(mean, (D,), p["norm"]["scale"], p["norm"]["bias"], 1e-6)
+    x = torch.nn.functional.gelu(x @ p["hidden"]["kernel"] + p["hidden"]["bias"], approximate="tanh")
+    want = (x @ p["output"]["kernel"] + p["output"]["bias"]).numpy()
+    np.testing.assert_allclose(module.apply(variables, ITEMS, MASK)[MASK], want[MASK], atol=1e-5)
+
+
 def test_attention_against_numpy():
     module, variables = build("attention", hidden=5)
     p = jax.tree.map(np.asarray, variables["params"])
@@ -128,16 +139,14 @@ def test_gru_against_torch():
     np.testing.assert_allclose(module.apply(variables, ITEMS, MASK)[MASK], want[MASK], atol=1e-5)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_transformer_against_torch(heads):
-    layers, ffn = 2, 3
-    module, variables = build("transformer", layers=layers, heads=heads, ffn=ffn, positions=9)
-    p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), variables["params"])
+def torch_transformer(params, layers: int, heads: int, ffn: int) -> tuple[torch.nn.Module, dict]:
+    """torch's pre-norm encoder with our parameters, and the parameters as tensors."""
+    p = jax.tree.map(lambda a: torch.tensor(np.asarray(a)), params)
     # Our GELU is the tanh approximation; flax's norms have epsilon 1e-6.
     layer = torch.nn.TransformerEncoderLayer(
         D, heads, ffn * D, 0.0, lambda x: torch.nn.functional.gelu(x, approximate="tanh"), 1e-6, True, norm_first=True
     )
-    model = torch.nn.TransformerEncoder(layer, layers, torch.nn.LayerNorm(D, 1e-6), enable_nested_tensor=False).eval()
+    model = torch.nn.TransformerEncoder(layer, layers, torch.nn.LayerNorm(D, 1e-6), enable_nested_tensor=False)
     state = {"norm.weight": p["norm"]["scale"], "norm.bias": p["norm"]["bias"]}
     for i in range(layers):
         ours, at = p[f"layer_{i}"], f"layers.{i}."
@@ -155,6 +164,13 @@ def test_transformer_against_torch(heads):
         for name, m in (("norm1", ours["attention_norm"]), ("norm2", ours["ffn_norm"])):
             state |= {f"{at}{name}.weight": m["scale"], f"{at}{name}.bias": m["bias"]}
     model.load_state_dict(state)
+    return model, p
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_transformer_against_torch(heads):
+    module, variables = build("transformer", layers=2, heads=heads, ffn=3, positions=9)
+    model, p = torch_transformer(variables["params"], 2, heads, 3)
     with torch.no_grad():
         x = torch.tensor(ITEMS) + p["position"]["embedding"][:H]
         later = torch.triu(torch.ones(H, H, dtype=torch.bool), 1)
@@ -162,7 +178,82 @@ def test_transformer_against_torch(heads):
     np.testing.assert_allclose(module.apply(variables, ITEMS, MASK)[MASK], want[MASK], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["transformer", "gru"])
+def test_bidirectional_against_torch():
+    module, variables = build("bidirectional", layers=2, heads=2, ffn=3, positions=9)
+    model, p = torch_transformer(variables["params"], 2, 2, 3)
+    hidden = MASK & (RNG.random(MASK.shape) < 0.4)
+    hidden[0, -1] = True
+    weights = RNG.normal(size=(B, H, D)).astype(np.float32)
+    items = torch.tensor(ITEMS, requires_grad=True)
+
+    def theirs(items: torch.Tensor, mask: np.ndarray, hidden: np.ndarray) -> torch.Tensor:
+        x = (
+            torch.where(torch.tensor(hidden)[..., None], p["hidden"], items)
+            + p["position"]["embedding"][: mask.shape[1]]
+        )
+        return model(x, src_key_padding_mask=torch.tensor(~mask))
+
+    real = LENGTHS > 0
+    want = theirs(items[real], MASK[real], hidden[real])
+    ours = module.apply(variables, ITEMS, MASK, hidden)
+    np.testing.assert_allclose(ours[real][MASK[real]], want.detach().numpy()[MASK[real]], atol=1e-5)
+    (want * torch.tensor(weights * MASK[..., None])[real]).sum().backward()
+    grads = jax.grad(lambda x: (module.apply(variables, x, MASK, hidden) * weights * MASK[..., None]).sum())(ITEMS)
+    assert items.grad is not None
+    np.testing.assert_allclose(grads, items.grad.numpy(), atol=1e-4)
+
+    # In use, one hidden position behind the history says who the user is.
+    profiles = module.apply(variables, ITEMS, MASK)
+    assert profiles.shape == (B, H, D)
+    for row, n in zip(range(B), LENGTHS, strict=True):
+        behind = np.pad(ITEMS[row : row + 1, :n], ((0, 0), (0, 1), (0, 0)))
+        with torch.no_grad():
+            x = theirs(torch.tensor(behind), np.ones((1, n + 1), bool), np.arange(n + 1)[None] == n)
+        np.testing.assert_allclose(profiles[row], np.tile(x[0, -1].numpy(), (H, 1)), atol=1e-5)
+
+
+def test_a_hidden_item_is_not_read():
+    module, variables = build("bidirectional")
+    hidden = np.zeros_like(MASK)
+    hidden[:, 2] = True
+    other = np.where(np.arange(H)[:, None] == 2, ITEMS + 1, ITEMS)
+    np.testing.assert_array_equal(
+        module.apply(variables, other, MASK, hidden), module.apply(variables, ITEMS, MASK, hidden)
+    )
+
+
+def test_graph_against_matrices():
+    users, items, layers = 6, 9, 3
+    pairs = np.unique(RNG.integers(0, (users - 1, items), (20, 2)), axis=0)  # the last user has no interaction
+    edges = Edges(np.concatenate([pairs[:, 0], pairs[:3, 0]]), np.concatenate([pairs[:, 1], pairs[:3, 1]]))
+    module, variables = build_graph(users, items, edges, layers)
+    adjacency = np.zeros((users + items, users + items), np.float32)
+    adjacency[pairs[:, 0], users + pairs[:, 1]] = adjacency[users + pairs[:, 1], pairs[:, 0]] = 1
+    scale = 1 / np.sqrt(np.maximum(adjacency.sum(1), 1))
+    step = torch.tensor(scale[:, None] * adjacency * scale)
+    table = torch.tensor(np.concatenate([variables["params"]["user"], variables["params"]["item"]]), requires_grad=True)
+    layer, total = table, table
+    for _ in range(layers):
+        layer = step @ layer
+        total = total + layer
+    want = total / (layers + 1)
+    rows = np.array([0, 3, 3, users - 1])
+    np.testing.assert_allclose(module.apply(variables, rows), want[rows].detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(module.apply(variables, method="items"), want[users:].detach().numpy(), atol=1e-6)
+    torch.sin(want[rows] @ want[users:].T).sum().backward()
+    grads = jax.grad(lambda v: jnp.sin(module.apply(v, rows) @ module.apply(v, method="items").T).sum())(variables)[
+        "params"
+    ]
+    assert table.grad is not None
+    np.testing.assert_allclose(np.concatenate([grads["user"], grads["item"]]), table.grad.numpy(), atol=1e-5)
+
+
+def build_graph(users: int, items: int, edges: Edges, layers: int):
+    module = USERS.build("graph", num_users=users, num_items=items, width=D, edges=edges, layers=layers)
+    return module, module.init(jax.random.key(0), np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("name", ["transformer", "gru", "tower"])
 def test_dropout_needs_a_dropout_rng(name):
     module, params = build(name, dropout=0.5)
     apply = jax.jit(lambda key: module.apply(params, ITEMS, MASK, rngs={"dropout": key}))

@@ -1,0 +1,67 @@
+"""Trials that differ in seeds and rates are trained in one program, and come to what they would be alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import sweep, trials
+from llm4rec_jax import journal
+from tests.experiments.commands import command, last_line
+
+SWEEP = """
+from experiments.trials import Trial
+
+def sweep():
+    short = {"train.steps": 12, "train.eval_every": 6}
+    rates = [Trial(f"rate-{r}", "frozen", {**short, "train.learning_rate": r}, f"rate {r}") for r in (1e-3, 3e-3, 1e38)]
+    return [*rates, Trial("wide", "frozen", {**short, "model.width": 24}, "wide")]
+"""
+
+
+@pytest.fixture(scope="module")
+def study(config: Path) -> Path:
+    file = config.with_name("rates.py")
+    file.write_text(config.read_text() + SWEEP, encoding="utf-8")
+    return file
+
+
+def test_what_goes_together(study, tmp_path):
+    runs = trials.plan(trials.swept(trials.load(str(study))), tmp_path)
+
+    def names(together: int) -> list[list[str]]:
+        return [[run.trial.name for run in batch] for batch in sweep.batches(runs, together)]
+
+    rates = ["rate-0.001", "rate-0.003", "rate-1e+38"]
+    assert names(1) == [[name] for name in [*rates, "wide"]]
+    assert names(8) == [rates, ["wide"]]
+    assert names(2) == [rates[:2], rates[2:], ["wide"]]
+    runs[0].folder.mkdir()
+    (runs[0].folder / "result.json").write_text("{}")
+    assert names(8) == [rates[:1], rates[1:], ["wide"]]
+
+
+def test_a_sweep_of_rates_in_one_program(study, tmp_path):
+    workdir = tmp_path / "rates"
+    done = command(
+        "sweep",
+        f"--config={study}",
+        f"--workdir={workdir}",
+        "--together=3",
+        "--only=rate 0.001,rate 0.003,rate 1e+38",
+        check=False,
+    )
+    listed = {trial["name"]: trial for trial in json.loads((workdir / "sweep.json").read_text())["trials"]}
+    assert [listed[f"rate-{r}"]["status"] for r in ("0.001", "0.003", "1e+38")] == ["finished", "finished", "failed"]
+    assert "Lower the learning rate" in listed["rate-1e+38"]["error"]
+    assert done.returncode != 0
+    folder = workdir / listed["rate-0.003"]["folder"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["together"] == 3
+    alone = tmp_path / "alone"
+    overrides = ("--config.train.steps=12", "--config.train.eval_every=6", "--config.train.learning_rate=3e-3")
+    expected = last_line(command("train", f"--config={study}:frozen", f"--workdir={alone}", *overrides))
+    for phase in ("validation", "test"):
+        assert result[phase] == pytest.approx(expected[phase], abs=1e-5)
+    losses = [[r["loss"] for r in journal.read(f / "metrics.jsonl") if "loss" in r] for f in (folder, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
