@@ -47,11 +47,8 @@ def test_an_option_that_is_added_and_not_set_leaves_the_runs_that_are_there(tmp_
     listed = "Trial('x', 'a', {}, 'g')"
     (before,) = trials.plan(study(tmp_path, listed), tmp_path)
     trials.open_folder(before)
-    (tmp_path / "study.py").write_text(
-        (tmp_path / "study.py")
-        .read_text()
-        .replace('"arg": arg', '"arg": arg, "new": placeholder(int), "more": {"o": {}}')
-    )
+    file = tmp_path / "study.py"
+    file.write_text(file.read_text().replace('"arg": arg', '"arg": arg, "new": placeholder(int), "more": {"o": {}}'))
     (after,) = trials.plan(trials.load(str(file)), tmp_path)
     assert after.folder == before.folder
     trials.open_folder(after)
