@@ -5,13 +5,16 @@
 The last line of standard output is one JSON object with validation and test metrics.
 """
 
-from experiments import command
+from experiments import command, pointwise_runs, run_folder
 from experiments.results import evaluate_run, restored_scorer
 
 
 def main() -> None:
     workdir = command.workdir()
-    command.answer(evaluate_run(*restored_scorer(workdir), workdir))
+    if pointwise_runs.takes(run_folder.config_of(workdir)):
+        command.answer(pointwise_runs.evaluate_again(workdir))
+    else:
+        command.answer(evaluate_run(*restored_scorer(workdir), workdir))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import command, run_folder
+from experiments import command, pointwise_runs, run_folder
 from experiments.assemble import Assembly
 from experiments.results import evaluate_run
 from llm4rec_jax import journal, train
@@ -34,6 +34,8 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
     run_folder.open_for(config, workdir)
     if (workdir / "result.json").exists():
         return run_folder.read(workdir / "result.json")
+    if pointwise_runs.takes(config):
+        return pointwise_runs.run(config, workdir, say)
     assembly = Assembly(config)
     if config.baseline.name is not None:
         return _baseline(assembly, workdir, say)

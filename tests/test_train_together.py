@@ -57,10 +57,10 @@ def curve(workdir: Path, name: str) -> list[float]:
 @pytest.mark.parametrize(
     ("method", "loss", "devices"),
     [
-        ("ids", "bpr", 2),
+        pytest.param("ids", "bpr", 2, marks=pytest.mark.long),
         ("frozen", "in_batch", 1),
         ("lora", "catalogue", 2),
-        ("adalora", "softmax", 1),
+        pytest.param("adalora", "softmax", 1, marks=pytest.mark.long),
     ],
 )
 def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
@@ -89,7 +89,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
 def test_runs_may_have_splits_of_their_own(split, text, tmp_path):
     model, chosen, tokens, params = parts(split, text, "lora")
     splits = [few_shot(split, 40, per="total", seed=seed) for seed in (0, 1)]
-    options = {**OPTIONS, "steps": 10, "loss": "bpr", "tokens": tokens, "mesh": mesh()}
+    options = {**OPTIONS, "steps": 6, "eval_every": 6, "loss": "bpr", "tokens": tokens, "mesh": mesh()}
     start = params(0)
     runs = [Run(start, own, tmp_path / f"together-{i}") for i, own in enumerate(splits)]
     train_together(model, chosen, runs, **options)
@@ -102,7 +102,7 @@ def test_runs_may_have_splits_of_their_own(split, text, tmp_path):
 
 def test_what_breaks_off_goes_on_together(split, text, tmp_path, monkeypatch):
     model, chosen, _, params = parts(split, text, "ids")
-    options = {**OPTIONS, "steps": 20, "eval_every": 10, "checkpoint_every": 5, "mesh": mesh()}
+    options = {**OPTIONS, "steps": 12, "eval_every": 6, "checkpoint_every": 4, "mesh": mesh()}
 
     def runs(name):
         return [Run(params(s["seed"]), split, tmp_path / f"{name}-{s['seed']}", **s) for s in SETTINGS[:2]]
@@ -111,7 +111,7 @@ def test_what_breaks_off_goes_on_together(split, text, tmp_path, monkeypatch):
     advance = journal.Journal.advance
 
     def stop(self, step):
-        if step == 8:
+        if step == 7:
             raise Preempted(step)
         advance(self, step)
 
@@ -126,8 +126,8 @@ def test_what_breaks_off_goes_on_together(split, text, tmp_path, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, ours.trainable, theirs.trainable)
     assert curve(tmp_path / "broken-1", "loss") == curve(tmp_path / "whole-1", "loss")
 
-    train(model, chosen, params(0), split, tmp_path / "new-0", **{**options, "steps": 5})
-    with pytest.raises(ValueError, match=r"only from the same step: .*new-0 at 5, .*new-1 at None"):
+    train(model, chosen, params(0), split, tmp_path / "new-0", **{**options, "steps": 4})
+    with pytest.raises(ValueError, match=r"only from the same step: .*new-0 at 4, .*new-1 at None"):
         train_together(model, chosen, runs("new"), **options)
 
 

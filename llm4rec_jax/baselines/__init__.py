@@ -9,13 +9,28 @@ Those here are fitted in closed form. `BASELINES` holds them by name; each is ca
 
 Baselines that are trained (matrix factorisation, SASRec, BERT4Rec, GRU4Rec, LightGCN, two towers) are recommenders
 over ids like any other: user models and item tables of `models`, trained by the one loop.
+
+`ANSWER_BASELINES` holds those of the pointwise task: see `answers` and `taste`.
 """
 
+from llm4rec_jax.baselines.answers import ANSWER_BASELINES, liked_share
 from llm4rec_jax.baselines.core import BASELINES
 from llm4rec_jax.baselines.ease import ease
 from llm4rec_jax.baselines.neighbours import item_knn, user_knn
 from llm4rec_jax.baselines.popularity import popularity
 from llm4rec_jax.baselines.random_scores import random
+from llm4rec_jax.baselines.taste import gp
 from llm4rec_jax.baselines.tfidf import tfidf
 
-__all__ = ["BASELINES", "ease", "item_knn", "popularity", "random", "tfidf", "user_knn"]
+__all__ = [
+    "ANSWER_BASELINES",
+    "BASELINES",
+    "ease",
+    "gp",
+    "item_knn",
+    "liked_share",
+    "popularity",
+    "random",
+    "tfidf",
+    "user_knn",
+]

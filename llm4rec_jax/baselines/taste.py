@@ -38,7 +38,9 @@ def item_kernel(features: Features, lengths: Sequence[float], number_weight: flo
         raise ValueError(f"lengths is {tuple(lengths)}; give one for each of {len(features.texts)} texts, above 0")
     kernel = np.eye(features.size)
     if features.texts:
-        kernel = np.mean([_squared_exponential(x, length) for x, length in zip(features.texts, lengths, strict=True)], 0)
+        kernel = np.mean(
+            [_squared_exponential(x, length) for x, length in zip(features.texts, lengths, strict=True)], 0
+        )
     if features.number is not None and number_weight:
         known = np.isfinite(features.number)
         spread = features.number[known].std() if known.any() else 0.0
