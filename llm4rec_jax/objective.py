@@ -80,15 +80,21 @@ class Objective(NamedTuple):
             assert batch.negatives is not None
             columns = jnp.concatenate([batch.target[..., None], batch.negatives], axis=-1)
             return self.loss(run("score", profiles[:, :, None], contexts[columns]))
-        scores = run("pairs", profiles.reshape(-1, profiles.shape[-1]), contexts)
-        scores = scores.reshape(*batch.target.shape, -1)
         assert batch.candidates is not None
-        where = jnp.asarray(batch.candidates)
+        where, target = jnp.asarray(batch.candidates), jnp.asarray(batch.target)
+        flat, flat_target, per_user = profiles.reshape(-1, profiles.shape[-1]), target.reshape(-1), target.shape[1]
+        user = jnp.arange(target.size) // per_user
+        if batch.real is not None:
+            # Scores against many candidates are dear, and often most positions are padding.
+            flat, flat_target, user = (a.at[batch.real].get(mode="clip") for a in (flat, flat_target, user))
         if batch.own is not None:
             items = jnp.asarray(batch.items)
             own = jax.vmap(partial(_member, items))(jnp.asarray(batch.own))
-            where = (where & ~_repeated(items, where)) & ~own[:, None]
-        return self.loss(scores, batch.target, batch.log_q, where)
+            where = ((where & ~_repeated(items, where)) & ~own)[user]
+        losses = self.loss(run("pairs", flat, contexts), flat_target, batch.log_q, where)
+        if batch.real is not None:
+            losses = jnp.zeros(target.size, losses.dtype).at[batch.real].set(losses, mode="drop")
+        return losses.reshape(target.shape)
 
     def _encode(self, states: jax.Array | None, batch: Batch, run: Callable[..., jax.Array]) -> Iterator[jax.Array]:
         """The text vectors of each group of the batch's items."""

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.data.batches import NOWHERE, Batch
 
 Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec]]"
 
@@ -151,6 +151,8 @@ def _stacked(field: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         if field == "own":
             # Ascending, so what is no item stands in front.
             padded.append(np.pad(array, [missing[0], (missing[1][1], 0)], constant_values=-1))
+        elif field == "real":
+            padded.append(np.pad(array, missing, constant_values=NOWHERE))
         elif field in ("items", "tokens"):
             # A text of padding only would have no mean: rows repeat the last text, columns are padding.
             rows, *columns = missing

@@ -282,6 +282,7 @@ def train_together(
             seed=run.seed,
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=mesh.shape["data"],
+            compact=mesh.size == 1,
         )
         for run in runs
     ]

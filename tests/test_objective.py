@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.data.batches import NOWHERE, Batch
 from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.objective import Objective
@@ -142,6 +142,24 @@ def test_what_is_masked_has_no_influence(name):
     (value, grad), (other, other_grad) = (value_and_grad(name, b) for b in (batch, changed))
     np.testing.assert_array_equal(value, other)
     np.testing.assert_allclose(grad, other_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name, mode in MODES.items() if mode in ("in_batch", "catalogue")])
+def test_losses_only_where_targets_are_real_are_the_same(name):
+    batch = make(MODES[name])
+    places = np.flatnonzero(batch.target_mask)
+    real = np.full(16, NOWHERE, np.int32)
+    real[: len(places)] = places
+    objective = Objective(MODEL, METHOD, LOSSES[name], THRESHOLD)
+
+    def run(batch):
+        return jax.value_and_grad(objective)(trainable(), FROZEN, batch, None)
+
+    (whole, grads), (compact, compact_grads) = run(batch), run(batch._replace(real=real))
+    assert float(compact) == pytest.approx(float(whole), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), compact_grads, grads)
+    losses = objective.losses(trainable(), FROZEN, batch._replace(real=real), None)
+    assert not np.asarray(losses)[~batch.target_mask].any()
 
 
 def test_in_batch_negatives_are_never_the_users_own():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # A batch is made of numpy arrays here, and of device arrays by the time a model sees it.
 Array: TypeAlias = "np.ndarray | jax.Array"
 
+# Outside of every array: what gathers there is cut to the last place, what scatters there is dropped.
+NOWHERE = np.iinfo(np.int32).max
+
 TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -50,6 +53,8 @@ class Batch(NamedTuple):
       log_q: [U] log of the probability that a target is this item.
       own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
       hidden: [B, H] bool, the positions of the history that a user model has to fill; `target` is what stands there.
+      real: [P] where `target_mask` is true, as places in the flat [B * T], padded with `NOWHERE`: losses against many
+        candidates need not be computed elsewhere.
     """
 
     users: Array
@@ -66,6 +71,7 @@ class Batch(NamedTuple):
     log_q: Array | None = None
     own: Array | None = None
     hidden: Array | None = None
+    real: Array | None = None
 
 
 class Gaps(NamedTuple):
@@ -152,10 +158,11 @@ class BatchBuilder:
         most_examples: int | None,
         first: bool = False,
         gaps: Gaps | None = None,
+        compact: bool = False,
     ) -> None:
         self.sequences, targets = split.training()
         self._is_target = targets
-        self._every_position, self._gaps = every_position, gaps
+        self._every_position, self._gaps, self._compact = every_position, gaps, compact
         if every_position:
             examples = windows(self.sequences, history)
         else:
@@ -231,6 +238,11 @@ class BatchBuilder:
             candidates = np.zeros(len(items), bool)
             candidates[parts[1][target_mask]] = True
             batch = batch._replace(candidates=candidates, log_q=self._log_q[items], own=self._own(user))
+        if self._compact and batch.candidates is not None:
+            places = np.flatnonzero(target_mask)
+            real = np.full(bucket(len(places)), NOWHERE, np.int32)
+            real[: len(places)] = places
+            batch = batch._replace(real=real)
         return batch
 
     def _with_gaps(
@@ -310,6 +322,7 @@ def training_batches(
     multiple_of: int = 1,
     first: bool = False,
     gaps: Gaps | None = None,
+    compact: bool = False,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
     """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
 
@@ -328,6 +341,7 @@ def training_batches(
       multiple_of: the size of the mesh's data axis, over which B and U are split.
       first: with one example a target, users' first items are targets too, for a model that reads no history.
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
+      compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
 
     Returns:
       The builder (its `examples` count an epoch) and the Grain dataset.
@@ -356,6 +370,7 @@ def training_batches(
         most_examples=None if count == 1 else batch_size // count,
         first=first,
         gaps=gaps,
+        compact=compact,
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
     # Each process draws negatives of its own.

@@ -10,8 +10,10 @@ import polars as pl
 import pytest
 
 from llm4rec_jax.data.batches import (
+    NOWHERE,
     Batch,
     Examples,
+    Gaps,
     bucket,
     histories,
     single_targets,
@@ -359,3 +361,46 @@ def test_histories_are_the_last_items():
     items, mask = histories(Sequences(np.zeros(3, np.int64), np.zeros(0, np.int32), None, None), [0, 1], 4)
     assert items.shape == (2, 4)
     assert not mask.any()
+
+
+def test_users_first_items_are_targets_where_no_history_is_read():
+    split = leave_one_out(dataset())
+    options = {"history": 1, "every_position": False, "first": True}
+    found = Counter((user, target) for b in epoch(split, **options) for user, _, (target,) in decoded(b))
+    training, _ = split.training()
+    user = np.repeat(np.arange(USERS), np.diff(training.offsets))
+    assert found == Counter(zip(user.tolist(), training.items.tolist(), strict=True))
+
+
+def test_gaps_hide_what_they_ask_for():
+    split = leave_one_out(dataset())
+    share, only_last = 0.3, 0.25
+    builder, batches = training_batches(
+        split, batch_size=8, history=6, gaps=Gaps(share, only_last), negatives="catalogue", compact=True
+    )
+    hidden = positions = lone_last = windows_seen = 0
+    sequences = builder.sequences
+    for batch in islice(batches, 150):
+        assert batch.history.shape == batch.target.shape == (8, 7)
+        np.testing.assert_array_equal(batch.history, batch.target)
+        np.testing.assert_array_equal(batch.hidden, batch.target_mask)
+        assert not (batch.hidden & ~batch.history_mask).any()
+        assert batch.hidden.any(1).all()
+        assert batch.real is not None
+        assert len(batch.real) == bucket(batch.hidden.sum())
+        np.testing.assert_array_equal(batch.real[batch.real != NOWHERE], np.flatnonzero(batch.hidden))
+        for user, _, items in decoded(batch._replace(target_mask=batch.history_mask)):
+            # A whole window: consecutive items of the user, the last target among them.
+            own = sequences.of(user).tolist()
+            assert any(own[i : i + len(items)] == items for i in range(len(own)))
+        last = np.arange(7) == batch.history_mask.sum(1, keepdims=True) - 1
+        long = batch.history_mask.sum(1) == 7
+        lone_last += (batch.hidden == last)[long].all(1).sum()
+        hidden += batch.hidden[long].sum()
+        positions, windows_seen = positions + 7 * long.sum(), windows_seen + long.sum()
+    # Only the last: by design, by chance, or where chance hid nothing.
+    none, by_chance = (1 - share) ** 7, share * (1 - share) ** 6
+    alone = only_last + (1 - only_last) * (none + by_chance)
+    assert lone_last / windows_seen == pytest.approx(alone, abs=4 * (alone * (1 - alone) / windows_seen) ** 0.5)
+    expected = only_last / 7 + (1 - only_last) * (share + none / 7)
+    assert hidden / positions == pytest.approx(expected, abs=0.03)
