@@ -53,9 +53,14 @@ def get_config(arg: str = "gp") -> ConfigDict:
             config.baseline.name, config.baseline.options = name, ConfigDict(options)
         else:
             config.model.users = arg.split("_")[0]
-            config.model.user_options = ConfigDict({"hierarchical": {"rank": 8}, "text": {"prior": arg != "text"}})
+            config.model.user_options = ConfigDict(
+                {
+                    "hierarchical": {"start_closeness": 2.0, "start_recency": 0.05},
+                    "text": {"prior": arg != "text"},
+                }
+            )
         train = config.train
-        train.histories, train.pull = True, 2.0
+        train.histories, train.pull = True, 10.0
         train.metric, train.patience = "auc", 10
         train.batch_size, train.steps, train.schedule, train.warmup = 256, 300, "constant", 0
         train.learning_rate, train.weight_decay = 1e-2, 0.0

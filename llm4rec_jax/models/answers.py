@@ -1,7 +1,7 @@
 """Heads of the pointwise task: from text vectors and the answers of a history to the logit of a like.
 
-Both take vectors of unit length about a common centre, and start at the prior that the liked share gives:
-log((likes + 1) / (dislikes + 1)), Laplace's rule. `reads_history` says whether the vectors of the history are read.
+Both take vectors of unit length about a common centre, and start at what the liked share says: log((likes + 1) /
+(dislikes + 1)), Laplace's rule. `reads_history` says whether the vectors of the history are read.
 """
 
 import flax.linen as nn
@@ -47,18 +47,19 @@ class PromptHead(nn.Module):
 class SignedAttention(nn.Module):
     """A user's answers are averaged with more weight on films like the target; what all like is added.
 
-        α_h ∝ exp(c cos(x_t, x_h) + (x_t Q)(x_h K)ᵀ − r age_h)
+        α_h ∝ exp(c cos(x_t, x_h) − r age_h)
         logit = a + b Laplace(Σ α_h liked_h, n) + q(x_t) − d Σ α_h q(x_h),    q(x) = w · x
 
-    At the start c, K, r, w and d are zero and b is one: the liked share. The term in d asks how much more the user
-    likes the history's films than others do.
+    At the start w, a and d are zero and b is one: the liked share, weighted by c and r. The term in d asks how much
+    more the user likes the history's films than others do.
 
     Attributes:
-      rank: of Q and K [W, R]; 0 leaves them out.
+      start_closeness, start_recency: c and r at the start; with both zero every answer has the same weight.
     """
 
     reads_history = True
-    rank: int = 8
+    start_closeness: float = 0.0
+    start_recency: float = 0.0
 
     @nn.compact
     def __call__(
@@ -78,14 +79,10 @@ class SignedAttention(nn.Module):
         def number(name: str, start: float = 0.0) -> jax.Array:
             return self.param(name, nn.initializers.constant(start), ())
 
-        closeness = number("closeness") * jnp.einsum("btw,bhw->bth", target, history)
-        if self.rank:
-            width = target.shape[-1]
-            query = self.param("query", nn.initializers.normal(width**-0.5), (width, self.rank))
-            key = self.param("key", nn.initializers.zeros, (width, self.rank))
-            # Vectors have unit length: width brings their products to the size of cosines.
-            closeness += width**0.5 * jnp.einsum("btr,bhr->bth", target @ query, history @ key)
-        logits = jnp.where(visible > 0, closeness - number("recency") * age, jnp.finfo(jnp.float32).min)
+        closeness = number("closeness", self.start_closeness) * jnp.einsum("btw,bhw->bth", target, history)
+        logits = jnp.where(
+            visible > 0, closeness - number("recency", self.start_recency) * age, jnp.finfo(jnp.float32).min
+        )
         weights = jax.nn.softmax(logits, axis=-1) * visible
         quality = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name="quality")
         share = jnp.einsum("bth,bh->bt", weights, liked)
