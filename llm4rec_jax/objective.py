@@ -1,7 +1,6 @@
 """From a batch to its losses: what is differentiated in training."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -89,8 +88,8 @@ class Objective(NamedTuple):
             flat, flat_target, user = (a.at[batch.real].get(mode="clip") for a in (flat, flat_target, user))
         if batch.own is not None:
             items = jnp.asarray(batch.items)
-            own = jax.vmap(partial(_member, items))(jnp.asarray(batch.own))
-            where = ((where & ~_repeated(items, where)) & ~own)[user]
+            where = where & ~_repeated(items, where)
+            where = (where & ~_among(items, where, jnp.asarray(batch.own)))[user]
         losses = self.loss(run("pairs", flat, contexts), flat_target, batch.log_q, where)
         if batch.real is not None:
             losses = jnp.zeros(target.size, losses.dtype).at[batch.real].set(losses, mode="drop")
@@ -123,7 +122,12 @@ def _repeated(items: jax.Array, candidates: jax.Array) -> jax.Array:
     return jnp.zeros(items.shape, bool).at[order].set(again)
 
 
-def _member(items: jax.Array, own: jax.Array) -> jax.Array:
-    """Which of items [U] are among own [M], ascending: bool [U]."""
-    place = jnp.minimum(jnp.searchsorted(own, items), own.shape[0] - 1)
-    return own[place] == items
+def _among(items: jax.Array, candidates: jax.Array, own: jax.Array) -> jax.Array:
+    """Which candidates [U], no two the same item, are among each user's own [B, M]: bool [B, U]."""
+    values = jnp.where(candidates, items, jnp.iinfo(items.dtype).max)
+    order = jnp.argsort(values)
+    # Users have fewer items than there are candidates, so theirs are looked up and not the other way round.
+    place = jnp.minimum(jnp.searchsorted(values[order], own), items.shape[0] - 1)
+    found = values[order][place] == own
+    user = jnp.arange(own.shape[0])[:, None]
+    return jnp.zeros((own.shape[0], items.shape[0]), bool).at[user, order[place]].max(found)
