@@ -43,14 +43,15 @@ def get_config(arg: str = "id") -> ConfigDict:
         config.train.history = 20
         config.model.user_options.transformer.positions = 20
         config.model.user_options.transformer.dropout = 0.4
-        # Over the batch's own targets, corrected for how often each is one.
-        config.loss.name = "in_batch"
-        config.train.batch_size = 512
-        config.train.learning_rate, config.train.schedule = 3e-3, "cosine"
-        config.train.steps, config.train.warmup = 1500, 50
+        config.train.batch_size = 256
+        config.train.learning_rate, config.train.schedule = 2e-3, "cosine"
+        config.train.steps, config.train.warmup = 1200, 50
         config.train.eval_every = config.train.checkpoint_every = 150
         config.train.log_every = 50
         if arg in TUNED:
+            # A step over the catalogue would read all its texts: over the batch's own targets, corrected for how often
+            # each is one.
+            config.loss.name = "in_batch"
             config.train.steps, config.train.warmup, config.train.learning_rate = 120, 10, 1e-3
             config.train.eval_every = config.train.checkpoint_every = 30
             config.train.log_every = 10
