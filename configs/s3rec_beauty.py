@@ -4,7 +4,7 @@
     python -m experiments.sweep --config=configs/s3rec_beauty.py --workdir=runs/beauty
     python -m experiments.train --config=configs/s3rec_beauty.py:id --workdir=runs/beauty-id
 
-`:arg` is one of popularity, popularity_leaked, item_knn, tfidf, id, frozen, lora, houlsby, id+text.
+`:arg` is one of popularity, popularity_sorted, popularity_leaked, item_knn, tfidf, id, frozen, lora, houlsby, id+text.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from llm4rec_jax.registry import unknown_name
 SEEDS = (0,)
 FITTED: dict[str, tuple[str, dict[str, Any]]] = {
     "popularity": ("popularity", {}),
+    "popularity_sorted": ("popularity", {"ties": "first"}),
     # With the counts of validation and test items too, as published.
     "popularity_leaked": ("popularity", {"counts": "all"}),
     "item_knn": ("item_knn", {"k": 100}),

@@ -16,22 +16,36 @@ def _times(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
 
 
 class Popularity:
-    """Scores an item by its count, a `scoring.Scorer`. Counts are exact in float32 up to 2²⁴.
+    """Scores an item by its count, a `scoring.Scorer`. Scores are exact in float32 up to 2²⁴.
 
     Args:
       split: whose interactions are counted.
       counts: "training", or "all": validation and test interactions too. The latter lets the targets leak into the
         scores; it is there because published tables have it.
+      ties: "shared": items with one count have one score, and evaluation counts ties against the model. "first": of
+        those, the one that stands first in the item table is first, as where an implementation sorts.
     """
 
-    def __init__(self, split: Split, counts: Literal["training", "all"] = "training") -> None:
+    def __init__(
+        self,
+        split: Split,
+        counts: Literal["training", "all"] = "training",
+        ties: Literal["shared", "first"] = "shared",
+    ) -> None:
         if counts not in ("training", "all"):
             raise ValueError(f"counts must be 'training' or 'all', not {counts!r}")
+        if ties not in ("shared", "first"):
+            raise ValueError(f"ties must be 'shared' or 'first', not {ties!r}")
         items = split.training()[0].items if counts == "training" else split.dataset.interactions.item
-        self._counts = np.bincount(items, minlength=split.dataset.num_items)
+        counted = np.bincount(items, minlength=split.dataset.num_items)
+        if ties == "first":
+            # The place in the list, counted from its end.
+            order = np.argsort(np.negative(counted), kind="stable")
+            counted[order] = np.arange(len(counted), 0, -1)
+        self._scores = counted
 
     def contexts(self) -> jax.Array:
-        return jnp.asarray(self._counts[:, None], jnp.float32)
+        return jnp.asarray(self._scores[:, None], jnp.float32)
 
     def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
         return jnp.ones((len(users), 1))
@@ -43,7 +57,11 @@ class Popularity:
 
 @BASELINES.register("popularity")
 def popularity(
-    split: Split, texts: Sequence[str] | None = None, seed: int = 0, counts: Literal["training", "all"] = "training"
+    split: Split,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
+    counts: Literal["training", "all"] = "training",
+    ties: Literal["shared", "first"] = "shared",
 ) -> Popularity:
-    """`Popularity`. Arguments as for every baseline; `counts`: see there."""
-    return Popularity(split, counts)
+    """`Popularity`. Arguments as for every baseline; `counts` and `ties`: see there."""
+    return Popularity(split, counts, ties)

@@ -107,6 +107,12 @@ def test_popularity_counts_training_or_everything(split):
         np.testing.assert_array_equal(found, np.tile(np.bincount(data.item[rows], minlength=ITEMS), (USERS, 1)))
 
 
+def test_popularity_may_break_ties_by_the_order_of_items(split):
+    counts = np.bincount(split.training()[0].items, minlength=ITEMS)
+    (found,) = scores(BASELINES.build("popularity", split, None, 0, ties="first"), split.history("test"))[:1]
+    assert np.argsort(-found).tolist() == sorted(range(ITEMS), key=lambda item: (-counts[item], item))
+
+
 def test_random_scores_are_a_function_of_seed_and_user(split):
     first, again, other = (
         scores(BASELINES.build("random", split, None, seed), split.history("test")) for seed in (0, 0, 1)
@@ -130,6 +136,7 @@ def test_every_baseline_is_evaluated(split, name):
         ("item_knn", {"k": 0}, "must be at least 1 neighbour"),
         ("user_knn", {"shrink": -1.0}, "must not be negative"),
         ("popularity", {"counts": "test"}, "must be 'training' or 'all'"),
+        ("popularity", {"ties": "last"}, "must be 'shared' or 'first'"),
         ("item_knn", {"K": 10}, "Choose from: k, shrink"),
         ("tfidf", {}, "reads the items' texts"),
     ],
