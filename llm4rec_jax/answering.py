@@ -14,7 +14,7 @@ from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.scoring import RecommenderScorer
-from llm4rec_jax.sharding import make_mesh
+from llm4rec_jax.sharding import make_mesh, place
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -121,23 +121,26 @@ def logits(
 def start(head: nn.Module, width: int, key: jax.Array) -> Any:
     """A head's parameters at the start, for vectors [W = width]."""
     vectors, one = jnp.zeros((1, 1, width)), jnp.ones((1, 1))
-    return dict(head.init(key, vectors, vectors, one, one[None], one[None])["params"])
+    return dict(jax.jit(head.init)(key, vectors, vectors, one, one[None], one[None])["params"])
 
 
 def scorer(head: nn.Module, reader: Reader) -> Scorer:
     """Scores questions with any parameters, in tiles of one shape."""
-    encode = RecommenderScorer(reader.model, reader.method, make_mesh(), reader.tokens, None, 1).encode_texts
+    encode, mesh = None, make_mesh()
+    if reader.vectors is None:
+        encode = RecommenderScorer(reader.model, reader.method, mesh, reader.tokens, None, 1).encode_texts
 
     @jax.jit
     def tile(params: Any, vectors: Any, asked: Questions) -> jax.Array:
         return logits(head, params, reader.centre, vectors, asked)[0][:, 0]
 
     def scores(trainable: Any, frozen: Any, rows: Rows, prompts: np.ndarray) -> np.ndarray:
-        needed, vectors = None, reader.vectors
-        if vectors is None:
+        vectors = reader.vectors
+        if encode is not None:
             needed = np.unique(prompts if reader.prompts else np.append(rows.history, rows.target))
-            weights = {**frozen, **trainable["params"]}, trainable["delta"]
-            vectors = encode(weights, Tokens(reader.tokens.ids[needed], reader.tokens.lengths[needed]))
+            # A restored state lies on one device, and texts are split over all.
+            weights = place(({**frozen, **trainable["params"]}, trainable["delta"]), mesh)
+            vectors = np.asarray(encode(weights, Tokens(reader.tokens.ids[needed], reader.tokens.lengths[needed])))
             if reader.prompts:
                 prompts = np.searchsorted(needed, prompts)
             else:

@@ -140,7 +140,7 @@ def train(
     trainable = jax.tree.map(jnp.copy, trainable)
     state: dict[str, Any] = {
         "trainable": trainable,
-        "opt_state": tx.init(trainable),
+        "opt_state": jax.jit(tx.init)(trainable),
         "best": jax.tree.map(jnp.copy, trainable),
     }
     record: dict[str, Any] = {"best_value": None, "best_step": 0, "worse": 0}
