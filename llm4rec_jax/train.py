@@ -318,7 +318,8 @@ def train_together(
     def update(
         frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Batch
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        at = jax.random.fold_in(jax.random.fold_in(setting["key"], 2), state["step"]) if dropout else None
+        key = jax.random.wrap_key_data(setting["key"])
+        at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if dropout else None
         value, grads = jax.value_and_grad(objective)(state["trainable"], frozen, batch, at)
         updates, opt_state = tx_of(setting).update(grads, state["opt_state"], state["trainable"])
         state = {
@@ -343,7 +344,7 @@ def train_together(
         _stack(
             [
                 {
-                    "key": jax.random.key(run.seed),
+                    "key": jax.random.key_data(jax.random.key(run.seed)),
                     "learning_rate": jnp.float32(run.learning_rate),
                     "weight_decay": jnp.float32(run.weight_decay),
                 }
