@@ -82,8 +82,8 @@ def train(
       seed: of the order of questions, and of what the method draws.
       steps, batch_size: batches, and questions in each, at most all.
       learning_rate … scales: see `optim.optimizer`.
-      pull: a Gaussian prior on the head's parameters θ about their start θ₀, where the head says the liked share: pull /
-        2 ‖θ − θ₀‖² is added to the sum of the losses of all answers that are trained on. pull is 1 / variance.
+      pull: a Gaussian prior on the head's parameters θ about their start θ₀, where the head says the liked share:
+        pull / 2 ‖θ − θ₀‖² is added to the sum of the losses of all answers that are trained on. pull is 1 / variance.
       histories: whether each answer of a history is trained on too, from the others. A prompt has one answer only.
       eval_every, metric, patience: validation every so many steps, what is best by it, and after how many without a
         better one to stop (None: never). Step 0 counts, which is the prior.

@@ -268,6 +268,7 @@ def search(trial):
 """
 
 
+@pytest.mark.long
 def test_a_search_from_the_command_line_that_is_killed_goes_on(config, tmp_path):
     file = config.with_name("searched.py")
     file.write_text(config.read_text() + SEARCH, encoding="utf-8")
