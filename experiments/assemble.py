@@ -40,6 +40,11 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
+        if self.config.data.source in sources.POINTWISE:
+            raise ValueError(
+                f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
+                "evaluate, sweep and tables take its runs, and no other command does"
+            )
         if self.config.inputs not in INPUTS:
             raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
         if self.config.data.published is not None and self.config.data.path is not None:
@@ -231,11 +236,16 @@ class Assembly:
     @property
     def scales(self) -> dict[str, float]:
         """Learning rate factors by regex."""
-        scales = {}
-        for pair in self.config.train.scales.split():
-            regex, _, factor = pair.rpartition("=")
-            try:
-                scales[regex] = float(factor)
-            except ValueError:
-                raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-        return scales
+        return factors(self.config.train.scales)
+
+
+def factors(text: str) -> dict[str, float]:
+    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
+    found = {}
+    for pair in text.split():
+        regex, _, factor = pair.rpartition("=")
+        try:
+            found[regex] = float(factor)
+        except ValueError:
+            raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
+    return found

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from configs import tallrec_movie
-from experiments import pointwise_runs, run_folder, tables, text_vectors, train, trials
+from experiments import pointwise_assembly, pointwise_runs, run_folder, tables, text_vectors, train, trials
 from llm4rec_jax import journal
 from llm4rec_jax.metrics import auc
 from tests import tiny
@@ -114,21 +114,21 @@ def test_what_is_trained_is_a_run_too(place, tmp_path, arg):
 
 
 def test_a_prompt_tells_likes_dislikes_and_target(place):
-    assembly = pointwise_runs.PointwiseAssembly(config(place, "text"))
+    assembly = pointwise_assembly.PointwiseAssembly(config(place, "text"))
     rows = assembly.whole.test
-    (written,) = pointwise_runs.prompts(rows.take(np.array([3])), assembly.titles, assembly.config.text.user)
+    (written,) = pointwise_assembly.prompts(rows.take(np.array([3])), assembly.titles, assembly.config.text.user)
     liked, disliked = (
         "; ".join(assembly.titles[i] for i in rows.history[3][rows.liked[3] == want]) for want in (True, False)
     )
     assert written == f"Liked: {liked}. Disliked: {disliked}. Next: {assembly.titles[rows.target[3]]}."
     # Of what is not there nothing is said.
     all_liked = rows.take(np.array([3]))._replace(liked=np.ones((1, 10), bool))
-    assert "Disliked" not in pointwise_runs.prompts(all_liked, assembly.titles, assembly.config.text.user)[0]
+    assert "Disliked" not in pointwise_assembly.prompts(all_liked, assembly.titles, assembly.config.text.user)[0]
 
 
 def test_vectors_are_read_once(place, monkeypatch):
-    assembly = pointwise_runs.PointwiseAssembly(config(place, "gp"))
-    tokens = pointwise_runs.tokenise(["red lamp", "blue door"], assembly._tokenizer, 8)
+    assembly = pointwise_assembly.PointwiseAssembly(config(place, "gp"))
+    tokens = pointwise_assembly.tokenise(["red lamp", "blue door"], assembly._tokenizer, 8)
     first = assembly.vectors(tokens)
     files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npy")}
     monkeypatch.setattr(text_vectors, "RecommenderScorer", None)
@@ -183,6 +183,6 @@ def test_the_sweep_and_its_table_name_the_same_groups(tmp_path):
     assert {group for section in table.rows or () for group in section} == groups == set(table.tried)
     assert len(trials.plan(study, tmp_path)) == len(study.trials)
     for arg in tallrec_movie.ARGS:
-        pointwise_runs.PointwiseAssembly(tallrec_movie.get_config(arg))
+        pointwise_assembly.PointwiseAssembly(tallrec_movie.get_config(arg))
     with pytest.raises(ValueError, match="did you mean 'gp'"):
         tallrec_movie.get_config("gpt")
