@@ -26,18 +26,19 @@ FITTED: dict[str, dict[str, Any]] = {
     "tfidf": {},
     "ease": {"l2": 250.0},
 }
+# Pairs of an interaction and one drawn item, many at a time.
+PAIRS: dict[str, Any] = {
+    "loss.name": "bpr",
+    "train.batch_size": 2048,
+    "train.learning_rate": 3e-3,
+    "train.weight_decay": 1e-3,
+    "train.steps": 2400,
+    "train.eval_every": 100,
+}
 # What differs from configs/movielens_100k.py:id in the trained ones.
 TRAINED: dict[str, dict[str, Any]] = {
     # Matrix factorisation over pairs (Rendle et al. 2009).
-    "bpr_mf": {
-        "model.users": "id",
-        "loss.name": "bpr",
-        "train.batch_size": 2048,
-        "train.learning_rate": 3e-3,
-        "train.weight_decay": 1e-3,
-        "train.steps": 2400,
-        "train.eval_every": 100,
-    },
+    "bpr_mf": {"model.users": "id", **PAIRS},
     # Kang & McAuley 2018, with the softmax over the catalogue in place of one negative.
     "sasrec": {"model.users": "transformer"},
     # Two networks over ids, in-batch softmax with the correction of Yi et al. 2019.
@@ -47,15 +48,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     # Hidasi et al. 2016, with the softmax over the catalogue.
     "gru4rec": {"model.users": "gru"},
     # He et al. 2020.
-    "lightgcn": {
-        "model.users": "graph",
-        "loss.name": "bpr",
-        "train.batch_size": 2048,
-        "train.learning_rate": 3e-3,
-        "train.weight_decay": 1e-3,
-        "train.steps": 2400,
-        "train.eval_every": 100,
-    },
+    "lightgcn": {"model.users": "graph", **PAIRS},
 }
 ARGS = (*FITTED, *TRAINED)
 

@@ -30,6 +30,13 @@ from llm4rec_jax.scoring import Prompts, RecommenderScorer, Scorer
 INPUTS = ("text", "id", "id+text")
 
 
+def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The encoder at a path, and its parameters, as `config.encoder` wants it."""
+    return pretrained.load(
+        path, layers=config.layers, compute_dtype=config.dtype, remat=config.remat, dropout=config.dropout
+    )
+
+
 class Assembly:
     """What a configuration describes, each part made when it is first asked for.
 
@@ -47,8 +54,6 @@ class Assembly:
             )
         if self.config.inputs not in INPUTS:
             raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
-        if self.config.data.published is not None and self.config.data.path is not None:
-            raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
         LOSSES.lookup(self.config.loss.name)
         if self.config.baseline.name is not None:
             BASELINES.lookup(self.config.baseline.name)
@@ -63,7 +68,7 @@ class Assembly:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.config.data
-        path = data.path if data.published is None else fetch.path(data.published)
+        path = fetch.located(data.path, data.published)
         dataset = sources.load(data.source, path, **data.options)
         if data.deduplicate is not None:
             dataset = filters.deduplicate(dataset, keep=data.deduplicate)
@@ -162,26 +167,22 @@ class Assembly:
     def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
         if not self.reads_text:
             return None, None
-        encoder = self.config.encoder
-        return pretrained.load(
-            self.encoder_path,
-            layers=encoder.layers,
-            compute_dtype=encoder.dtype,
-            remat=encoder.remat,
-            dropout=encoder.dropout,
-        )
+        return load_encoder(self.config.encoder, self.encoder_path)
+
+    @property
+    def _edges(self) -> Edges:
+        """The graph of the training interactions."""
+        data, train = self.dataset.interactions, self.split.train
+        return Edges(data.user[train], data.item[train])
 
     @cached_property
     def model(self) -> Recommender:
         model = self.config.model
-        training = self.split.training()[0]
         return recommender(
             encoder=self._pretrained[0],
             ids=None if self.config.inputs == "text" else self.dataset.num_items,
             people=self.dataset.num_users,
-            edges=Edges(np.repeat(np.arange(self.dataset.num_users), np.diff(training.offsets)), training.items)
-            if model.users == "graph"
-            else None,
+            edges=self._edges if model.users == "graph" else None,
             users=model.users,
             head=model.head,
             pooling=self.config.encoder.pooling,

@@ -150,6 +150,17 @@ def path(name: str, folder: str | Path | None = None, *, cache: str | Path | Non
     return place
 
 
+def located(given: str | Path | None, published: str | None) -> str | Path | None:
+    """Where a configuration's data lies: the path that it gives, or that of what it names in `PUBLISHED`.
+
+    Raises:
+      ValueError: both are given; and as `path`.
+    """
+    if given is not None and published is not None:
+        raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
+    return given if published is None else path(published)
+
+
 def _copy(folder: Path, file: File, place: Path, published: Published) -> None:
     """Copies a file out of a folder, under our name."""
     names = [file.name, *([file.url.rpartition("/")[2]] if file.url else [])]

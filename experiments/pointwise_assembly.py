@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments import fetch
+from experiments.assemble import load_encoder
 from experiments.text_vectors import text_vectors
 from llm4rec_jax import answering, peft
 from llm4rec_jax.answering import Reader
@@ -35,8 +36,6 @@ class PointwiseAssembly:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        if config.data.published is not None and config.data.path is not None:
-            raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
@@ -48,7 +47,7 @@ class PointwiseAssembly:
     def whole(self) -> PointwiseData:
         """The data before training questions are drawn."""
         data = self.config.data
-        path = data.path if data.published is None else fetch.path(data.published)
+        path = fetch.located(data.path, data.published)
         return sources.load_pointwise(data.source, path, **data.options)
 
     @cached_property
@@ -75,14 +74,7 @@ class PointwiseAssembly:
 
     @cached_property
     def _pretrained(self) -> tuple[Any, dict[str, Any]]:
-        encoder = self.config.encoder
-        return pretrained.load(
-            self._encoder_path,
-            layers=encoder.layers,
-            compute_dtype=encoder.dtype,
-            remat=encoder.remat,
-            dropout=encoder.dropout,
-        )
+        return load_encoder(self.config.encoder, self._encoder_path)
 
     @cached_property
     def reading(self) -> dict[str, Any]:

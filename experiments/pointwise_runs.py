@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import run_folder
+from experiments import results, run_folder
 from experiments.assemble import factors
 from experiments.pointwise_assembly import PointwiseAssembly
-from llm4rec_jax import answering, journal, peft, pointwise, pointwise_train
+from llm4rec_jax import answering, pointwise, pointwise_train
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.pointwise import POINTWISE
@@ -45,11 +45,7 @@ def run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:
     if config.baseline.name is not None:
         result = {
             **_evaluate(assembly, _fitted(assembly), workdir),
-            "best_step": 0,
-            "steps": 0,
-            "parameters": {"trainable": 0, "delta": 0, "frozen": 0},
-            "seconds": time.perf_counter() - started,
-            "step": {"seconds": 0.0, "flops": 0.0, "bytes": 0, "programs": 0},
+            **results.untrained(time.perf_counter() - started),
         }
     else:
         result = _train(assembly, workdir, started)
@@ -117,27 +113,12 @@ def _train(assembly: PointwiseAssembly, workdir: Path, started: float) -> dict[s
     checkpoints = Checkpoints(workdir, digest(trained.frozen))
     checkpoints.save("best", trained.best_step, trained.trainable, {"step": trained.best_step})
     checkpoints.close()
-    records = journal.read(workdir / "metrics.jsonl")
-    programs = [record for record in records if record["kind"] == "program"]
-    rates = [record["examples_per_second"] for record in records if record["kind"] == "train"]
-    size = min(config.train.batch_size, assembly.data.train.size)
-    return {
+    found = {
         **_evaluate(assembly, _scorer(assembly, trained.trainable, trained.frozen), workdir),
-        "best_step": trained.best_step,
-        "steps": trained.step,
-        "parameters": {
-            "trainable": peft.count(trained.trainable),
-            "delta": peft.count(trained.trainable["delta"]),
-            "frozen": peft.count(trained.frozen),
-        },
-        "seconds": prepared + records[-1]["seconds"],
-        "step": {
-            "seconds": size / float(np.median(rates)),
-            "flops": max((record["flops"] for record in programs), default=0.0),
-            "bytes": max((record["bytes"] for record in programs), default=0),
-            "programs": len(programs),
-        },
+        **results.trained(trained.best_step, trained.step, trained.trainable, trained.frozen),
+        **results.costs(workdir, min(config.train.batch_size, assembly.data.train.size)),
     }
+    return {**found, "seconds": prepared + found["seconds"]}
 
 
 def _fitted(assembly: PointwiseAssembly) -> Callable[[str], np.ndarray]:

@@ -1,14 +1,17 @@
 """From a trained state to the run's numbers: validation and test metrics, and every user's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import run_folder
 from experiments.assemble import Assembly
-from llm4rec_jax import evaluate, sharding
+from llm4rec_jax import evaluate, journal, sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
+from llm4rec_jax.peft import count
 from llm4rec_jax.scoring import Scorer
 from llm4rec_jax.train import separate
 
@@ -26,6 +29,53 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
             result.per_user.write_parquet(workdir / f"per_user_{phase}.parquet")
         found[phase] = {name: float(value) for name, value in result.summary.items()}
     return found
+
+
+def untrained(seconds: float) -> dict[str, Any]:
+    """What result.json says of the costs of a baseline, which has no steps."""
+    return {
+        "best_step": 0,
+        "steps": 0,
+        "parameters": {"trainable": 0, "delta": 0, "frozen": 0},
+        "seconds": seconds,
+        "step": {"seconds": 0.0, "flops": 0.0, "bytes": 0, "programs": 0},
+    }
+
+
+def trained(best_step: int, steps: int, trainable: Mapping[str, Any], frozen: Any) -> dict[str, Any]:
+    """What result.json says of what was trained: {"delta": …, "params": …} over frozen parameters."""
+    return {
+        "best_step": best_step,
+        "steps": steps,
+        "parameters": {
+            "trainable": count(trainable),
+            "delta": count(trainable["delta"]),
+            "frozen": count(frozen),
+        },
+    }
+
+
+def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
+    """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program.
+
+    Args:
+      workdir: of the run, with its journal.
+      batch_size: examples a step.
+      together: how many runs were trained in its programs; the costs are its share.
+    """
+    records = journal.read(workdir / "metrics.jsonl")
+    programs = [r for r in records if r["kind"] == "program"]
+    rates = [r["examples_per_second"] for r in records if r["kind"] == "train"]
+    return {
+        "together": together,
+        "seconds": records[-1]["seconds"] / together,
+        "step": {
+            "seconds": batch_size / float(np.median(rates)) / together,
+            "flops": max((r["flops"] for r in programs), default=0.0) / together,
+            "bytes": max((r["bytes"] for r in programs), default=0) / together,
+            "programs": max((r["number"] for r in programs), default=0),
+        },
+    }
 
 
 def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:

@@ -20,6 +20,7 @@ from experiments import command, launch, run_folder, tables, trials
 from experiments.progress import Watch
 from experiments.schedule import Entry, Schedule, drive
 from experiments.trials import Run, Study
+from llm4rec_jax.data.sources import POINTWISE
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
 _ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas, with what they start from.")
@@ -87,6 +88,8 @@ def main() -> None:
 def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
     """The runs in their order; those not finished that one program can train are put together, at most so many.
 
+    That is those that rank, and are trained.
+
     They differ only in what `trials.MAY_DIFFER` lists, and start from nothing or from runs that are put
     together as well: a batch waits for all that its runs need.
     """
@@ -94,7 +97,8 @@ def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
     by_shape: dict[str, list[Run]] = {}
     for run in runs:
         config = json.loads(run.config.to_json())
-        if together == 1 or run.finished or config["baseline"]["name"] is not None:
+        fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
+        if together == 1 or run.finished or fitted or asked:
             found.append([run])
             continue
         key = trials.shape(config)

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import command, pointwise_runs, run_folder
+from experiments import command, pointwise_runs, results, run_folder
 from experiments.assemble import Assembly
-from experiments.results import evaluate_run
-from llm4rec_jax import journal, train
-from llm4rec_jax.peft import count
+from llm4rec_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
 
@@ -86,15 +83,9 @@ def finish(assembly: Assembly, trained: train.Trained, workdir: Path, together: 
     weights = {**trained.frozen["params"], **trained.trainable["params"]}
     scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
     result = {
-        **evaluate_run(assembly, scorer, workdir),
-        "best_step": trained.best_step,
-        "steps": trained.step,
-        "parameters": {
-            "trainable": count(trained.trainable),
-            "delta": count(trained.trainable["delta"]),
-            "frozen": count(trained.frozen["params"]),
-        },
-        **_costs(workdir, assembly.config.train.batch_size, together),
+        **results.evaluate_run(assembly, scorer, workdir),
+        **results.trained(trained.best_step, trained.step, trained.trainable, trained.frozen["params"]),
+        **results.costs(workdir, assembly.config.train.batch_size, together),
     }
     run_folder.write(workdir / "result.json", result)
     return result
@@ -106,32 +97,11 @@ def _baseline(assembly: Assembly, workdir: Path, say: Any) -> dict[str, Any]:
     say(run_folder.summary(assembly))
     run_folder.describe(assembly, workdir)
     result = {
-        **evaluate_run(assembly, assembly.baseline, workdir),
-        "best_step": 0,
-        "steps": 0,
-        "parameters": {"trainable": 0, "delta": 0, "frozen": 0},
-        "seconds": time.perf_counter() - started,
-        "step": {"seconds": 0.0, "flops": 0.0, "bytes": 0, "programs": 0},
+        **results.evaluate_run(assembly, assembly.baseline, workdir),
+        **results.untrained(time.perf_counter() - started),
     }
     run_folder.write(workdir / "result.json", result)
     return result
-
-
-def _costs(workdir: Path, batch_size: int, together: int) -> dict[str, Any]:
-    """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program; a run's share."""
-    records = journal.read(workdir / "metrics.jsonl")
-    programs = [r for r in records if r["kind"] == "program"]
-    rates = [r["examples_per_second"] for r in records if r["kind"] == "train"]
-    return {
-        "together": together,
-        "seconds": records[-1]["seconds"] / together,
-        "step": {
-            "seconds": batch_size / float(np.median(rates)) / together,
-            "flops": max((r["flops"] for r in programs), default=0.0) / together,
-            "bytes": max((r["bytes"] for r in programs), default=0) / together,
-            "programs": max((r["number"] for r in programs), default=0),
-        },
-    }
 
 
 def main() -> None:

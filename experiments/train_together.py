@@ -16,6 +16,7 @@ from absl import flags
 from experiments import command, run_folder, train, trials
 from experiments.assemble import Assembly
 from llm4rec_jax.checkpoint import latest_step
+from llm4rec_jax.data.sources import POINTWISE
 from llm4rec_jax.train import NonFiniteLoss, Run, train_together
 
 _RUNS = flags.DEFINE_list("runs", None, "Names of the runs' folders in --workdir, joined by commas.")
@@ -39,6 +40,8 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
             )
     if configs[0].baseline.name is not None:
         raise ValueError(f"{open_folders[0]} is a baseline in closed form, which is not trained")
+    if configs[0].data.source in POINTWISE:
+        raise ValueError(f"{open_folders[0]} answers questions; such runs are trained one by one")
     first = Assembly(configs[0])
     assemblies = [first, *(first.beside(config) for config in configs[1:])]
     say(run_folder.summary(first))

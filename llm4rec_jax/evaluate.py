@@ -44,7 +44,8 @@ def evaluate(
       mesh: where to compute.
       ks: cut-offs.
       batch_size, chunk: users and items at a time; see `ranking.rank`. No metric depends on them.
-      beyond_accuracy: coverage, Gini, novelty, popularity and diversity of the lists at the largest cut-off too.
+      beyond_accuracy: coverage, Gini, novelty and popularity of the lists at the largest cut-off too, and their
+        diversity where items have vectors.
     """
     contexts = scorer.contexts()
     pairs, params = scorer.head
@@ -68,7 +69,11 @@ def evaluate(
     users = metrics.evaluated(found.ranks)
     popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
     if found.lists is not None:
-        summary |= _beyond_accuracy(found.lists[users], popularity, np.asarray(contexts), max(ks))
+        summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
+        # One number an item, as counts are, has no direction that could differ.
+        if contexts.shape[1] > 1:
+            diversity = metrics.intra_list_diversity(found.lists[users], np.asarray(contexts))
+            summary[f"diversity@{max(ks)}"] = diversity
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
     counts = np.diff(targets.offsets)[users]
     table["targets"] = counts
@@ -82,12 +87,11 @@ def evaluate(
     return Evaluation(summary, pl.DataFrame(table | per_user))
 
 
-def _beyond_accuracy(lists: np.ndarray, popularity: np.ndarray, contexts: np.ndarray, k: int) -> dict[str, float]:
+def _beyond_accuracy(lists: np.ndarray, popularity: np.ndarray, k: int) -> dict[str, float]:
     num_items = len(popularity)
     return {
         f"coverage@{k}": metrics.coverage(lists, num_items),
         f"gini@{k}": metrics.gini(lists, num_items),
         f"novelty@{k}": metrics.novelty(lists, popularity),
         f"mean_popularity@{k}": metrics.mean_popularity(lists, popularity),
-        f"diversity@{k}": metrics.intra_list_diversity(lists, contexts),
     }

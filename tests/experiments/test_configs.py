@@ -71,4 +71,4 @@ def test_data_is_in_one_place():
     config = s3rec_beauty.get_config("id")
     config.data.path = "elsewhere"
     with pytest.raises(ValueError, match=r"config.data.path and config.data.published are both given"):
-        Assembly(config)
+        _ = Assembly(config).dataset

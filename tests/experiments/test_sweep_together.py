@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.baselines_movielens import TRAINED
 from experiments import sweep, trials
 from llm4rec_jax import journal
-from tests.experiments.commands import command, last_line
+from tests.experiments.commands import ROOT, command, last_line
 
 SWEEP = """
 from experiments.trials import Trial
@@ -39,6 +40,13 @@ def test_what_goes_together(study, tmp_path):
     runs[0].folder.mkdir()
     (runs[0].folder / "result.json").write_text("{}")
     assert names(8) == [rates[:1], rates[1:], ["wide"]]
+
+
+def test_runs_that_answer_questions_or_are_fitted_go_alone(tmp_path):
+    for file in ("tallrec_movie", "baselines_movielens"):
+        runs = trials.plan(trials.swept(trials.load(str(ROOT / "configs" / f"{file}.py"))), tmp_path)
+        sizes = {batch[0].trial.group: len(batch) for batch in sweep.batches(runs, 8)}
+        assert all(size == (3 if group in TRAINED else 1) for group, size in sizes.items()), sizes
 
 
 def test_a_sweep_of_rates_in_one_program(study, tmp_path):
