@@ -21,7 +21,7 @@ from llm4rec_jax import answering, pointwise, pointwise_train
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.pointwise import POINTWISE
-from llm4rec_jax.train import separate
+from llm4rec_jax.runs import separate
 
 
 def takes(config: Any) -> bool:

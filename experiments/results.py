@@ -12,8 +12,8 @@ from experiments.assemble import Assembly
 from llm4rec_jax import evaluate, journal, sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.peft import count
+from llm4rec_jax.runs import separate
 from llm4rec_jax.scoring import Scorer
-from llm4rec_jax.train import separate
 
 
 def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from experiments import command, pointwise_runs, results, run_folder
 from experiments.assemble import Assembly
 from llm4rec_jax import train
+from llm4rec_jax.runs import Trained
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
 
@@ -73,7 +74,7 @@ def options(assembly: Assembly) -> dict[str, Any]:
     }
 
 
-def finish(assembly: Assembly, trained: train.Trained, workdir: Path, together: int = 1) -> dict[str, Any]:
+def finish(assembly: Assembly, trained: Trained, workdir: Path, together: int = 1) -> dict[str, Any]:
     """Evaluates the best state of a run and writes result.json, which it returns.
 
     Args:

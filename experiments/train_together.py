@@ -17,7 +17,8 @@ from experiments import command, run_folder, train, trials
 from experiments.assemble import Assembly
 from llm4rec_jax.checkpoint import latest_step
 from llm4rec_jax.data.sources import POINTWISE
-from llm4rec_jax.train import NonFiniteLoss, Run, train_together
+from llm4rec_jax.runs import NonFiniteLoss, Run
+from llm4rec_jax.train import train_together
 
 _RUNS = flags.DEFINE_list("runs", None, "Names of the runs' folders in --workdir, joined by commas.")
 

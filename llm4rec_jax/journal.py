@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -125,6 +125,15 @@ class Journal:
         self._lines.flush()
         for name, value in figures.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
+
+
+@contextlib.contextmanager
+def aside(journals: Sequence[Journal]) -> Iterator[None]:
+    """`Journal.aside` of several."""
+    with contextlib.ExitStack() as opened:
+        for journal in journals:
+            opened.enter_context(journal.aside())
+        yield
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from llm4rec_jax.losses import LOSSES, reduce_mean
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.train import NonFiniteLoss, separate
+from llm4rec_jax.runs import NonFiniteLoss, separate
 
 METRICS = ("auc", "gauc", "log_loss", "accuracy")
 

@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax import metrics, sharding
+from llm4rec_jax import sharding
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batches import Batch, Gaps, training_batches
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
-from llm4rec_jax.journal import Journal
+from llm4rec_jax.journal import Journal, aside
 from llm4rec_jax.losses import LOSSES, Loss
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.bidirectional import Bidirectional
@@ -31,101 +31,22 @@ from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import Peft
-from llm4rec_jax.peft.sites import constant_below, count, parts_of
-from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.peft.sites import constant_below, count
+from llm4rec_jax.runs import (
+    NonFiniteLoss,
+    Preempted,
+    Run,
+    Trained,
+    check,
+    not_finite,
+    of_run,
+    separate,
+    settings,
+    shared_base,
+    stack,
+    unmoved,
+)
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite. The message names the step, the batch's users and the last good checkpoint."""
-
-
-class Preempted(SystemExit):
-    """SIGTERM came; the state has been saved, and the same call goes on from there. Exits with code 0."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(0)
-        self.step = step
-
-
-class Run(NamedTuple):
-    """What may differ between runs that are trained together.
-
-    Attributes:
-      params: all parameters at the start; those that are frozen must be the same in all.
-      split: training and validation data, of one dataset.
-      workdir: the run's own folder.
-      seed: of initialisation, order, negatives and dropout.
-      learning_rate, weight_decay: see `optim.optimizer`.
-    """
-
-    params: Mapping[str, Any]
-    split: Split
-    workdir: Path
-    seed: int = 0
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-
-
-class Trained(NamedTuple):
-    """Attributes:
-    trainable: {"delta": …, "params": …} of the best validation.
-    frozen: {"params": …, "text": [I, W] or None, "states": [I, L, W] or [I, L, S, W] or None}.
-    best_step, best_value: where, and the validation metric there.
-    step: the last step that was made.
-    scorer: `scorer.of(...)` scores with any parameters.
-    """
-
-    trainable: dict[str, Any]
-    frozen: dict[str, Any]
-    best_step: int
-    best_value: float
-    step: int
-    scorer: RecommenderScorer
-
-
-def separate(method: Peft, params: Mapping[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters as (trainable, frozen): the encoder and what else the method adapts is frozen, its delta trained."""
-    delta = method.init(key, params)
-    adapted = {"encoder", *parts_of(delta)}
-    own = {name: part for name, part in params.items() if name not in adapted}
-    base = {name: part for name, part in params.items() if name in adapted}
-    return {"delta": delta, "params": own}, {"params": base, "text": None, "states": None}
-
-
-def _check(
-    split: Split,
-    name: str,
-    loss: Loss,
-    num_negatives: int,
-    label_threshold: float | None,
-    metric: str,
-    ks: Sequence[int],
-) -> None:
-    """Raises ValueError for what would otherwise come out only after the first steps, or never."""
-    one = np.ones(1, np.int64)
-    _, known = metrics.evaluate_ranks(metrics.Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)
-    if metric not in known:
-        raise ValueError(unknown_name("validation metric", metric, known))
-    if not len(split.validation):
-        raise ValueError(f"nothing to validate on: under {split.protocol!r} the validation part is empty")
-    if loss.negatives == "sampled" and num_negatives < 1:
-        raise ValueError(
-            f"num_negatives is {num_negatives}, but the loss {name!r} compares with sampled items: give 1 or more"
-        )
-    if label_threshold is not None and name != "bce_pointwise":
-        raise ValueError(f"label_threshold makes labels for the loss 'bce_pointwise', but the loss is {name!r}")
-    ratings = split.dataset.interactions.rating
-    if (
-        name == "bce_pointwise"
-        and label_threshold is None
-        and ratings is not None
-        and (ratings.min() < 0 or ratings.max() > 1)
-    ):
-        raise ValueError(
-            f"the loss 'bce_pointwise' takes labels between 0 and 1, but ratings go from {ratings.min():g} to "
-            f"{ratings.max():g}: give label_threshold, at or above which a rating is a positive"
-        )
 
 
 def train(
@@ -236,18 +157,12 @@ def train_together(
     if many and (rules or jax.process_count() > 1):
         raise ValueError("several runs are trained together in one process and without a model axis: train them apart")
     for run in runs:
-        _check(run.split, loss, chosen, num_negatives, label_threshold, metric, ks)
+        check(run.split, loss, chosen, num_negatives, label_threshold, metric, ks)
     parts = [separate(method, run.params, jax.random.fold_in(jax.random.key(run.seed), 1)) for run in runs]
     frozen = parts[0][1]
-    base = digest(frozen["params"])
-    for run, (_, other) in zip(runs, parts, strict=True):
-        same = all(a is b for a, b in zip(*map(jax.tree.leaves, (frozen["params"], other["params"])), strict=True))
-        if not same and digest(other["params"]) != base:
-            raise ValueError(
-                f"the runs {first.workdir} and {run.workdir} do not share what is frozen: train them apart"
-            )
+    base = shared_base(runs, [other["params"] for _, other in parts])
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
-    trainable = _stack([jax.tree.map(jnp.copy, own) for own, _ in parts])
+    trainable = stack([jax.tree.map(jnp.copy, own) for own, _ in parts])
     initial = jax.tree.map(np.asarray, trainable)
     if rules:
         both = sharding.place({"frozen": frozen["params"], "trainable": trainable}, mesh, rules)
@@ -340,19 +255,7 @@ def train_together(
     if cached:
         frozen["states"] = scorer.states(weights, one["delta"], level)
 
-    setting = sharding.place(
-        _stack(
-            [
-                {
-                    "key": jax.random.key_data(jax.random.key(run.seed)),
-                    "learning_rate": jnp.float32(run.learning_rate),
-                    "weight_decay": jnp.float32(run.weight_decay),
-                }
-                for run in runs
-            ]
-        ),
-        mesh,
-    )
+    setting = sharding.place(settings(runs), mesh)
     axes: Any = None
     if many:
         # Every run has the whole catalogue in its batches: it is held once, like what is frozen.
@@ -378,8 +281,8 @@ def train_together(
     step = 0
     fresh = stands[0] is None
     if not fresh:
-        restored = [checkpoints[k].restore("last", _of(state, k, many)) for k in every_run]
-        state = sharding.place(_stack([found.state for found in restored]), mesh) if many else restored[0].state
+        restored = [checkpoints[k].restore("last", of_run(state, k, many)) for k in every_run]
+        state = sharding.place(stack([found.state for found in restored]), mesh) if many else restored[0].state
         records = [found.record for found in restored]
         assert stands[0] is not None
         step = stands[0]
@@ -409,11 +312,11 @@ def train_together(
     def save_last(which: Sequence[int]) -> None:
         for k in which:
             record = {**records[k], "input": streams[k].get_state()}
-            checkpoints[k].save("last", step, _of(state, k, many), record)
+            checkpoints[k].save("last", step, of_run(state, k, many), record)
 
     def validate() -> None:
         for k in going():
-            record, own = records[k], _of(state["trainable"], k, many)
+            record, own = records[k], of_run(state["trainable"], k, many)
             bound = scorer.of({**frozen["params"], **own["params"]}, own["delta"], frozen["text"])
             summary = evaluate(bound, runs[k].split, "validation", mesh=mesh, ks=ks).summary
             journals[k].record("validation", step, summary)
@@ -442,7 +345,7 @@ def train_together(
             for k in going():
                 figures = {name: float(values[k]) for name, values in all_figures.items()}
                 if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
-                    error = _not_finite(broken[0], figures, at, runs[k], batches[k].users, checkpoints[k])
+                    error = not_finite(broken[0], figures, at, runs[k], batches[k].users, checkpoints[k])
                     if not many:
                         raise error
                     failed[k] = error
@@ -451,9 +354,9 @@ def train_together(
                     windows[k].append(figures)
 
     try:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as opened:
             for journal in journals:
-                stack.enter_context(journal)
+                opened.enter_context(journal)
             say(
                 f"training {f'{len(runs)} times ' if many else ''}{count(one):,} parameters ({count(one['delta']):,} "
                 f"of them in the delta), {count(frozen['params']):,} frozen; {len(inputs[0][0].examples.user):,} "
@@ -462,7 +365,7 @@ def train_together(
             if cached:
                 what = "is only read from beside" if every else f"has nothing to train in its first {cut} blocks"
                 say(f"the encoder {what}: each text passes there once")
-            with _aside(journals):
+            with aside(journals):
                 if fresh:
                     validate()
                     save_last(going())
@@ -474,7 +377,7 @@ def train_together(
                 if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
                     # Compiled once: the call below finds this program.
                     programs.add(shapes)
-                    with _aside(journals):
+                    with aside(journals):
                         compiled = step_function.lower(frozen, setting, state, placed).compile()
                     for journal in journals:
                         journal.program(step, len(programs), compiled)
@@ -495,7 +398,7 @@ def train_together(
                 ending = stopping()
                 if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
-                    with _aside(journals):
+                    with aside(journals):
                         before = going()
                         if due:
                             validate()
@@ -511,57 +414,18 @@ def train_together(
     # ------------------------------------------------------------------------------------------------ what came of it
     if digest(frozen["params"]) != base:
         raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
-    unmoved = [
-        sharding.path_name(path)
-        for (path, before), after in zip(
-            jax.tree_util.tree_leaves_with_path(initial), jax.tree.leaves(state["trainable"]), strict=True
-        )
-        if np.array_equal(before, sharding.fetch(after))
-    ]
-    if unmoved:
-        say(f"warning: not moved by {step} steps: {', '.join(unmoved)}")
+    if still_there := unmoved(initial, state["trainable"]):
+        say(f"warning: not moved by {step} steps: {', '.join(still_there)}")
     outcomes: list[Trained | NonFiniteLoss] = []
     for k in every_run:
         if k in failed:
             outcomes.append(failed[k])
             continue
         record = records[k]
-        best = checkpoints[k].restore("best", _of(state["trainable"], k, many), record["best_step"])
+        best = checkpoints[k].restore("best", of_run(state["trainable"], k, many), record["best_step"])
         last = checkpoints[k].latest("last")
         assert last is not None
         outcomes.append(Trained(best.state, frozen, record["best_step"], record["best_value"], last, scorer))
     for kept in checkpoints:
         kept.close()
     return outcomes
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    """Trees of several runs as one with a first axis for the runs; that of a single run as it is."""
-    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _of(tree: Any, k: int, many: bool) -> Any:
-    """The part of run k in what `_stack` made."""
-    return jax.tree.map(lambda a: a[k], tree) if many else tree
-
-
-@contextlib.contextmanager
-def _aside(journals: Sequence[Journal]) -> Iterator[None]:
-    """`Journal.aside` of all."""
-    with contextlib.ExitStack() as stack:
-        for journal in journals:
-            stack.enter_context(journal.aside())
-        yield
-
-
-def _not_finite(
-    name: str, figures: Mapping[str, float], step: int, run: Run, users: Any, checkpoints: Checkpoints
-) -> NonFiniteLoss:
-    names = run.split.dataset.users["user_id"].gather(users).to_list()
-    good = checkpoints.latest("last")
-    return NonFiniteLoss(
-        f"the {name.replace('_', ' ')} is {figures[name]} at step {step}, in a batch of the users "
-        f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}; the last good checkpoint is "
-        f"{'none' if good is None else checkpoints.folder / 'last' / str(good)}. Lower the learning rate, lengthen the "
-        "warm-up, or look at these users' data"
-    )

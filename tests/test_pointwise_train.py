@@ -16,7 +16,7 @@ from llm4rec_jax.journal import read
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.answers import ANSWERS
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.train import NonFiniteLoss, separate
+from llm4rec_jax.runs import NonFiniteLoss, separate
 from tests import tiny
 
 H = 4

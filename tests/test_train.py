@@ -22,7 +22,8 @@ from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.graph import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users import USERS
-from llm4rec_jax.train import NonFiniteLoss, Preempted, Trained, separate, train
+from llm4rec_jax.runs import NonFiniteLoss, Preempted, Trained, separate
+from llm4rec_jax.train import train
 from tests import tiny
 
 QUICK = {"batch_size": 16, "history": 8, "learning_rate": 1e-2, "eval_every": 10, "log_every": 5, "metric": "ndcg@5"}

@@ -12,7 +12,8 @@ from llm4rec_jax.data.text import item_texts
 from llm4rec_jax.data.tokens import tokenise, tokenizer
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.train import NonFiniteLoss, Preempted, Run, Trained, train, train_together
+from llm4rec_jax.runs import NonFiniteLoss, Preempted, Run, Trained
+from llm4rec_jax.train import train, train_together
 from tests import tiny
 
 STEPS = 50

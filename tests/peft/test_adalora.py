@@ -23,7 +23,8 @@ from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.adalora import AdaLoraState
-from llm4rec_jax.train import separate, train
+from llm4rec_jax.runs import separate
+from llm4rec_jax.train import train
 from tests import tiny
 
 R, RANK = 6, 2
