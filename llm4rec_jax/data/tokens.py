@@ -1,12 +1,7 @@
 """Tokens of texts, cached on disk."""
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llm4rec_jax.data import cache
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FORMAT_VERSION = 1
 _ENCODE_AT_ONCE = 8192
-_DIGEST_BYTES = 32
 
 
 class Tokens(NamedTuple):
@@ -68,21 +64,9 @@ def tokenise(
     special = tokenizer.num_special_tokens_to_add()
     if max_length <= special:
         raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
-    folder = Path(cache_dir) if cache_dir is not None else _default_cache()
+    folder = Path(cache_dir) if cache_dir is not None else cache.default_folder("tokens")
     key = _content_hash(texts, tokenizer, max_length)
-    path = folder / f"{key}.npz"
-    tokens = _read(path, key)
-    if tokens is None:
-        tokens = _encode(texts, tokenizer, max_length)
-        try:
-            _write(path, key, tokens)
-        except OSError as error:
-            warnings.warn(f"tokens are not cached: cannot write {path} ({error}); set cache_dir", stacklevel=2)
-    return tokens
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / "tokens"
+    return Tokens(**cache.kept(folder, key, "tokens", lambda: _encode(texts, tokenizer, max_length)._asdict()))
 
 
 def _content_hash(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> str:
@@ -114,44 +98,3 @@ def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_leng
     ids = np.full((len(lengths), lengths.max(initial=0)), tokenizer.pad_token_id or 0, np.int32)
     ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(rows)
     return Tokens(ids, lengths)
-
-
-def _read(path: Path, key: str) -> Tokens | None:
-    """Cached tokens, or None if there are none or they are not what was written, with a warning in the latter case."""
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        warnings.warn(f"cannot read cached tokens {path} ({error}); tokenising again", stacklevel=3)
-        return None
-    payload = content[:-_DIGEST_BYTES]
-    # Before anything is parsed, so that damage of any kind ends here.
-    if _checksum(key, payload) != content[-_DIGEST_BYTES:]:
-        warnings.warn(f"cached tokens {path} are damaged; tokenising again", stacklevel=3)
-        return None
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        return Tokens(arrays["ids"], arrays["lengths"])
-
-
-def _write(path: Path, key: str, tokens: Tokens) -> None:
-    """Writes an .npz followed by its checksum, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez(buffer, ids=tokens.ids, lengths=tokens.lengths)
-    payload = buffer.getvalue()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tokens-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.write(_checksum(key, payload))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _checksum(key: str, payload: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + payload).digest()

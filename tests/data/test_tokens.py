@@ -177,13 +177,12 @@ def test_an_absent_tokenizer_is_named(tmp_path):
 WRITER = """
 import pathlib, sys
 import numpy as np
-from llm4rec_jax.data.tokens import Tokens, _read, _write
+from llm4rec_jax.data import cache
 path, fill = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-tokens = Tokens(np.full((500, 20), fill, np.int32), np.full(500, 20, np.int32))
 for _ in range(60):
-    _write(path, "key", tokens)
-    found = _read(path, "key")
-    assert found is not None and np.unique(found.ids).tolist() in ([1], [2])
+    cache.write(path, "key", {"ids": np.full((500, 20), fill, np.int32)})
+    found = cache.read(path, "key")
+    assert found is not None and np.unique(found["ids"]).tolist() in ([1], [2])
 """
 
 

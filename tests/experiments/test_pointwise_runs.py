@@ -130,13 +130,13 @@ def test_vectors_are_read_once(place, monkeypatch):
     assembly = pointwise_assembly.PointwiseAssembly(config(place, "gp"))
     tokens = pointwise_assembly.tokenise(["red lamp", "blue door"], assembly._tokenizer, 8)
     first = assembly.vectors(tokens)
-    files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npy")}
+    files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npz")}
     monkeypatch.setattr(text_vectors, "RecommenderScorer", None)
     np.testing.assert_array_equal(assembly.vectors(tokens), first)
     monkeypatch.undo()
     for file, content in files.items():
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.warns(UserWarning, match="are damaged; the texts are read again"):
+    with pytest.warns(UserWarning, match="are damaged; they are made again"):
         np.testing.assert_array_equal(assembly.vectors(tokens), first)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
