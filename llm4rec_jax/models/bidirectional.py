@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.users import USERS, Block
+from llm4rec_jax.models.users import USERS, blocks
 
 
 @USERS.register("bidirectional")
@@ -49,16 +49,10 @@ class Bidirectional(nn.Module):
                 f"a history of {size - 1} items and the one that follows, but the user model has {self.positions} "
                 "positions"
             )
-        if width % self.heads:
-            raise ValueError(f"the width {width} is not a multiple of {self.heads} heads")
         init = nn.initializers.normal(0.02)
         x = jnp.where(hidden[..., None], self.param("hidden", init, (width,)), items)
-        x = x + nn.Embed(self.positions + 1, width, embedding_init=init, name="position")(jnp.arange(size))
-        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         allowed = jnp.broadcast_to(mask[:, None, :], (mask.shape[0], size, size))
-        for i in range(self.layers):
-            x = Block(self.heads, self.ffn, self.dropout, name=f"layer_{i}")(x, allowed)
-        x = nn.LayerNorm(name="norm")(x)
+        x = blocks(self, x, allowed, self.positions + 1)
         if length is None:
             return x
         profile = jnp.take_along_axis(x, length[:, None, None], axis=1)

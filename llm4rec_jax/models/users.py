@@ -5,6 +5,8 @@ profile after every position, [B, H, D]: position t has read items 0…t and not
 position, and the profile of a user is the one at the last real item (`last`). Models of other kinds say so by `reads`.
 """
 
+from typing import Protocol
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -81,18 +83,41 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
-        length, width = items.shape[1:]
+        length = items.shape[1]
         if length > self.positions:
             raise ValueError(f"a history of {length} items, but the user model has {self.positions} positions")
-        if width % self.heads:
-            raise ValueError(f"the width {width} is not a multiple of {self.heads} heads")
-        init = nn.initializers.normal(0.02)
-        x = items + nn.Embed(self.positions, width, embedding_init=init, name="position")(jnp.arange(length))
-        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-        allowed = _causal(mask)
-        for i in range(self.layers):
-            x = Block(self.heads, self.ffn, self.dropout, name=f"layer_{i}")(x, allowed)
-        return nn.LayerNorm(name="norm")(x)
+        return blocks(self, items, _causal(mask), self.positions)
+
+
+class _Attends(Protocol):
+    layers: int
+    heads: int
+    ffn: int
+    dropout: float
+
+    def has_rng(self, name: str) -> bool: ...
+
+
+def blocks(model: _Attends, x: jax.Array, allowed: jax.Array, positions: int) -> jax.Array:
+    """Learned positions, dropout, pre-norm blocks and a last norm, as parameters of the compact module that calls it.
+
+    Args:
+      model: the module, for its sizes.
+      x: [B, H, D]; allowed: [B, H, H] bool, what each position reads.
+      positions: how many there can be.
+
+    Raises:
+      ValueError: the heads do not divide D.
+    """
+    length, width = x.shape[1:]
+    if width % model.heads:
+        raise ValueError(f"the width {width} is not a multiple of {model.heads} heads")
+    init = nn.initializers.normal(0.02)
+    x = x + nn.Embed(positions, width, embedding_init=init, name="position")(jnp.arange(length))
+    x = nn.Dropout(model.dropout, deterministic=not model.has_rng("dropout"))(x)
+    for i in range(model.layers):
+        x = Block(model.heads, model.ffn, model.dropout, name=f"layer_{i}")(x, allowed)
+    return nn.LayerNorm(name="norm")(x)
 
 
 class Block(nn.Module):
