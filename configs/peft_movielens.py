@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import movielens_100k
+from experiments.table_spec import Table
 from experiments.trials import Trial
 from llm4rec_jax.peft import METHODS
 
@@ -86,3 +87,8 @@ def sweep() -> list[Trial]:
         for seed in SEEDS
     ]
     return [*bases, *methods]
+
+
+def table() -> Table:
+    """Accuracy against `frozen`, and what it costs."""
+    return Table(metrics=("ndcg@10", "hr@10"), costs=("delta", "share", "step", "gflop", "memory"), baseline=BASELINE)
