@@ -9,7 +9,6 @@ WORKDIR/sweep.json says how each stands. Called again, finished trials are kept,
 ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/sweeps.md.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from experiments import command, launch, run_folder, tables, trials
 from experiments.progress import Watch
 from experiments.schedule import Entry, Schedule, drive
 from experiments.trials import Run, Study
-from llm4rec_jax.data.sources import POINTWISE
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
 _ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas, with what they start from.")
@@ -49,7 +47,7 @@ def main() -> None:
         schedule = Schedule(
             executor, workdir, workers=launch.WORKERS.value, timeout=launch.TIMEOUT.value, changed=changed
         )
-        for batch in batches(chosen, _TOGETHER.value):
+        for batch in trials.batches(chosen, _TOGETHER.value):
             if len(batch) == 1:
                 entries.extend(schedule.add(batch))
             else:
@@ -83,30 +81,6 @@ def main() -> None:
     launch.judge(entries)
     if problem is not None:
         raise problem
-
-
-def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
-    """The runs in their order; those not finished that one program can train are put together, at most so many.
-
-    That is those that rank, and are trained.
-
-    They differ only in what `trials.MAY_DIFFER` lists, and start from nothing or from runs that are put
-    together as well: a batch waits for all that its runs need.
-    """
-    found: list[list[Run]] = []
-    by_shape: dict[str, list[Run]] = {}
-    for run in runs:
-        config = json.loads(run.config.to_json())
-        fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
-        if together == 1 or run.finished or fitted or asked:
-            found.append([run])
-            continue
-        key = trials.shape(config)
-        if len(by_shape.get(key, [])) in (0, together):
-            by_shape[key] = []
-            found.append(by_shape[key])
-        by_shape[key].append(run)
-    return found
 
 
 def write_state(workdir: Path, study: Study, runs: Sequence[Run], entries: Sequence[Entry]) -> None:

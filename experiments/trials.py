@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import run_folder
 from experiments.run_folder import RunFolderError
+from llm4rec_jax.data.sources import POINTWISE
 from llm4rec_jax.registry import unknown_name
 
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -162,6 +163,30 @@ def shape(config: Mapping[str, Any]) -> str:
             inner = inner[part]
         inner.pop(name, None)
     return json.dumps(plain, sort_keys=True)
+
+
+def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
+    """The runs in their order; those not finished that one program can train are put together, at most so many.
+
+    That is those that rank, and are trained.
+
+    They differ only in what `MAY_DIFFER` lists, and start from nothing or from runs that are put
+    together as well: a batch waits for all that its runs need.
+    """
+    found: list[list[Run]] = []
+    by_shape: dict[str, list[Run]] = {}
+    for run in runs:
+        config = json.loads(run.config.to_json())
+        fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
+        if together == 1 or run.finished or fitted or asked:
+            found.append([run])
+            continue
+        key = shape(config)
+        if len(by_shape.get(key, [])) in (0, together):
+            by_shape[key] = []
+            found.append(by_shape[key])
+        by_shape[key].append(run)
+    return found
 
 
 def joint_command(runs: Sequence[Run]) -> tuple[str, ...]:

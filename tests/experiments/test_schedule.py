@@ -184,6 +184,7 @@ def test_two_processes_never_work_in_one_folder(tmp_path, monkeypatch):
 
 
 def test_a_signal_stops_the_processes_and_starts_no_more(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
     schedule = Schedule(executors.local(Options(tmp_path)), tmp_path)
     entries = [schedule.add([run(tmp_path, name, "import time; time.sleep(600)")])[0] for name in ("a", "b")]
 
@@ -193,7 +194,7 @@ def test_a_signal_stops_the_processes_and_starts_no_more(tmp_path):
 
     assert drive(schedule, beat, interval=0.02) == signal.SIGINT
     assert [entry.status for entry in entries] == ["interrupted", "waiting"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_slurm_sends_a_run_that_loses_its_node_back_to_the_queue(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.baselines_movielens import TRAINED
-from experiments import sweep, trials
+from experiments import trials
 from llm4rec_jax import journal
 from tests.experiments.commands import ROOT, command, last_line
 
@@ -31,7 +31,7 @@ def test_what_goes_together(study, tmp_path):
     runs = trials.plan(trials.swept(trials.load(str(study))), tmp_path)
 
     def names(together: int) -> list[list[str]]:
-        return [[run.trial.name for run in batch] for batch in sweep.batches(runs, together)]
+        return [[run.trial.name for run in batch] for batch in trials.batches(runs, together)]
 
     rates = ["rate-0.001", "rate-0.003", "rate-1e+38"]
     assert names(1) == [[name] for name in [*rates, "wide"]]
@@ -45,7 +45,7 @@ def test_what_goes_together(study, tmp_path):
 def test_runs_that_answer_questions_or_are_fitted_go_alone(tmp_path):
     for file in ("tallrec_movie", "baselines_movielens"):
         runs = trials.plan(trials.swept(trials.load(str(ROOT / "configs" / f"{file}.py"))), tmp_path)
-        sizes = {batch[0].trial.group: len(batch) for batch in sweep.batches(runs, 8)}
+        sizes = {batch[0].trial.group: len(batch) for batch in trials.batches(runs, 8)}
         assert all(size == (3 if group in TRAINED else 1) for group, size in sizes.items()), sizes
 
 
