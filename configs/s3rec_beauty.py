@@ -36,6 +36,7 @@ def get_config(arg: str = "id") -> ConfigDict:
     with config.unlocked():
         config.data.source = "s3rec"
         config.data.published = "s3rec_beauty"
+        config.data.options = ConfigDict({"no_text": "beauty product"})
         config.data.split_options = ConfigDict({"order": "input"})
         config.text.item = "{text}"
         config.text.title = "text"

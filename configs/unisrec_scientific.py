@@ -19,7 +19,7 @@ def get_config(arg: str = "id") -> ConfigDict:
     with config.unlocked():
         config.data.source = "unisrec"
         config.data.published = "unisrec_scientific"
-        config.data.split_options = ConfigDict()
+        config.data.options, config.data.split_options = ConfigDict(), ConfigDict()
         # About 26 words an item.
         config.text.max_tokens = 48
         if arg in s3rec_beauty.TUNED:

@@ -105,6 +105,10 @@ class TestS3Rec:
         assert dataset.interactions.item.tolist() == [0, 2, 1, 1, 0]
         assert len(splits.leave_one_out(dataset).test) == 1
 
+    def test_items_without_text_get_the_one_given(self, tmp_path):
+        folder = self.write(tmp_path, "1\tB1\tnail polish\n2\tB2\t \n3\tB3\t\n")
+        assert load("s3rec", folder, no_text="product").items["text"].to_list() == ["nail polish", "product", "product"]
+
     def test_an_item_without_text(self, tmp_path):
         with pytest.raises(DataError, match="item '2' is not in"):
             load("s3rec", self.write(tmp_path, "1\tB1\tnail polish\n3\tB3\tsoap\n"))
