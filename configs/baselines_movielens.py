@@ -32,7 +32,7 @@ PAIRS: dict[str, Any] = {
     "train.batch_size": 2048,
     "train.learning_rate": 3e-3,
     "train.weight_decay": 1e-3,
-    "train.steps": 2400,
+    "train.steps": 4000,
     "train.eval_every": 100,
 }
 # What differs from configs/movielens_100k.py:id in the trained ones.
@@ -52,6 +52,9 @@ TRAINED: dict[str, dict[str, Any]] = {
 }
 ARGS = (*FITTED, *TRAINED)
 
+# By configs/baselines_movielens_tuning.py, on validation.
+CHOSEN: dict[str, dict[str, Any]] = {}
+
 
 def get_config(arg: str = "sasrec") -> ConfigDict:
     """The configuration of one baseline."""
@@ -67,6 +70,7 @@ def get_config(arg: str = "sasrec") -> ConfigDict:
             config.update_from_flattened_dict(TRAINED[arg])
             config.train.checkpoint_every = config.train.eval_every
             config.train.patience = 10
+            config.update_from_flattened_dict(CHOSEN.get(arg, {}))
     return config
 
 

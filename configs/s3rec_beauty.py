@@ -12,9 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import movielens_100k
+from experiments.trials import Trial
 from llm4rec_jax.registry import unknown_name
 
-SEEDS = (0,)
+SEEDS = (0, 1, 2)
 FITTED: dict[str, tuple[str, dict[str, Any]]] = {
     "popularity": ("popularity", {}),
     "popularity_sorted": ("popularity", {"ties": "first"}),
@@ -23,8 +24,12 @@ FITTED: dict[str, tuple[str, dict[str, Any]]] = {
     "item_knn": ("item_knn", {"k": 100}),
     "tfidf": ("tfidf", {}),
 }
+TRAINED = ("id", "frozen", "id+text")
 TUNED = ("lora", "houlsby")
-ARGS = (*FITTED, "id", "frozen", *TUNED, "id+text")
+ARGS = (*FITTED, *TRAINED, *TUNED)
+
+# By configs/s3rec_beauty_tuning.py, on validation.
+CHOSEN: dict[str, dict[str, Any]] = {}
 
 
 def get_config(arg: str = "id") -> ConfigDict:
@@ -47,20 +52,30 @@ def get_config(arg: str = "id") -> ConfigDict:
         config.model.user_options.transformer.dropout = 0.4
         config.train.batch_size = 256
         config.train.learning_rate, config.train.schedule = 2e-3, "cosine"
-        config.train.steps, config.train.warmup = 1200, 50
+        config.train.steps, config.train.warmup = 2400, 50
         config.train.eval_every = config.train.checkpoint_every = 150
         config.train.log_every = 50
         if arg in TUNED:
-            # A step over the catalogue would read all its texts: over the batch's own targets, corrected for how often
-            # each is one.
-            config.loss.name = "in_batch"
-            config.train.steps, config.train.warmup, config.train.learning_rate = 120, 10, 1e-3
-            config.train.eval_every = config.train.checkpoint_every = 30
-            config.train.log_every = 10
+            # A step over the catalogue reads all its texts.
+            config.train.steps, config.train.warmup, config.train.learning_rate = 800, 50, 1e-3
+            config.train.eval_every = config.train.checkpoint_every = 100
         if arg == "houlsby":
             config.peft.options.houlsby = ConfigDict({"reduction": 16, "target": r"layer_[45]/(attention|ffn)"})
         if arg in FITTED:
             name, options = FITTED[arg]
             config.baseline.name, config.baseline.options = name, ConfigDict(options)
             config.inputs = "text" if arg == "tfidf" else "id"
+        config.update_from_flattened_dict(CHOSEN.get(arg, {}))
     return config
+
+
+def sweep() -> list[Trial]:
+    """Closed forms once, the rest with every seed; the encoder is tuned from where the frozen run of the seed ended."""
+    once = [Trial(name, name, {}, group=name) for name in FITTED]
+    trained = [Trial(f"{name}-{seed}", name, {"seed": seed}, group=name) for name in TRAINED for seed in SEEDS]
+    tuned = [
+        Trial(f"{name}-{seed}", name, {"seed": seed, "init_from": f"frozen-{seed}"}, group=name)
+        for name in TUNED
+        for seed in SEEDS
+    ]
+    return [*once, *trained, *tuned]

@@ -12,6 +12,11 @@ from ml_collections import ConfigDict
 
 from configs import s3rec_beauty
 
+# By configs/unisrec_scientific_tuning.py, on validation.
+CHOSEN: dict[str, dict[str, Any]] = {}
+
+sweep = s3rec_beauty.sweep
+
 
 def get_config(arg: str = "id") -> ConfigDict:
     """The configuration of one model."""
@@ -22,9 +27,8 @@ def get_config(arg: str = "id") -> ConfigDict:
         config.data.options, config.data.split_options = ConfigDict(), ConfigDict()
         # About 26 words an item.
         config.text.max_tokens = 48
-        if arg in s3rec_beauty.TUNED:
-            config.train.batch_size = 128
-        else:
-            config.train.steps, config.train.eval_every = 600, 75
-            config.train.checkpoint_every = 75
+        if arg not in s3rec_beauty.TUNED:
+            config.train.steps = 1200
+            config.train.eval_every = config.train.checkpoint_every = 100
+        config.update_from_flattened_dict(CHOSEN.get(arg, {}))
     return config
