@@ -1,6 +1,6 @@
 """What was compared on MovieLens-100k's validation users, one seed each, for the trained baselines.
 
-    python -m experiments.sweep --config=configs/baselines_movielens_tuning.py --workdir=runs/baselines-tuning --together=3
+    python -m experiments.sweep --config=configs/baselines_movielens_tuning.py --workdir=runs/tuning --together=3
 
 A trial's validation stands in its result.json; configs/baselines_movielens.py has what was chosen.
 """

@@ -1,6 +1,6 @@
 """What was compared on Beauty's validation users, one seed each, before configs/s3rec_beauty.py was settled.
 
-    python -m experiments.sweep --config=configs/s3rec_beauty_tuning.py --workdir=runs/beauty-tuning --together=2
+    python -m experiments.sweep --config=configs/s3rec_beauty_tuning.py --workdir=runs/tuning --together=2
 
 A trial's validation stands in its result.json; docs/reproductions.md says what was chosen.
 """

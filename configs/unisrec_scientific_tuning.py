@@ -1,6 +1,6 @@
-"""What was compared on Scientific's validation users, one seed each, before configs/unisrec_scientific.py was settled.
+"""What was compared on Scientific's validation, one seed each, before configs/unisrec_scientific.py was settled.
 
-    python -m experiments.sweep --config=configs/unisrec_scientific_tuning.py --workdir=runs/scientific-tuning --together=2
+    python -m experiments.sweep --config=configs/unisrec_scientific_tuning.py --workdir=runs/tuning --together=2
 
 A trial's validation stands in its result.json; docs/reproductions.md says what was chosen.
 """
