@@ -11,33 +11,18 @@ from experiments.trials import Trial
 get_config = s3rec_beauty.get_config
 
 DROPOUTS, RATES = (0.3, 0.5), (1e-3, 2e-3)
-TUNED_RATES = (3e-4, 1e-3)
-START = "frozen-0.3-0.001"
 
 
 def sweep() -> list[Trial]:
-    """Learning rate and dropout of what is trained from nothing; the learning rate where the encoder is tuned,
-    from one frozen run."""
-    grid = [(dropout, rate) for dropout in DROPOUTS for rate in RATES]
+    """Learning rate and dropout of what is trained from nothing."""
     return [
-        *(
-            Trial(
-                f"{model}-{dropout}-{rate}",
-                model,
-                {"model.user_options.transformer.dropout": dropout, "train.learning_rate": rate},
-                group=f"{model}-{dropout}-{rate}",
-            )
-            for model in s3rec_beauty.TRAINED
-            for dropout, rate in grid
-        ),
-        *(
-            Trial(
-                f"{model}-{rate}",
-                model,
-                {"train.learning_rate": rate, "init_from": START},
-                group=f"{model}-{rate}",
-            )
-            for model in s3rec_beauty.TUNED
-            for rate in TUNED_RATES
-        ),
+        Trial(
+            f"{model}-{dropout}-{rate}",
+            model,
+            {"model.user_options.transformer.dropout": dropout, "train.learning_rate": rate},
+            group=f"{model}-{dropout}-{rate}",
+        )
+        for model in s3rec_beauty.TRAINED
+        for dropout in DROPOUTS
+        for rate in RATES
     ]

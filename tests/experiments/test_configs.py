@@ -3,9 +3,16 @@
 import jax
 import pytest
 
-from configs import baselines_movielens, s3rec_beauty, unisrec_scientific
+from configs import (
+    baselines_movielens,
+    baselines_movielens_tuning,
+    s3rec_beauty,
+    s3rec_beauty_tuning,
+    unisrec_scientific,
+    unisrec_scientific_tuning,
+)
 from configs.movielens_100k import ARGS, get_config
-from experiments import fetch
+from experiments import fetch, table_spec
 from experiments.assemble import Assembly
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import sources
@@ -65,6 +72,28 @@ def test_studies_of_published_data_are_described(study):
         assert (method.name == "frozen") == (arg not in s3rec_beauty.TUNED)
     with pytest.raises(ValueError, match=r"unknown model of configs/s3rec_beauty.py 'ids'; did you mean 'id'"):
         study.get_config("ids")
+
+
+@pytest.mark.parametrize(
+    ("study", "tuning"),
+    [
+        (baselines_movielens, baselines_movielens_tuning),
+        (s3rec_beauty, s3rec_beauty_tuning),
+        (unisrec_scientific, unisrec_scientific_tuning),
+    ],
+)
+def test_a_study_s_table_has_its_groups_and_says_how_many_settings_were_compared(study, tuning):
+    table = table_spec.checked(study.table())
+    assert table.rows is not None
+    groups = {trial.group for trial in study.sweep()}
+    assert {group for section in table.rows for group in section} == groups == set(table.tried)
+    compared = [trial.arg for trial in tuning.sweep()]
+    assert {arg: compared.count(arg) for arg in compared} == {
+        arg: table.tried[arg] for arg in groups if arg in compared
+    }
+    for trial in tuning.sweep():
+        tuning.get_config(trial.arg).update_from_flattened_dict(dict(trial.overrides))
+    assert all(table.tried[group] == 1 for group in groups if group not in compared)
 
 
 def test_data_is_in_one_place():
