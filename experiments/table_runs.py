@@ -202,7 +202,8 @@ def _differing(a: Run, b: Run) -> list[tuple[str, str, str]]:
     # A newer version may count more.
     for key in [key for key in splits[0] if key in splits[1] and splits[0][key] != splits[1][key]]:
         found.append((f"split.{key}", str(splits[0][key]), str(splits[1][key])))
-    pair = a.metrics, b.metrics
+    # What ranks without vectors has no diversity of its lists.
+    pair = tuple([name for name in run.metrics if not name.startswith("diversity@")] for run in (a, b))
     only = [", ".join(name for name in own if name not in other) for own, other in (pair, pair[::-1])]
     if any(only):
         found.append(("metrics", f"only there: {only[0] or 'none'}", f"only there: {only[1] or 'none'}"))

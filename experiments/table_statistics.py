@@ -123,7 +123,7 @@ def statistics(table: Table, found: Found, warn: Callable[[str], None]) -> Stati
         raise ValueError(f"no row of the table has a finished run; there are: {', '.join(found.groups)}")
     runs = [run for own in groups.values() for run in own]
     check_comparable(runs)
-    table = _filled(table, runs[0])
+    table = _filled(table, runs)
     for group in [group for group in baselines if group not in groups]:
         warn(f"the baseline {group} has no finished run among the rows; nothing is compared with it")
     baselines = [group for group in baselines if group in groups]
@@ -137,17 +137,20 @@ def statistics(table: Table, found: Found, warn: Callable[[str], None]) -> Stati
     return Statistics(table, rows, comparisons, baselines)
 
 
-def _filled(table: Table, run: Run) -> Table:
-    """With the metrics that the runs have where none are named."""
+def _filled(table: Table, runs: Sequence[Run]) -> Table:
+    """With the metrics that all runs have where none are named."""
     metrics = table.metrics
+    common = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     if metrics is None:
-        usual = ["auc"] if run.pointwise else [name for name in _RANKING if name in run.metrics]
-        metrics = usual or run.metrics[:3]
+        usual = ["auc"] if runs[0].pointwise else [name for name in _RANKING if name in common]
+        metrics = usual or common[:3]
     main = table.main or ("ndcg@10" if "ndcg@10" in metrics else metrics[0])
     named = [*metrics, main, *(name for _, values, _ in table.published for name in values)]
     for name in named:
-        if name not in run.metrics:
-            raise ValueError(unknown_name("metric", name, run.metrics))
+        if lacking := [run.folder for run in runs if name in runs[0].metrics and name not in run.metrics]:
+            raise ValueError(f"metric {name!r}: {lacking[0]} has none; leave the metric or the row out")
+        if name not in common:
+            raise ValueError(unknown_name("metric", name, common))
     return table._replace(metrics=metrics, main=main)
 
 

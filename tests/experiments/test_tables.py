@@ -233,6 +233,19 @@ def test_runs_with_other_metrics_or_users_or_tasks_are_refused(tmp_path):
             table_runs.check_comparable([table_runs.read(a), table_runs.read(other)])
 
 
+def test_what_has_no_vectors_has_no_diversity_and_shares_a_table_all_the_same(tmp_path):
+    plain, more = made_up_runs.run(tmp_path / "plain"), made_up_runs.run(tmp_path / "more", rank=8)
+    result = json.loads((more / "result.json").read_text())
+    change(more, "result.json", test=result["test"] | {"diversity@20": 0.4})
+    for folders in ([plain, more], [more, plain]):
+        found = table_runs.find(folders, pytest.fail)
+        assert len(made(Table(), found).rows) == 2
+        with pytest.raises(ValueError, match=r"diversity@20'"):
+            made(Table(metrics=("diversity@20",)), found)
+    with pytest.raises(ValueError, match=r"plain has none; leave the metric or the row out"):
+        made(Table(metrics=("diversity@20",)), table_runs.find([more, plain], pytest.fail))
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

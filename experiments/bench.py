@@ -1,0 +1,44 @@
+"""Measures speed beside a peer, in one run on one machine: benchmarks, not tests.
+
+    python -m experiments.bench trials
+    python -m experiments.bench trials --json > trials.jsonl
+
+Prints a line a measurement, with --json one JSON object a line: both times, their ratio, shapes and versions. Nothing
+else should run meanwhile. docs/performance.md has figures and how to read them.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from absl import flags
+
+from experiments import command
+from experiments.benches import machine, trials
+from llm4rec_jax.registry import Registry
+
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
+
+Bench = Callable[[], Iterator[Mapping[str, Any]]]
+
+BENCHES: Registry[Bench] = Registry("benchmark")
+BENCHES["trials"] = trials.run
+
+
+def main(names: list[str]) -> None:
+    chosen = [(name, BENCHES.lookup(name)) for name in names]
+    about = machine.describe()
+    for name, bench in chosen:
+        for measured in bench():
+            if _JSON.value:
+                print(json.dumps({"bench": name, **measured, **about}), flush=True)
+            else:
+                print(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in measured.items()), flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    command.run_on(main, f"benchmark: {', '.join(BENCHES)}")
