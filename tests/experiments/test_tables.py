@@ -239,7 +239,7 @@ def test_what_has_no_vectors_has_no_diversity_and_shares_a_table_all_the_same(tm
     change(more, "result.json", test=result["test"] | {"diversity@20": 0.4})
     for folders in ([plain, more], [more, plain]):
         found = table_runs.find(folders, pytest.fail)
-        assert len(made(Table(), found).rows) == 2
+        assert len(made(Table(), found)) == 2
         with pytest.raises(ValueError, match=r"diversity@20'"):
             made(Table(metrics=("diversity@20",)), found)
     with pytest.raises(ValueError, match=r"plain has none; leave the metric or the row out"):
