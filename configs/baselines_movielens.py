@@ -57,6 +57,7 @@ ARGS = (*FITTED, *TRAINED)
 CHOSEN: dict[str, dict[str, Any]] = {
     "sasrec": {"train.learning_rate": 1e-2},
     "gru4rec": {"train.learning_rate": 1e-2},
+    "lightgcn": {"train.learning_rate": 1e-2, "model.user_options.graph.layers": 1},
 }
 
 # Settings compared on validation. Options of closed forms are the usual ones.

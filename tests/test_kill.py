@@ -17,9 +17,14 @@ ROOT = Path(__file__).parents[1]
 STEPS = 60
 
 
-def start(workdir: Path) -> subprocess.Popen[bytes]:
-    # Without the cache of compiled programs: a process that is killed while it writes to it leaves half an entry.
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+def start(workdir: Path, *, compiles: bool = False) -> subprocess.Popen[bytes]:
+    # Only a run that nobody kills writes to the cache of compiled programs: a process that is killed while it writes
+    # leaves half an entry.
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if compiles else "1e9",
+    }
     with (workdir.parent / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.killed_run", str(workdir), str(STEPS)], cwd=ROOT, env=environment, stderr=log
@@ -27,7 +32,7 @@ def start(workdir: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(workdir: Path) -> None:
-    run = start(workdir)
+    run = start(workdir, compiles=True)
     assert run.wait(600) == 0, (workdir.parent / "log.txt").read_text()
 
 

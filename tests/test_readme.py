@@ -29,7 +29,9 @@ def test_the_example_of_exchanging_adapters_runs(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/peft.md", "docs/sweeps.md", "docs/tables.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/peft.md", "docs/sweeps.md", "docs/tables.md", "docs/reproductions.md"]
+)
 def test_every_command_that_is_shown_exists(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for name in set(re.findall(r"python -m experiments\.(\w+)", text)):
