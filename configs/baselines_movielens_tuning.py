@@ -20,10 +20,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
     "two_tower": [{"model.user_options.tower.dropout": dropout} for dropout in (0.2, 0.5)],
     "bert4rec": [{"model.user_options.bidirectional.share": share} for share in (0.2, 0.4)],
     "gru4rec": [{"model.user_options.gru.dropout": dropout} for dropout in (0.2, 0.5)],
-    "lightgcn": [
-        *({"model.user_options.graph.layers": layers} for layers in (1, 2, 3)),
-        {"train.weight_decay": 1e-1},
-    ],
+    "lightgcn": [{"model.user_options.graph.layers": layers} for layers in (1, 2, 3)],
 }
 
 
