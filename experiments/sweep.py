@@ -51,15 +51,7 @@ def main() -> None:
             if len(batch) == 1:
                 entries.extend(schedule.add(batch))
             else:
-                names = ",".join(run.folder.name for run in batch)
-                joint = (
-                    "-m",
-                    "experiments.train_together",
-                    f"--workdir={workdir.resolve()}",
-                    f"--runs={names}",
-                    "--debug",
-                )
-                entries.extend(schedule.add(batch, joint))
+                entries.extend(schedule.add(batch, trials.joint_command(batch)))
         write_state(workdir, study, runs, entries)
         watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
         with watch:

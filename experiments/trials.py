@@ -168,10 +168,8 @@ def shape(config: Mapping[str, Any]) -> str:
 def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
     """The runs in their order; those not finished that one program can train are put together, at most so many.
 
-    That is those that rank, and are trained.
-
-    They differ only in what `MAY_DIFFER` lists, and start from nothing or from runs that are put
-    together as well: a batch waits for all that its runs need.
+    Those are runs that rank and are trained. They differ only in what `MAY_DIFFER` lists; a batch waits for all that
+    its runs need.
     """
     found: list[list[Run]] = []
     by_shape: dict[str, list[Run]] = {}
