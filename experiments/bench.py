@@ -1,10 +1,10 @@
 """Measures speed beside a peer, in one run on one machine: benchmarks, not tests.
 
-    python -m experiments.bench trials
-    python -m experiments.bench trials --json > trials.jsonl
+    python -m experiments.bench step
+    python -m experiments.bench step trials --json > figures.jsonl
 
 Prints a line a measurement, with --json one JSON object a line: both times, their ratio, shapes and versions. Nothing
-else should run meanwhile. docs/performance.md has figures and how to read them.
+else should run meanwhile. Peers come with the extra "bench" (`make setup-dev`). docs/performance.md has figures.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command
-from experiments.benches import machine, trials
+from experiments.benches import attention, machine, step, trials
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
@@ -22,6 +22,8 @@ _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everythin
 Bench = Callable[[], Iterator[Mapping[str, Any]]]
 
 BENCHES: Registry[Bench] = Registry("benchmark")
+BENCHES["attention"] = attention.run
+BENCHES["step"] = step.run
 BENCHES["trials"] = trials.run
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models.attention import attend
 from llm4rec_jax.registry import Registry
 
 USERS: Registry = Registry("user model")
@@ -149,9 +150,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
         """q: [B, H, heads, D / heads]; k, v: [B, S, heads, D / heads]; allowed: [B, H, S] bool."""
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-        weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, jnp.finfo(scores.dtype).min), axis=-1)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return attend(q, k, v, allowed[:, None])
 
 
 class FeedForward(nn.Module):

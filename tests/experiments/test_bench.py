@@ -1,9 +1,10 @@
 """Benchmarks say what they measured; whether it is fast is for people to read."""
 
+import numpy as np
 import pytest
 
 from experiments.bench import BENCHES
-from experiments.benches import machine, trials
+from experiments.benches import attention, machine, step, timing, trials
 from tests.experiments.commands import command
 
 
@@ -13,11 +14,41 @@ def test_an_unknown_benchmark_is_named():
     assert "unknown benchmark 'trails'; did you mean 'trials'?" in done.stderr
 
 
+def test_sides_are_timed_by_turns():
+    calls = []
+    times = timing.interleaved({"ours": lambda: calls.append("a"), "peer": lambda: calls.append("b")}, 3, warm=1)
+    assert "".join(calls) == "abbaabba"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"ours": 3, "peer": 3}
+
+
+def test_a_ratio_says_how_many_times_as_long_the_peer_takes():
+    figures = timing.summary({"ours": np.array([1.0, 2.0, 3.0]), "torch": np.array([2.0, 4.0, 9.0])})
+    assert figures["ours_s"] == 2.0
+    assert figures["torch_quartiles_s"] == [3.0, 6.5]
+    assert figures["ratio_torch"] == 2.0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_is_what_its_equation_says(backward):
+    measured = attention.measure(2, 5, backward, repeats=1)
+    assert measured["largest_difference"] < 1e-5
+    assert {"ratio_equation", "ratio_torch"} < set(measured)
+
+
+@pytest.mark.parametrize("method", step.METHODS)
+def test_both_sides_of_a_step_compute_the_same(method):
+    measured = step.measure(method, texts=6, length=8, repeats=1)
+    assert measured["parity_vectors"] < 1e-5
+    assert measured["parity_loss"] < 1e-5
+    assert measured["parity_gradients"] < 1e-4
+    assert measured["ratio_torch"] == pytest.approx(measured["torch_s"] / measured["ours_s"])
+
+
 def test_a_measurement_says_what_it_was_made_on():
     about = machine.describe()
     assert set(about["versions"]) == set(machine.PACKAGES)
     assert about["cores"] >= 1
-    assert set(BENCHES) == {"trials"}
+    assert set(BENCHES) == {"attention", "step", "trials"}
 
 
 @pytest.mark.long

@@ -1,0 +1,81 @@
+"""The peer of the encoder's benchmarks: transformers' BERT with scaled dot-product attention, and peft's LoRA."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft as hf
+import torch
+from transformers import BertModel
+
+from llm4rec_jax.models.pretrained import flatten, to_torch_name
+from llm4rec_jax.peft.hf_adapter import torch_name
+
+
+def load(folder: Path) -> BertModel:
+    """The encoder without its pooler, no dropout."""
+    return BertModel.from_pretrained(
+        folder,
+        attn_implementation="sdpa",
+        add_pooling_layer=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
+    """peft's LoRA over query and value with our arrays."""
+    rank = next(iter(delta.values()))["a"].shape[1]
+    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"])
+    adapted = hf.get_peft_model(model, config)
+    arrays = dict(adapted.named_parameters())
+    for path, array in flatten(delta).items():
+        arrays[lora_name(path)].data.copy_(torch.tensor(np.asarray(array).T))
+    return adapted
+
+
+def lora_name(path: str) -> str:
+    """peft's name of `layer_3/attention/query/a`, whose array is the transpose of ours."""
+    site, _, leaf = path.rpartition("/")
+    return f"base_model.model.{torch_name(site)}.lora_{leaf.upper()}.default.weight"
+
+
+class Step:
+    """A training step: forward, in-batch softmax, backward, fused AdamW."""
+
+    def __init__(self, folder: Path, method: str, delta: Any, rate: float, temperature: float) -> None:
+        model = load(folder)
+        self._paths, self._temperature = list(flatten(delta)), temperature
+        self._name_of = lora_name if method == "lora" else to_torch_name
+        self._model = with_lora(model, delta) if method == "lora" else model
+        self._model.train()
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
+
+    def _loss(self, ids: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        kept = torch.from_numpy(mask).long()
+        states = self._model(input_ids=torch.from_numpy(ids).long(), attention_mask=kept).last_hidden_state
+        weights = kept[..., None].to(states.dtype)
+        vectors = (states * weights).sum(1) / weights.sum(1)
+        half = len(ids) // 2
+        scores = vectors[:half] @ vectors[half:].T / self._temperature
+        return torch.nn.functional.cross_entropy(scores, torch.arange(half)), vectors
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> None:
+        loss, _ = self._loss(ids, mask)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def probe(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+        """Vectors, loss and gradients by our names and in our shapes."""
+        loss, vectors = self._loss(ids, mask)
+        loss.backward()
+        arrays = dict(self._model.named_parameters())
+        grads = {}
+        for path in self._paths:
+            grad = arrays[self._name_of(path)].grad
+            assert grad is not None
+            grads[path] = (grad.T if path.endswith(("/kernel", "/a", "/b")) else grad).numpy().copy()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {"vectors": vectors.detach().numpy(), "loss": float(loss.detach()), "grads": grads}
