@@ -136,7 +136,9 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.log_every = 2 if tuned else 12
     train.checkpoint_every = 6 if tuned else 60
 
-    config.mesh = ConfigDict({"model": 1})
+    # Devices over which the encoder's matrices and the tables of ids are cut; with fsdp, all parameters and optimizer
+    # states are cut over the others too. See docs/scaling.md.
+    config.mesh = ConfigDict({"model": 1, "fsdp": False})
     config.lock()
     return config
 

@@ -221,12 +221,15 @@ class Assembly:
 
     @cached_property
     def rules(self) -> sharding.Rules:
-        axis = self.config.mesh.model
-        if axis == 1 or not self.reads_text:
-            return ()
-        # A vocabulary that the axis does not divide stays whole on every device.
-        whole = self._pretrained[0].config.vocab_size % axis
-        return [rule for rule in sharding.BERT_RULES if not (whole and "embedding" in rule[0])]
+        """What is cut over the model axis, and over the data axis when the run is fully sharded."""
+        mesh, users = self.config.mesh, self.config.model.users
+        rules: list[Any] = []
+        if mesh.model > 1:
+            rules += sharding.BERT_RULES if self.reads_text else ()
+            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
+            rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
+        # Runs of before have no such key.
+        return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp", False) else rules
 
     @cached_property
     def scorer(self) -> RecommenderScorer:

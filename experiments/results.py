@@ -80,7 +80,10 @@ def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
 
 def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:
     """The best checkpoint of a finished run: (assembly, parameters, delta)."""
-    assembly = Assembly(run_folder.config_of(workdir))
+    config: Any = run_folder.config_of(workdir)
+    # It was trained on some devices, and is looked at on any.
+    config.mesh.model = 1
+    assembly = Assembly(config)
     run_folder.check_data(assembly, workdir)
     trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0))
     checkpoints = Checkpoints(workdir, digest(frozen["params"]))

@@ -54,6 +54,8 @@ def read(path: Path) -> Any:
 def open_for(config: ConfigDict, workdir: Path) -> None:
     """Makes the folder of a run, or finds that of the same run.
 
+    `config.mesh` says over what devices a run is laid out, not what it is: one laid out otherwise goes on.
+
     Raises:
       RunFolderError: the folder belongs to a run with another configuration; the message says where they differ.
     """
@@ -64,11 +66,12 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
         write(file, asked)
         return
     held = read(file)
-    differing = sorted(_differing(asked, held))
-    if differing and not _has_trained(workdir):
-        # It never came to training, so nothing is lost.
-        write(file, asked)
-    elif differing:
+    differing = sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None}))
+    if not differing or not _has_trained(workdir):
+        # What never came to training is not lost.
+        if asked != held:
+            write(file, asked)
+    else:
         raise RunFolderError(
             f"{workdir} holds a run with another configuration; they differ in {', '.join(differing)}. Give another "
             "--workdir, or remove that one"

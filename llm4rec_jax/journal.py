@@ -95,18 +95,16 @@ class Journal:
     def program(self, step: int, number: int, compiled: jax.stages.Compiled) -> None:
         """Records what the compiler says that a program of the training step costs, on one device.
 
-        FLOPs a step, and the bytes of arguments, outputs and temporary arrays at once.
+        FLOPs a step, and the bytes of arguments, outputs and temporary arrays at once; those of the arguments apart,
+        which are parameters, optimizer states and a batch.
         """
         costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-        used = 0
+        used = arguments = 0
         if memory is not None:
-            used = (
-                memory.argument_size_in_bytes
-                + memory.output_size_in_bytes
-                + memory.temp_size_in_bytes
-                - memory.alias_size_in_bytes
-            )
-        self.record("program", step, {"number": number, "flops": costs.get("flops", 0.0), "bytes": used})
+            arguments = memory.argument_size_in_bytes
+            used = arguments + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        figures = {"number": number, "flops": costs.get("flops", 0.0), "bytes": used, "arguments": arguments}
+        self.record("program", step, figures)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

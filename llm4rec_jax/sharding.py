@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -11,7 +11,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import NOWHERE, Batch
 
-Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec]]"
+
+class Spread(NamedTuple):
+    """What a rule says where the axis is not its concern: the longest one that the mesh axis divides is cut over it.
+
+    It adds to what the PartitionSpec of another rule cuts. An array without such an axis stays whole.
+
+    Attributes:
+      axis: of the mesh.
+      smallest: arrays of fewer elements stay whole: to bring the parts together would take longer than they are worth.
+    """
+
+    axis: str
+    smallest: int = 1
+
+
+Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | Spread]]"
 
 # Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
 # those out of them by row, embeddings by vocabulary.
@@ -19,8 +34,15 @@ BERT_RULES: Rules = (
     (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
     (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/bias", PartitionSpec("model")),
     (r".*layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
-    (r".*/word/embedding", PartitionSpec("model", None)),
+    # A vocabulary that the devices do not divide is cut by width.
+    (r".*/word/embedding", Spread("model")),
 )
+# Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
+ITEM_RULE = (r".*/ids/embedding", Spread("model"))
+PEOPLE_RULE = (r".*/users/(table/embedding|user|item)", Spread("model"))
+# Fully sharded (Rajbhandari et al. 2020, ZeRO stage 3, arXiv 1910.02054): every device that has examples of its own
+# holds a part of every array of size, and XLA gathers what a layer needs when it needs it.
+FULLY_SHARDED = (r".*", Spread("data", smallest=2**12))
 
 
 def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -42,22 +64,54 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def specs(tree: Any, rules: Rules) -> Any:
-    """The PartitionSpec of every array: that of the first rule whose regex matches its path in full, else replicated.
+def specs(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
+    """The PartitionSpec of every array, by the rules whose regex matches its path in full.
+
+    The first PartitionSpec that matches decides; with none, an array is replicated. Each `Spread` that matches cuts
+    one axis more.
+
+    Args:
+      tree: of arrays, or of their shapes.
+      mesh, rules: what the specs are for.
+      strict: False for what follows parameters without being like them, as optimizer states do: a PartitionSpec cuts
+        of it what can be cut, and a rule may match nothing.
 
     Raises:
-      ValueError: a rule matches no array; the message lists what exists.
+      ValueError: a rule matches no array (the message lists what exists), or the mesh does not divide an axis.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    for pattern, _ in rules:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = [path_name(path) for path, _ in leaves]
+    for pattern, _ in rules if strict else ():
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(f"sharding rule {pattern!r} matches no parameter; there are: {', '.join(names)}")
+    return structure.unflatten(
+        _spec(name, np.shape(array), mesh, rules, strict) for name, (_, array) in zip(names, leaves, strict=True)
+    )
 
-    def spec(path: tuple[Any, ...], _: Any) -> PartitionSpec:
-        name = path_name(path)
-        return next((s for pattern, s in rules if re.fullmatch(pattern, name)), PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(spec, tree)
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, strict: bool) -> PartitionSpec:
+    matching = [rule for pattern, rule in rules if re.fullmatch(pattern, name)]
+    first = next((rule for rule in matching if isinstance(rule, PartitionSpec)), PartitionSpec())
+    axes: list[Any] = [None] * len(shape)
+    for i, (size, axis) in enumerate(zip(shape, first, strict=False)):
+        if axis is None or size % mesh.shape[axis] == 0:
+            axes[i] = axis
+        elif strict:
+            raise ValueError(
+                f"{name} has an axis of {size}, which the {mesh.shape[axis]} devices of the mesh axis {axis!r} do not "
+                "divide: change the rule or the mesh"
+            )
+    for rule in matching:
+        if isinstance(rule, Spread) and rule.axis not in axes and np.prod(shape) >= rule.smallest:
+            fitting = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape[rule.axis] == 0]
+            if fitting:
+                axes[max(fitting, key=lambda i: shape[i])] = rule.axis
+    return PartitionSpec(*axes)
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
+    """Where each array of a tree belongs; see `specs`."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh, rules, strict))
 
 
 def put(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -68,19 +122,9 @@ def put(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
 
-def place(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-    """The tree on the mesh as the rules have it. An axis that the mesh axis does not divide is a ValueError."""
-
-    def placed(path: tuple[Any, ...], array: Any, spec: PartitionSpec) -> Any:
-        for size, axis in zip(np.shape(array), spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise ValueError(
-                    f"{path_name(path)} has an axis of {size}, which the {mesh.shape[axis]} devices of the mesh axis "
-                    f"{axis!r} do not divide: change the rule or the mesh"
-                )
-        return put(array, NamedSharding(mesh, spec))
-
-    return jax.tree_util.tree_map_with_path(placed, tree, specs(tree, rules))
+def place(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
+    """The tree on the mesh as the rules have it; see `specs`."""
+    return jax.tree.map(put, tree, shardings(tree, mesh, rules, strict))
 
 
 def fetch(array: jax.Array) -> np.ndarray:

@@ -155,7 +155,7 @@ def train_together(
     chosen: Loss = LOSSES.lookup(loss)
     first, many = runs[0], len(runs) > 1
     if many and (rules or jax.process_count() > 1):
-        raise ValueError("several runs are trained together in one process and without a model axis: train them apart")
+        raise ValueError("several runs are trained together in one process and with whole parameters: train them apart")
     for run in runs:
         check(run.split, loss, chosen, num_negatives, label_threshold, metric, ks)
     parts = [separate(method, run.params, jax.random.fold_in(jax.random.key(run.seed), 1)) for run in runs]
@@ -164,11 +164,8 @@ def train_together(
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
     trainable = stack([jax.tree.map(jnp.copy, own) for own, _ in parts])
     initial = jax.tree.map(np.asarray, trainable)
-    if rules:
-        both = sharding.place({"frozen": frozen["params"], "trainable": trainable}, mesh, rules)
-        frozen["params"], trainable = both["frozen"], both["trainable"]
-    else:
-        frozen["params"], trainable = sharding.place(frozen["params"], mesh), sharding.place(trainable, mesh)
+    both = sharding.place({"frozen": frozen["params"], "trainable": trainable}, mesh, rules)
+    frozen["params"], trainable = both["frozen"], both["trainable"]
     one = parts[0][0]
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
@@ -254,6 +251,8 @@ def train_together(
         frozen["text"] = scorer.text(weights, one["delta"])
     if cached:
         frozen["states"] = scorer.states(weights, one["delta"], level)
+    constants = {"frozen": {name: frozen[name] for name in ("text", "states")}}
+    frozen |= sharding.place(constants, mesh, rules, strict=False)["frozen"]
 
     setting = sharding.place(settings(runs), mesh)
     axes: Any = None
@@ -261,12 +260,16 @@ def train_together(
         # Every run has the whole catalogue in its batches: it is held once, like what is frozen.
         whole = chosen.negatives == "catalogue"
         axes = Batch._make(None if whole and name in ("items", "tokens", "candidates") else 0 for name in Batch._fields)
-        state = jax.jit(jax.vmap(start))(setting, trainable)
-        step_function = jax.jit(jax.vmap(update, in_axes=(None, 0, 0, axes)), donate_argnums=2)
-    else:
-        state = jax.jit(start)(setting, trainable)
-        step_function = jax.jit(update, donate_argnums=2)
-    state = jax.tree.map(lambda a: a if a.committed else sharding.put(a, replicated), state)
+    begin = jax.vmap(start) if many else start
+    # Moments of the optimizer lie where their parameters do, and stay there from step to step.
+    layout = sharding.shardings(jax.eval_shape(begin, setting, trainable), mesh, rules, strict=False)
+    layout["trainable"] = jax.tree.map(lambda a: a.sharding, trainable)
+    state = jax.jit(begin, out_shardings=layout)(setting, trainable)
+    step_function = jax.jit(
+        jax.vmap(update, in_axes=(None, 0, 0, axes)) if many else update,
+        donate_argnums=2,
+        out_shardings=(layout, replicated),
+    )
 
     # ---------------------------------------------------------------------------------------------------------- resume
     every_run = range(len(runs))

@@ -38,10 +38,10 @@ def test_the_first_rule_that_matches_in_full_decides():
         (r".*/kernel", PartitionSpec("model")),
         (r"layer_0/query/.*", PartitionSpec("data")),
     )
-    assert specs(TREE, rules) == {
+    assert specs(TREE, make_mesh(2), rules) == {
         "layer_0": {
             "query": {"kernel": PartitionSpec(None, "model"), "bias": PartitionSpec("data")},
-            "norm": PartitionSpec(),
+            "norm": PartitionSpec(None),
         }
     }
 
@@ -50,7 +50,7 @@ def test_the_first_rule_that_matches_in_full_decides():
 def test_a_rule_that_matches_nothing_lists_what_there_is(rule):
     message = f"rule {rule!r} matches no parameter; there are: layer_0/norm, layer_0/query/bias, layer_0/query/kernel"
     with pytest.raises(ValueError, match=re.escape(message)):
-        specs(TREE, ((r".*/kernel", PartitionSpec()), (rule, PartitionSpec("model"))))
+        specs(TREE, make_mesh(), ((r".*/kernel", PartitionSpec()), (rule, PartitionSpec("model"))))
 
 
 def test_arrays_are_cut_as_the_rules_say():

@@ -163,7 +163,7 @@ def test_what_cannot_be_trained_together(split, text, tmp_path):
     runs = [Run(start, split, tmp_path / "a"), Run(other, split, tmp_path / "b")]
     with pytest.raises(ValueError, match="do not share what is frozen"):
         train_together(model, chosen, runs, **OPTIONS, tokens=tokens, mesh=mesh())
-    with pytest.raises(ValueError, match="without a model axis"):
+    with pytest.raises(ValueError, match="with whole parameters"):
         train_together(model, chosen, runs, **OPTIONS, tokens=tokens, mesh=mesh(2), rules=sharding.BERT_RULES)
     with pytest.raises(TypeError, match="learning_rat"):
         train(model, chosen, start, split, tmp_path / "c", learning_rat=1.0)
