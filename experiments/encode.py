@@ -23,7 +23,7 @@ def main() -> None:
     if out.suffix != ".npy" or not out.parent.is_dir():
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
     assembly, scorer = restored_scorer(command.workdir())
-    vectors = np.asarray(scorer.contexts(), np.float32)
+    vectors = scorer.contexts().astype(np.float32)
     scratch = out.with_suffix(".tmp.npy")
     np.save(scratch, vectors)
     os.replace(scratch, out)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
@@ -51,7 +50,7 @@ def recommend(scorer: Scorer, history: Sequence[int], k: int, user: int) -> list
     # The history stands in the row of its user; everybody else's is empty.
     offsets = np.array([0] * (user + 1) + [len(read)], np.int64)
     profile = scorer.profiles(contexts, Sequences(offsets, read, None, None), np.array([user]))
-    scores = np.array(jax.jit(pairs)(params, profile, jnp.asarray(contexts))[0], np.float32)
+    scores = np.array(jax.jit(pairs)(params, profile, contexts)[0], np.float32)
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are NaN or infinite: the model has diverged")
     scores[read] = -np.inf

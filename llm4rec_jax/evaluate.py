@@ -72,7 +72,7 @@ def evaluate(
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
         # One number an item, as counts are, has no direction that could differ.
         if contexts.shape[1] > 1:
-            diversity = metrics.intra_list_diversity(found.lists[users], np.asarray(contexts))
+            diversity = metrics.intra_list_diversity(found.lists[users], contexts)
             summary[f"diversity@{max(ks)}"] = diversity
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
     counts = np.diff(targets.offsets)[users]

@@ -1,11 +1,12 @@
-"""Exact ranks over the whole catalogue, counted in chunks on the device.
+"""Exact ranks over the whole catalogue, counted where its vectors are.
 
-Scores are computed in tiles of one fixed shape, whatever the chunk, the batch or the number of devices: a matrix
-product of another shape may add in another order, and a rank must not depend on that. Chunks and batches are made of
-whole tiles.
+The catalogue is cut over the devices: a rank is one more than a sum of counts, so each counts over its own items, and
+the best lists of each are merged. Scores are computed in tiles of one fixed shape, whatever the chunk, the batch or the
+number of devices: a matrix product of another shape may add in another order, and a rank must not depend on that.
+Chunks, batches and the parts of devices are made of whole tiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm4rec_jax.data.batches import bucket
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.metrics import Ranks
-from llm4rec_jax.sharding import fetch
+from llm4rec_jax.sharding import fetch, put
 
 USER_TILE, ITEM_TILE = 128, 1024
 
@@ -43,11 +44,57 @@ class Ranking(NamedTuple):
     repeated: int
 
 
+class _Grid(NamedTuple):
+    """How users and items lie on the devices.
+
+    Attributes:
+      mesh: of the axes "user" and "item": the catalogue is cut as far as it has tiles, what devices are left share the
+        users.
+      part: items of a device, padding included.
+      width: items that it scores at a time.
+    """
+
+    mesh: Mesh
+    part: int
+    width: int
+
+    @property
+    def chunks(self) -> int:
+        return self.part // self.width
+
+    def sharding(self, *axes: str) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def lay(self, table: np.ndarray) -> jax.Array:
+        """A table of the catalogue [I, …] as [parts, part, …], each device being given its own rows."""
+        shape = (self.mesh.shape["item"], self.part, *table.shape[1:])
+
+        def rows(index: tuple[slice, ...]) -> np.ndarray:
+            found = np.zeros((1, *shape[1:]), table.dtype)
+            (number, *_) = range(shape[0])[index[0]]
+            own = table[number * self.part : (number + 1) * self.part]
+            found[0, : len(own)] = own
+            return found
+
+        return jax.make_array_from_callback(shape, self.sharding("item"), rows)
+
+
+def grid(mesh: Mesh, num_items: int, chunk: int) -> _Grid:
+    """All devices of a mesh, for a catalogue of so many items; at most `chunk` at a time, or one tile."""
+    tiles = -(-num_items // ITEM_TILE)
+    parts = max(n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and n <= max(tiles, 1))
+    own = -(-tiles // parts)
+    chunks = -(-own // -(-chunk // ITEM_TILE))
+    width = -(-own // chunks)
+    over = Mesh(mesh.devices.reshape(-1, parts), ("user", "item"))
+    return _Grid(over, chunks * width * ITEM_TILE, width * ITEM_TILE)
+
+
 def rank(
     pairs: Pairs,
     params: Any,
-    profiles: Callable[[np.ndarray], jax.Array],
-    contexts: jax.Array,
+    profiles: Callable[[np.ndarray], np.ndarray],
+    contexts: np.ndarray,
     *,
     history: Sequences,
     targets: Sequences,
@@ -63,12 +110,13 @@ def rank(
     Args:
       pairs, params: the scoring head; the same function object each time, so that it is compiled once.
       profiles: user rows [n] to profiles [n, D].
-      contexts: [I, D].
+      contexts: [I, D], on the host: each device is given its part.
       history, targets: by user; a target that is not a candidate is a ValueError.
       candidates: [I] bool, the items that are ranked.
-      mesh: users are split over its data axis.
-      batch_size, chunk: users and items at a time; memory is 4 bytes times their product, a few times over. Rounded up
-        to whole tiles. No result depends on them.
+      mesh: the devices.
+      batch_size, chunk: users at a time, and items that a device scores at a time; its memory is 4 bytes times their
+        product, a few times over, beside its part of the contexts. Rounded up to whole tiles. No result depends on
+        them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
 
@@ -83,13 +131,10 @@ def rank(
             f"{outside.sum()} targets are not among the candidates, the first being item {targets.items[outside][0]}"
         )
     masked_user, masked_item, repeated = _masked(history, targets, num_items)
-    shards = mesh.shape["data"]
+    cut = grid(mesh, num_items, chunk)
+    shards = cut.mesh.shape["user"]
     step = -(-batch_size // (USER_TILE * shards)) * USER_TILE * shards
-    tiles = -(-num_items // ITEM_TILE)
-    chunk_tiles = min(-(-chunk // ITEM_TILE), tiles)
-    contexts = jnp.pad(contexts, ((0, tiles * ITEM_TILE - num_items), (0, 0)))
-    contexts = jax.device_put(contexts, NamedSharding(mesh, PartitionSpec()))
-    allowed = np.pad(candidates, (0, tiles * ITEM_TILE - num_items))
+    table, allowed = cut.lay(contexts), cut.lay(candidates)
 
     greater, equal = np.zeros(len(targets.items), np.int64), np.zeros(len(targets.items), np.int64)
     lists = np.full((len(counts), top), -1, np.int32) if top else None
@@ -97,29 +142,23 @@ def rank(
         rows = users[start : start + step]
         # The last batch repeats its last user, who is dropped again below.
         padded = np.concatenate([rows, np.full(step - len(rows), rows[-1])])
-        vectors = jax.device_put(profiles(padded), NamedSharding(mesh, PartitionSpec("data")))
-        width = max(int(counts[rows].max()), 1)
-        column = np.arange(bucket(width) if width > 1 else 1)
+        vectors = put(profiles(padded), cut.sharding("user"))
+        most = max(int(counts[rows].max()), 1)
+        column = np.arange(bucket(most) if most > 1 else 1)
         inside = (column < counts[padded][:, None]) & (np.arange(step) < len(rows))[:, None]
         at = np.where(inside, targets.offsets[padded][:, None] + column, 0)
         wanted = targets.items[at] if len(targets.items) else at
 
-        own = _own(pairs, mesh, params, vectors, contexts, wanted)
-        more = same = jnp.zeros(wanted.shape, jnp.int32)
-        best = (jnp.full((step, top), -jnp.inf), jnp.full((step, top), -1, jnp.int32))
-        not_finite = jnp.zeros(step, jnp.int32)
-        for first in range(0, tiles, chunk_tiles):
-            low, high = first * ITEM_TILE, min(first + chunk_tiles, tiles) * ITEM_TILE
-            scores, bad = _scores(pairs, mesh, params, vectors, contexts[low:high], allowed[low:high])
-            not_finite += bad
-            scores = _mask(scores, *_places(padded, masked_user, masked_item, low, high))
-            more, same = _count(more, same, scores, own, wanted - low)
-            if top:
-                best = _best(*best, scores, low)
-        _check_finite(fetch(not_finite)[: len(rows)], rows)
-        greater[at[inside]], equal[at[inside]] = fetch(more)[inside], fetch(same)[inside]
+        own = _own(pairs, cut, params, vectors, contexts, wanted)
+        found = _start(cut, own, top)
+        seen = _places(padded, masked_user, masked_item, cut)
+        for number, (row, place) in enumerate(seen):
+            found = _chunk(pairs, cut, params, found, vectors, table, allowed, own, wanted, row, place, number)
+        more, same, bad, best = (fetch(a) for a in _together(found))
+        _check_finite(bad[: len(rows)], rows)
+        greater[at[inside]], equal[at[inside]] = more[inside], same[inside]
         if lists is not None:
-            lists[rows] = fetch(best[1])[: len(rows)]
+            lists[rows] = best[: len(rows)]
 
     masked = np.bincount(masked_user[candidates[masked_item]], minlength=len(counts))
     ranked = np.where(counts > 0, candidates.sum() - masked, 0)
@@ -140,28 +179,45 @@ def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.
 
 
 def _places(
-    users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, low: int, high: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row in `users` and column from `low` of what is masked in [low, high), padded to a bucket with places outside."""
+    users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, cut: _Grid
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """What is masked for these users, chunk by chunk: rows and columns [shards, parts, P] of each device's scores.
+
+    They are padded to a bucket with places outside.
+    """
+    shards, parts = cut.mesh.shape["user"], cut.mesh.shape["item"]
     starts, stops = np.searchsorted(masked_user, users), np.searchsorted(masked_user, users, side="right")
     lengths = stops - starts
     row = np.repeat(np.arange(len(users)), lengths)
     at = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(row))
-    item = masked_item[at]
-    keep = (item >= low) & (item < high)
-    row, column = row[keep], item[keep] - low
-    padding = (0, bucket(max(len(row), 1)) - len(row))
-    return np.pad(row, padding, constant_values=len(users)), np.pad(column, padding, constant_values=high - low)
+    part, item = np.divmod(masked_item[at], cut.part)
+    chunk, column = np.divmod(item, cut.width)
+    shard, row = np.divmod(row, len(users) // shards)
+    cell = (chunk * shards + shard) * parts + part
+    order = np.argsort(cell, kind="stable")
+    row, column, cell = row[order], column[order], cell[order]
+    ends = np.searchsorted(cell, np.arange(cut.chunks * shards * parts + 1))
+    nth = np.arange(len(cell)) - ends[cell]
+    for number in range(cut.chunks):
+        first, last = number * shards * parts, (number + 1) * shards * parts
+        here = slice(ends[first], ends[last])
+        size = bucket(max(int(np.diff(ends[first : last + 1]).max()), 1))
+        places = []
+        for values, outside in ((row, len(users)), (column, cut.width)):
+            table = np.full((shards * parts, size), outside, np.int32)
+            table[cell[here] - first, nth[here]] = values[here]
+            places.append(put(table.reshape(shards, parts, size), cut.sharding("user", "item")))
+        yield places[0], places[1]
 
 
 def _own(
-    pairs: Pairs, mesh: Mesh, params: Any, vectors: jax.Array, contexts: jax.Array, wanted: np.ndarray
+    pairs: Pairs, cut: _Grid, params: Any, vectors: jax.Array, contexts: np.ndarray, wanted: np.ndarray
 ) -> jax.Array:
     """The scores of the items wanted by each user [B, T]: those items are a small catalogue of their own."""
     items, place = np.unique(wanted, return_inverse=True)
     items = np.pad(items, (0, bucket(len(items), ITEM_TILE) - len(items)))
-    scores, _ = _scores(pairs, mesh, params, vectors, contexts[items], np.ones(len(items), bool))
-    return jnp.take_along_axis(scores, place.reshape(wanted.shape), axis=1)
+    few, where = put(contexts[items], cut.sharding()), put(place.reshape(wanted.shape), cut.sharding("user"))
+    return _scores_at(pairs, cut, params, vectors, few, where)
 
 
 def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
@@ -172,35 +228,122 @@ def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("pairs", "mesh"))
-def _scores(
-    pairs: Pairs, mesh: Mesh, params: Any, profiles: jax.Array, contexts: jax.Array, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Scores [B, N], -inf where an item is not allowed, and how many of each user's are not finite [B]."""
+def _scores(pairs: Pairs, params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+    """Scores [B, N] of what is on one device, tile by tile."""
+    users = profiles.reshape(-1, USER_TILE, profiles.shape[-1])
+    items = contexts.reshape(-1, ITEM_TILE, contexts.shape[-1])
+    # float32 all through: the default of some devices rounds the factors, which makes ties.
+    with jax.default_matmul_precision("highest"):
+        tiles = jax.lax.map(lambda u: jax.lax.map(lambda i: pairs(params, u, i).astype(jnp.float32), items), users)
+    return tiles.transpose(0, 2, 1, 3).reshape(profiles.shape[0], contexts.shape[0])
 
-    def local(params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        users = profiles.reshape(-1, USER_TILE, profiles.shape[-1])
-        items = contexts.reshape(-1, ITEM_TILE, contexts.shape[-1])
-        # float32 all through: the default of some devices rounds the factors, which makes ties.
-        with jax.default_matmul_precision("highest"):
-            tiles = jax.lax.map(lambda u: jax.lax.map(lambda i: pairs(params, u, i).astype(jnp.float32), items), users)
-        return tiles.transpose(0, 2, 1, 3).reshape(profiles.shape[0], contexts.shape[0])
 
-    data = PartitionSpec("data")
-    replicated = PartitionSpec()
-    scores = jax.shard_map(local, mesh=mesh, in_specs=(replicated, data, replicated), out_specs=data, check_vma=False)(
-        params, profiles, contexts
+_USER, _ITEM, _BOTH, _PLACES, _WHOLE = (
+    PartitionSpec(*axes) for axes in (("user",), ("item",), ("item", "user"), ("user", "item"), ())
+)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _scores_at(
+    pairs: Pairs, cut: _Grid, params: Any, profiles: jax.Array, contexts: jax.Array, place: jax.Array
+) -> jax.Array:
+    """Scores of each user at places [B, T] of contexts [N, D] that every device has."""
+
+    def local(params: Any, profiles: jax.Array, contexts: jax.Array, place: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(_scores(pairs, params, profiles, contexts), place, axis=1)
+
+    return jax.shard_map(
+        local, mesh=cut.mesh, in_specs=(_WHOLE, _USER, _WHOLE, _USER), out_specs=_USER, check_vma=False
+    )(params, profiles, contexts, place)
+
+
+class _Found(NamedTuple):
+    """What each device has found in its own items so far.
+
+    Attributes:
+      more, same: [parts, B, T] scores above the target's, and equal to it.
+      bad: [parts, B] scores that are not finite.
+      values, items: [parts, B, K] its best.
+    """
+
+    more: jax.Array
+    same: jax.Array
+    bad: jax.Array
+    values: jax.Array
+    items: jax.Array
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _start(cut: _Grid, own: jax.Array, top: int) -> _Found:
+    parts, (users, targets) = cut.mesh.shape["item"], own.shape
+    nothing = _Found(
+        jnp.zeros((parts, users, targets), jnp.int32),
+        jnp.zeros((parts, users, targets), jnp.int32),
+        jnp.zeros((parts, users), jnp.int32),
+        jnp.full((parts, users, top), -jnp.inf),
+        jnp.full((parts, users, top), -1, jnp.int32),
     )
-    not_finite = (~jnp.isfinite(scores) & allowed).sum(-1)
-    return jnp.where(allowed, scores, -jnp.inf), not_finite
+    return jax.lax.with_sharding_constraint(nothing, cut.sharding("item", "user"))
 
 
-@partial(jax.jit, donate_argnums=0)
-def _mask(scores: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    return scores.at[row, column].set(-jnp.inf, mode="drop")
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _chunk(
+    pairs: Pairs,
+    cut: _Grid,
+    params: Any,
+    found: _Found,
+    profiles: jax.Array,
+    contexts: jax.Array,
+    allowed: jax.Array,
+    own: jax.Array,
+    wanted: jax.Array,
+    row: jax.Array,
+    column: jax.Array,
+    number: jax.Array | int,
+) -> _Found:
+    """Counts over the chunk of this number of every device's items."""
+
+    def local(
+        params: Any,
+        found: _Found,
+        profiles: jax.Array,
+        contexts: jax.Array,
+        allowed: jax.Array,
+        own: jax.Array,
+        wanted: jax.Array,
+        row: jax.Array,
+        column: jax.Array,
+        number: jax.Array,
+    ) -> _Found:
+        more, same, bad, values, items = (a[0] for a in found)
+        within = number * cut.width
+        first = jax.lax.axis_index("item") * cut.part + within
+        ranked = jax.lax.dynamic_slice_in_dim(allowed[0], within, cut.width)
+        scores = _scores(pairs, params, profiles, jax.lax.dynamic_slice_in_dim(contexts[0], within, cut.width))
+        bad += (~jnp.isfinite(scores) & ranked).sum(-1)
+        scores = jnp.where(ranked, scores, -jnp.inf)
+        scores = scores.at[row[0, 0], column[0, 0]].set(-jnp.inf, mode="drop")
+        more, same = _count(more, same, scores, own, wanted - first)
+        if items.shape[1]:
+            values, items = _best(values, items, scores, first)
+        return _Found(*(a[None] for a in (more, same, bad, values, items)))
+
+    specs = (_WHOLE, _BOTH, _USER, _ITEM, _ITEM, _USER, _USER, _PLACES, _PLACES, _WHOLE)
+    return jax.shard_map(local, mesh=cut.mesh, in_specs=specs, out_specs=_BOTH, check_vma=False)(
+        params, found, profiles, contexts, allowed, own, wanted, row, column, jnp.asarray(number)
+    )
 
 
 @jax.jit
+def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of all devices: more and same [B, T], bad [B], and the best items [B, K]; of equal scores the earlier one."""
+    top = found.items.shape[2]
+    values, items = (a.transpose(1, 0, 2).reshape(a.shape[1], -1) for a in (found.values, found.items))
+    values, order = jax.lax.top_k(values, top)
+    items = jnp.where(values == -jnp.inf, -1, jnp.take_along_axis(items, order, axis=1))
+    return found.more.sum(0), found.same.sum(0), found.bad.sum(0), items
+
+
 def _count(
     more: jax.Array, same: jax.Array, scores: jax.Array, own: jax.Array, column: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -217,8 +360,7 @@ def _count(
     return more + above.T - (within & (itself > own)), same + level.T - (within & (itself == own))
 
 
-@jax.jit
-def _best(values: jax.Array, items: jax.Array, scores: jax.Array, low: int) -> tuple[jax.Array, jax.Array]:
+def _best(values: jax.Array, items: jax.Array, scores: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Merges the chunk into the running lists [B, K]; of equal scores the earlier item comes first."""
     top = min(values.shape[1], scores.shape[1])
     new_values, new_items = jax.lax.top_k(scores, top)

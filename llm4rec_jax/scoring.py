@@ -1,7 +1,8 @@
 """Contexts of a whole catalogue and profiles of all users, as evaluation and recommendation need them.
 
 Everything is computed in tiles of one fixed shape, so that a vector does not depend on what else is computed with it,
-on how many devices, or in which batch.
+on how many devices, or in which batch. Vectors go to the host block by block as they are computed, so that no device
+ever holds those of a whole catalogue: of a table of vectors it is given the part that it works on.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,9 +21,12 @@ from llm4rec_jax.models.graph import LightGcn
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.models.users import User
 from llm4rec_jax.peft.core import Peft, forward
-from llm4rec_jax.peft.sites import Delta, Params
+from llm4rec_jax.peft.sites import Delta, Params, parts_of
+from llm4rec_jax.sharding import fetch, put
 
 TEXT_TILE, USER_TILE = 64, 64
+# Tiles that a device computes before what it has goes to the host.
+BLOCK = 256
 
 Prompts = Callable[[Sequence[np.ndarray], np.ndarray], TokenGroup]
 """(histories, user rows) -> their prompts' tokens [B, L]."""
@@ -32,11 +35,11 @@ Prompts = Callable[[Sequence[np.ndarray], np.ndarray], TokenGroup]
 class Scorer(Protocol):
     """What can be evaluated: a trained recommender, or a baseline."""
 
-    def contexts(self) -> jax.Array:
+    def contexts(self) -> np.ndarray:
         """[I, D]."""
         ...
 
-    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         """User rows [n] to [n, D]."""
         ...
 
@@ -46,37 +49,44 @@ class Scorer(Protocol):
         ...
 
 
-def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable[..., jax.Array]:
-    """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over the data axis.
+def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable[..., np.ndarray]:
+    """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over all devices.
+
+    Memory is that of `BLOCK` tiles on each device, however many rows there are.
 
     Args:
       function: (params, *arrays [tile, …]) -> [tile, …].
       mesh, tile: see the module.
 
     Returns:
-      (params, *numpy arrays [n, …]) -> [n, …] on the device.
+      (params, *numpy arrays [n, …]) -> [n, …] on the host.
     """
-    data, replicated = PartitionSpec("data"), PartitionSpec()
+    split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
 
     @jax.jit
     def run(params: Any, *arrays: jax.Array) -> jax.Array:
         def local(params: Any, *arrays: jax.Array) -> jax.Array:
             return jax.lax.map(lambda parts: function(params, *parts), arrays)
 
-        specs = (replicated, *(data for _ in arrays))
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=data, check_vma=False)(params, *arrays)
+        specs = (whole, *(split for _ in arrays))
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(params, *arrays)
 
-    def call(params: Any, *arrays: np.ndarray) -> jax.Array:
+    def block(params: Any, *arrays: np.ndarray) -> jax.Array:
         n = len(arrays[0])
-        whole = tile * mesh.shape["data"]
+        least = tile * mesh.size
         # Powers of two tiles, so that few programs are compiled whatever the number of rows.
-        size = whole << max((n - 1) // whole, 0).bit_length()
+        size = least << max((n - 1) // least, 0).bit_length()
         padded = [np.pad(a, ((0, size - n), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in arrays]
-        split = [a.reshape(-1, tile, *a.shape[1:]) for a in padded]
-        sharding = NamedSharding(mesh, data)
-        out = run(params, *(jax.make_array_from_callback(a.shape, sharding, lambda i, a=a: a[i]) for a in split))
-        out = jax.device_put(out, NamedSharding(mesh, replicated))
-        return out.reshape(-1, *out.shape[2:])[:n]
+        tiles = [a.reshape(-1, tile, *a.shape[1:]) for a in padded]
+        return run(params, *(put(a, NamedSharding(mesh, split)) for a in tiles))
+
+    def call(params: Any, *arrays: np.ndarray) -> np.ndarray:
+        n, most = len(arrays[0]), BLOCK * tile * mesh.size
+        parts = []
+        for start in range(0, max(n, 1), most):
+            out = fetch(block(params, *(a[start : start + most] for a in arrays)))
+            parts.append(out.reshape(-1, *out.shape[2:])[: n - start])
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     return call
 
@@ -106,6 +116,16 @@ class RecommenderScorer:
         self.encode = tiled(partial(run, "encode"), mesh, TEXT_TILE)
         self._context = tiled(partial(run, "context"), mesh, TEXT_TILE)
         self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh, TEXT_TILE)
+        # Of a table of ids a tile is given its own rows, so that no device holds the table.
+        cut = None if model.num_items is None or isinstance(model.users, LightGcn) else model.clone(num_items=TEXT_TILE)
+        self._has_rows = cut is not None
+
+        def context_of_rows(params: tuple[Params, Delta], rows: jax.Array, *text: jax.Array) -> jax.Array:
+            weights, delta = {**params[0], "ids": {"embedding": rows}}, params[1]
+            assert cut is not None
+            return forward(cut, method, weights, delta, np.arange(TEXT_TILE), *(text or (None,)), apply="context")
+
+        self._context_of_rows = tiled(context_of_rows, mesh, TEXT_TILE)
         self._prompt_profile = tiled(
             lambda params, ids, mask: run("prompt_profile", params, run("encode", params, ids, mask)), mesh, TEXT_TILE
         )
@@ -113,11 +133,7 @@ class RecommenderScorer:
         def profile(params: Any, vectors: jax.Array, mask: jax.Array) -> jax.Array:
             return user_models.last(run("profiles", params, vectors, mask), mask)
 
-        def profile_of_items(params: Any, items: jax.Array, mask: jax.Array) -> jax.Array:
-            weights, contexts = params
-            return profile(weights, contexts[items], mask)
-
-        self._profile = tiled(profile_of_items, mesh, USER_TILE)
+        self._profile = tiled(profile, mesh, USER_TILE)
         self._profile_of_user = tiled(
             lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh, USER_TILE
         )
@@ -126,12 +142,12 @@ class RecommenderScorer:
         self._num_items = model.num_items
         self._reads_text = model.encoder is not None
 
-    def text(self, params: Params, delta: Delta) -> jax.Array:
+    def text(self, params: Params, delta: Delta) -> np.ndarray:
         """Pooled text vectors of the catalogue, [I, W]."""
         assert self._tokens is not None
         return self.encode_texts((params, delta), self._tokens)
 
-    def encode_texts(self, weights: tuple[Params, Delta], tokens: Tokens) -> jax.Array:
+    def encode_texts(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
         lengths = np.array([token_bucket(n) for n in tokens.lengths])
         parts, order = [], []
@@ -139,9 +155,9 @@ class RecommenderScorer:
             rows = np.flatnonzero(lengths == length)
             parts.append(self.encode(weights, *token_group(tokens, rows, int(length))))
             order.append(rows)
-        return jnp.concatenate(parts)[np.argsort(np.concatenate(order))]
+        return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
-    def states(self, params: Params, delta: Delta, layer: int | None) -> jax.Array:
+    def states(self, params: Params, delta: Delta, layer: int | None) -> np.ndarray:
         """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W].
 
         With `layer` None, those before and after every block, [I, L, S, W].
@@ -156,19 +172,25 @@ class RecommenderScorer:
         texts = token_group(self._tokens, self._items, int(self._tokens.lengths.max()))
         return tiled(states, self._mesh, TEXT_TILE)((params, delta), *texts)
 
-    def of(self, params: Params, delta: Delta, text: jax.Array | None = None) -> "_Bound":
+    def of(self, params: Params, delta: Delta, text: np.ndarray | jax.Array | None = None) -> "_Bound":
         """The scorer with these parameters; `text` [I, W] when it is known already."""
-        return _Bound(self, params, delta, text)
+        return _Bound(self, params, delta, fetch(text) if isinstance(text, jax.Array) else text)
 
-    def contexts_of(self, weights: tuple[Params, Delta], items: np.ndarray, text: jax.Array | None) -> jax.Array:
+    def contexts_of(self, weights: tuple[Params, Delta], items: np.ndarray, text: np.ndarray | None) -> np.ndarray:
         """Item rows [n] and their text vectors [n, W] to contexts [n, D]."""
+        params, delta = weights
+        # A method may have changed the table, though hardly any does.
+        if self._has_rows and "ids" not in parts_of(delta):
+            rows = fetch(params["ids"]["embedding"])[items]
+            others = {name: part for name, part in params.items() if name != "ids"}
+            return self._context_of_rows((others, delta), rows, *(() if text is None else (text,)))
         if text is None:
             return self._context_of_ids(weights, items)
-        return self._context(weights, items, np.asarray(text))
+        return self._context(weights, items, text)
 
     def profiles_of(
-        self, weights: tuple[Params, Delta], contexts: jax.Array, history: Sequences, users: np.ndarray
-    ) -> jax.Array:
+        self, weights: tuple[Params, Delta], contexts: np.ndarray, history: Sequences, users: np.ndarray
+    ) -> np.ndarray:
         """User rows [n] to profiles [n, D]."""
         if self._prompts is not None:
             read = [history.items[history.offsets[u] : history.offsets[u + 1]][-self._history :] for u in users]
@@ -181,9 +203,9 @@ class RecommenderScorer:
                 )
             return self._profile_of_user(weights, users.astype(np.int32))
         items, mask = histories(history, users, self._history)
-        return self._profile((weights, contexts), items, mask)
+        return self._profile(weights, contexts[items], mask)
 
-    def catalogue(self, weights: tuple[Params, Delta], text: jax.Array | None) -> jax.Array:
+    def catalogue(self, weights: tuple[Params, Delta], text: np.ndarray | None) -> np.ndarray:
         """Contexts of every item, [I, D]."""
         if self._reads_text and text is None:
             text = self.text(*weights)
@@ -194,17 +216,17 @@ class RecommenderScorer:
 class _Bound:
     """A `RecommenderScorer` with its parameters: a `Scorer`."""
 
-    def __init__(self, scorer: RecommenderScorer, params: Params, delta: Delta, text: jax.Array | None) -> None:
+    def __init__(self, scorer: RecommenderScorer, params: Params, delta: Delta, text: np.ndarray | None) -> None:
         self._scorer, self._weights, self._text = scorer, (params, delta), text
-        self._contexts: jax.Array | None = None
+        self._contexts: np.ndarray | None = None
 
-    def contexts(self) -> jax.Array:
+    def contexts(self) -> np.ndarray:
         # Validation, test and recommendations ask for the same.
         if self._contexts is None:
             self._contexts = self._scorer.catalogue(self._weights, self._text)
         return self._contexts
 
-    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         return self._scorer.profiles_of(self._weights, contexts, history, users)
 
     @property

@@ -61,9 +61,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(split, tokens, model, init(model, jax.random.key(0), weights))
 
 
-def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 2, **options: Any) -> Trained:
+def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 3, **options: Any) -> Trained:
     mesh, rules = where
-    options = {"eval_every": 2, "log_every": 1, "metric": "ndcg@5", "batch_size": 16, "history": 8, **options}
+    options = {"eval_every": 3, "log_every": 1, "metric": "ndcg@5", "batch_size": 16, "history": 8, **options}
     return train(
         parts.model, tiny.method(method), parts.params, parts.split, workdir,
         mesh=mesh, rules=rules, tokens=parts.tokens, steps=steps, dropout=False, learning_rate=1e-3, **options,
@@ -84,18 +84,20 @@ def whole(array: Any, devices: int = 8) -> bool:
 
 
 def check(parts: Parts, method: str, tmp_path: Path, layouts: dict[str, tuple]) -> None:
-    """Losses, gradients and parameters are those of one device; memory is an eighth but for what 8 do not divide."""
+    """Losses and gradients are those of one device; memory is an eighth but for what 8 do not divide."""
     ran = {name: run(parts, method, where, tmp_path / name) for name, where in {"one": ONE, **layouts}.items()}
     expected = records(tmp_path / "one", "train")
     for name in layouts:
         for found, wanted in zip(records(tmp_path / name, "train"), expected, strict=True):
-            for figure in ("loss", "grad_norm", "param_norm"):
+            # Of a parameter without influence, as a key's bias is, the gradient is rounding, whose size Adam ignores:
+            # parameters are compared by the loss that follows from them.
+            for figure in ("loss", "grad_norm"):
                 np.testing.assert_allclose(found[figure], wanted[figure], rtol=1e-5, err_msg=f"{name} {figure}")
         assert [r["ndcg@5"] for r in records(tmp_path / name, "validation")] == [
             r["ndcg@5"] for r in records(tmp_path / "one", "validation")
         ]
     trainable, frozen = ran["one"].trainable, ran["one"].frozen
-    tx = optimizer(tiny.method(method), trainable, learning_rate=1e-3, steps=2)
+    tx = optimizer(tiny.method(method), trainable, learning_rate=1e-3, steps=3)
     state = {"trainable": trainable, "opt_state": jax.eval_shape(tx.init, trainable)}
     odd = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves((state, frozen)) if whole(a))
     if "eight" in layouts:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm4rec_jax import scoring
 from llm4rec_jax.data.batches import TokenGroup, token_group
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
@@ -154,7 +155,8 @@ def test_the_head_scores_pairs_and_stays_the_same_function(parts):
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("n", [1, 3, 4, 33, 100])
-def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n):
+def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 2)
     shapes = []
 
     def function(scale: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -165,5 +167,6 @@ def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n):
     x, y = rng.normal(size=n).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32)
     mesh = make_mesh(devices=jax.devices()[:devices])
     out = tiled(function, mesh, tile=4)(jnp.float32(2), x, y)
+    assert isinstance(out, np.ndarray)
     np.testing.assert_allclose(out, 2 * x + y[:, 0], rtol=1e-6)
     assert set(shapes) == {((4,), (4, 2))}

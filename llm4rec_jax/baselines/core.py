@@ -66,15 +66,14 @@ class ScoreRows:
         self._rows, self._num_items = rows, num_items
         self._read: tuple[Sequences, scipy.sparse.csr_array] | None = None
 
-    def contexts(self) -> jax.Array:
+    def contexts(self) -> np.ndarray:
         # Row numbers are exact in float32 up to 2²⁴.
-        return jnp.arange(self._num_items, dtype=jnp.float32)[:, None]
+        return np.arange(self._num_items, dtype=np.float32)[:, None]
 
-    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         if self._read is None or self._read[0] is not history:
             self._read = (history, interaction_matrix(history, self._num_items))
-        scores = self._rows(self._read[1][users], users)
-        return jnp.asarray(scores, jnp.float32)
+        return np.asarray(self._rows(self._read[1][users], users), np.float32)
 
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
