@@ -138,7 +138,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
 
     # Devices over which the encoder's matrices and the tables of ids are cut; with fsdp, all parameters and optimizer
     # states are cut over the others too. See docs/scaling.md.
-    config.mesh = ConfigDict({"model": 1, "fsdp": False})
+    config.mesh = ConfigDict({"model": 1, "fsdp": placeholder(bool)})
     config.lock()
     return config
 

@@ -229,7 +229,7 @@ class Assembly:
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
             rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
         # Runs of before have no such key.
-        return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp", False) else rules
+        return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 
     @cached_property
     def scorer(self) -> RecommenderScorer:

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from experiments import joining
+
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, a SLURM job or Open MPI.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where none is detected.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.")
+_ALONE = "this command runs in one process: leave --distributed, --coordinator, --processes and --process out"
+
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -51,16 +51,25 @@ def _keep_memory() -> None:
         mallopt(_M_TOP_PAD, 2**28)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], several: bool = False, joins: bool = True) -> None:
     """Runs a command on a --workdir.
 
     An error that its user can mend is one message and exit code 2; others keep their traceback.
+
+    Args:
+      main: the command.
+      several: whether several processes can run it as one program.
+      joins: whether they are joined before it begins; otherwise it sees to that.
     """
     flags.mark_flag_as_required("workdir")
 
     def without_arguments(arguments: list[str]) -> None:
         if arguments:
             raise app.UsageError(f"does not take {' '.join(arguments)!r}: options are written --name=value")
+        if joining.wanted() and not several:
+            raise ValueError(_ALONE)
+        if joins:
+            joining.join()
         main()
 
     _run(without_arguments)
@@ -72,6 +81,8 @@ def run_on(main: Callable[[list[str]], None], what: str) -> None:
     def with_arguments(arguments: list[str]) -> None:
         if not arguments:
             raise app.UsageError(f"needs at least one {what}")
+        if joining.wanted():
+            raise ValueError(_ALONE)
         main(arguments)
 
     _run(with_arguments)
@@ -85,15 +96,14 @@ def _run(main: Callable[[list[str]], None]) -> None:
     wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])
 
     def guarded(arguments: list[str]) -> None:
-        if _DISTRIBUTED.value or _COORDINATOR.value is not None:
-            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        try:
-            main(arguments[1:])
-        except (ValueError, OSError, ArithmeticError) as error:
-            if _DEBUG.value:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        with joining.failing_together():
+            try:
+                main(arguments[1:])
+            except (ValueError, OSError, ArithmeticError) as error:
+                if _DEBUG.value:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(2)
 
     def parse(arguments: list[str]) -> list[str]:
         try:

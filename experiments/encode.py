@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -24,6 +25,8 @@ def main() -> None:
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
     assembly, scorer = restored_scorer(command.workdir())
     vectors = scorer.contexts().astype(np.float32)
+    if jax.process_index():
+        return
     scratch = out.with_suffix(".tmp.npy")
     np.save(scratch, vectors)
     os.replace(scratch, out)
@@ -33,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, several=True)

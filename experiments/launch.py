@@ -10,8 +10,9 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from experiments import executors
-from experiments.executors import Executor
+from experiments import executors, joining
+from experiments.executors import Executor, Handle
+from experiments.processes import Job
 from experiments.schedule import Entry
 from experiments.trials import Study
 
@@ -38,6 +39,31 @@ def executor(study: Study, workdir: Path) -> Executor:
             TIMEOUT.value,
         )
     )
+
+
+def check_several(together: int) -> None:
+    """ValueError for flags that a sweep of several processes cannot follow."""
+    if WORKERS.value > 1 or together > 1 or _EXECUTOR.value != "local":
+        raise ValueError(
+            "a sweep of several processes runs one trial after another in them: leave --workers, --together and "
+            "--executor out"
+        )
+
+
+def joined(executor: Executor, index: int) -> Executor:
+    """The executor of one of several processes whose jobs join those of the others.
+
+    The first works in the run folders, the others in a folder of their own in each, which has the output of theirs.
+    """
+
+    def submit(job: Job) -> Handle:
+        folders = [Path(folder) / f"process{index}" if index else Path(folder) for folder in job.folders]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        command = (*job.command, *joining.flags_of_others())
+        return executor.submit(job._replace(command=command, folders=tuple(map(str, folders))))
+
+    return executor._replace(submit=submit)
 
 
 def leave_devices_alone() -> None:

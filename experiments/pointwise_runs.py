@@ -35,6 +35,8 @@ def run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:
     The folder is `workdir`, opened. Returns what is in result.json.
     """
     started = time.perf_counter()
+    if jax.process_count() > 1:
+        raise ValueError(f"{workdir}: runs that answer questions are small, and run in one process")
     assembly = PointwiseAssembly(config)
     data = assembly.whole
     say(f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}")

@@ -63,6 +63,7 @@ class Schedule:
       workers: processes at a time.
       timeout: seconds that a process may take; None for any.
       changed: called with the entry whose status has changed.
+      records: whether it writes into the run folders; several schedules may work on the same runs, of which one does.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Schedule:
         workers: int = 1,
         timeout: float | None = None,
         changed: Callable[[Entry], None] = lambda entry: None,
+        records: bool = True,
     ) -> None:
         self._executor, self._workdir, self._workers, self._timeout = executor, workdir.resolve(), workers, timeout
-        self._changed = changed
+        self._changed, self._records = changed, records
         self._waiting: list[_Work] = []
         self._running: list[_Work] = []
         self._by_folder: dict[Path, Entry] = {}
@@ -86,7 +88,7 @@ class Schedule:
 
         Returns their entries; those that have finished already are so marked, and with all of them nothing is started.
         """
-        for run in runs:
+        for run in runs if self._records else ():
             trials.open_folder(run)
         entries = [Entry(run, "finished" if run.finished else "waiting") for run in runs]
         self._by_folder.update({entry.run.folder: entry for entry in entries})
@@ -183,14 +185,16 @@ class Schedule:
             failure = entry.run.folder / "failure.txt"
             entry.ended, entry.seconds = time.monotonic(), ended.seconds
             if entry.run.finished:
-                failure.unlink(missing_ok=True)
+                if self._records:
+                    failure.unlink(missing_ok=True)
                 self._mark(entry, "finished")
             elif work.cancelled is not None:
                 self._mark(entry, work.cancelled)
             elif not ended.late and ended.code in _TERMINATED:
                 self._mark(entry, "interrupted")
             else:
-                failure.write_text(_failure(entry, job, ended), encoding="utf-8")
+                if self._records:
+                    failure.write_text(_failure(entry, job, ended), encoding="utf-8")
                 self._mark(entry, "failed", _why(ended))
 
     def _mark(self, entry: Entry, status: str, error: str = "") -> None:

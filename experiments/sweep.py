@@ -4,6 +4,9 @@
     python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --executor=ray
     python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --together=3
 
+With --distributed, or --coordinator and what goes with it, all processes of the sweep work on the same trial, one after
+another. See docs/scaling.md.
+
 Every trial is a run folder WORKDIR/HASH, named by its configuration; WORKDIR/by_name/NAME is a link to it, and
 WORKDIR/sweep.json says how each stands. Called again, finished trials are kept, interrupted ones go on, and failed
 ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/sweeps.md.
@@ -15,7 +18,7 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from experiments import command, launch, run_folder, tables, trials
+from experiments import command, joining, launch, run_folder, tables, trials
 from experiments.progress import Watch
 from experiments.schedule import Entry, Schedule, drive
 from experiments.trials import Run, Study
@@ -29,6 +32,9 @@ _TOGETHER = flags.DEFINE_integer(
 
 def main() -> None:
     launch.leave_devices_alone()
+    index, processes = joining.place()
+    if processes > 1:
+        launch.check_several(_TOGETHER.value)
     workdir = command.workdir()
     assert _CONFIG.value is not None
     study = trials.swept(trials.load(_CONFIG.value))
@@ -37,31 +43,40 @@ def main() -> None:
     entries: list[Entry] = []
     watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
     executor = launch.executor(study, workdir)
+    if processes > 1:
+        executor = launch.joined(executor, index)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
 
         def changed(entry: Entry) -> None:
-            write_state(workdir, study, runs, entries)
-            watch.changed(entry)
+            if index == 0:
+                write_state(workdir, study, runs, entries)
+                watch.changed(entry)
 
         schedule = Schedule(
-            executor, workdir, workers=launch.WORKERS.value, timeout=launch.TIMEOUT.value, changed=changed
+            executor,
+            workdir,
+            workers=launch.WORKERS.value,
+            timeout=launch.TIMEOUT.value,
+            changed=changed,
+            records=index == 0,
         )
         for batch in trials.batches(chosen, _TOGETHER.value):
             if len(batch) == 1:
                 entries.extend(schedule.add(batch))
             else:
                 entries.extend(schedule.add(batch, trials.joint_command(batch)))
-        write_state(workdir, study, runs, entries)
-        watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
+        if index == 0:
+            write_state(workdir, study, runs, entries)
+            watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
         with watch:
-            received = drive(schedule, watch.beat, watch.say)
+            received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.say)
     finally:
         executor.close()
     if received is not None:
         launch.stopped(received, "the same command goes on from there")
     problem = None
-    if any(run.finished for run in runs):
+    if index == 0 and any(run.finished for run in runs):
         try:
             table = tables.of_sweep(workdir)
             (workdir / "table.md").write_text(table, encoding="utf-8")
@@ -103,4 +118,4 @@ def _status(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, several=True, joins=False)

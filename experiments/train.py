@@ -19,6 +19,7 @@ from experiments import command, pointwise_runs, results, run_folder
 from experiments.assemble import Assembly
 from llm4rec_jax import train
 from llm4rec_jax.runs import Trained
+from llm4rec_jax.sharding import agreed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
 
@@ -30,7 +31,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
       What is in result.json.
     """
     run_folder.open_for(config, workdir)
-    if (workdir / "result.json").exists():
+    if agreed((workdir / "result.json").exists()):
         return run_folder.read(workdir / "result.json")
     if pointwise_runs.takes(config):
         return pointwise_runs.run(config, workdir, say)
@@ -112,4 +113,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    command.run(main)
+    command.run(main, several=True)

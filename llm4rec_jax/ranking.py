@@ -69,7 +69,7 @@ class _Grid(NamedTuple):
         """A table of the catalogue [I, …] as [parts, part, …], each device being given its own rows."""
         shape = (self.mesh.shape["item"], self.part, *table.shape[1:])
 
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
+        def rows(index: Any) -> np.ndarray:
             found = np.zeros((1, *shape[1:]), table.dtype)
             (number, *_) = range(shape[0])[index[0]]
             own = table[number * self.part : (number + 1) * self.part]
@@ -81,8 +81,8 @@ class _Grid(NamedTuple):
 
 def grid(mesh: Mesh, num_items: int, chunk: int) -> _Grid:
     """All devices of a mesh, for a catalogue of so many items; at most `chunk` at a time, or one tile."""
-    tiles = -(-num_items // ITEM_TILE)
-    parts = max(n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and n <= max(tiles, 1))
+    tiles = max(-(-num_items // ITEM_TILE), 1)
+    parts = max(n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and n <= tiles)
     own = -(-tiles // parts)
     chunks = -(-own // -(-chunk // ITEM_TILE))
     width = -(-own // chunks)

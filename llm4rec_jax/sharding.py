@@ -134,6 +134,13 @@ def fetch(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def agreed(value: bool) -> bool:
+    """What the first process says: the others may see a file of it later than it does."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Splits examples and unique items over the data axis.
 

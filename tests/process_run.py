@@ -1,4 +1,4 @@
-"""One of several processes of a small run: python -m tests.process_run WORKDIR LOSS INDEX COUNT PORT."""
+"""One of several processes of small runs, one a loss: python -m tests.process_run WORKDIR LOSSES INDEX COUNT PORT."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from llm4rec_jax.train import train
 from tests import tiny
 
 
-def main(workdir: Path, loss: str, index: int, count: int, port: int) -> None:
+def main(workdir: Path, losses: str, index: int, count: int, port: int) -> None:
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     split = tiny.split()
@@ -23,18 +23,21 @@ def main(workdir: Path, loss: str, index: int, count: int, port: int) -> None:
     tokens = tokenise(
         item_texts(split.dataset.items, "the {title}."), tokenizer(tiny.encoder_folder(folder)), 16, folder / "cache"
     )
-    encoder, params = pretrained.load(folder)
+    encoder, params = pretrained.load(folder, layers=1)
     model = recommender(encoder=encoder, users="mean", width=16)
     method = peft.within(peft.create("lora"), "encoder")
     mesh = sharding.make_mesh()
-    trained = train(
-        model, method, init(model, jax.random.key(0), params), split, workdir, loss=loss, tokens=tokens, mesh=mesh,
-        steps=8, batch_size=16, history=8, eval_every=4, log_every=1, dropout=False, num_negatives=1,
-    )  # fmt: skip
-    weights = {**trained.frozen["params"], **trained.trainable["params"]}
-    scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
-    summary = evaluate.evaluate(scorer, split, "test", mesh=mesh, beyond_accuracy=True).summary
-    (workdir / f"summary{index}.json").write_text(json.dumps({k: float(v) for k, v in summary.items()}))
+    for loss in losses.split(","):
+        trained = train(
+            model, method, init(model, jax.random.key(0), params), split, workdir / loss, loss=loss, tokens=tokens,
+            mesh=mesh, steps=8, batch_size=16, history=8, eval_every=8, log_every=1, dropout=False, num_negatives=2,
+        )  # fmt: skip
+        weights = {**trained.frozen["params"], **trained.trainable["params"]}
+        scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
+        found = evaluate.evaluate(scorer, split, "test", mesh=mesh, beyond_accuracy=True)
+        summary = {name: float(value) for name, value in found.summary.items()}
+        ranks = found.per_user["mean_rank"].to_list()
+        (workdir / loss / f"found{index}.json").write_text(json.dumps({"summary": summary, "ranks": ranks}))
 
 
 if __name__ == "__main__":

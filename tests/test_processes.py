@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def run(workdir: Path, loss: str, processes: int, devices: int) -> list[dict]:
+def run(workdir: Path, losses: str, processes: int, devices: int) -> None:
     workdir.mkdir()
     port = free_port()
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    arguments = [[str(workdir), loss, str(i), str(processes), str(port)] for i in range(processes)]
+    arguments = [[str(workdir), losses, str(i), str(processes), str(port)] for i in range(processes)]
     logs = [(workdir / f"log{i}.txt").open("w+") for i in range(processes)]
     started = [
         subprocess.Popen([sys.executable, "-m", "tests.process_run", *a], cwd=ROOT, env=environment, stderr=log)
@@ -37,20 +38,45 @@ def run(workdir: Path, loss: str, processes: int, devices: int) -> list[dict]:
     assert codes == [0] * processes, "\n".join(log.read() for log in logs)
     for log in logs:
         log.close()
-    return [json.loads((workdir / f"summary{i}.json").read_text()) for i in range(processes)]
 
 
-@pytest.mark.parametrize("loss", ["catalogue", "in_batch"])
-def test_two_processes_train_and_rank_as_one(tmp_path, loss):
-    (one,) = run(tmp_path / "one", loss, 1, 1)
-    first, second = run(tmp_path / "two", loss, 2, 2)
+LOSSES = ("in_batch", "softmax")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    return both_ways(folder, LOSSES)
+
+
+def both_ways(folder: Path, losses: Sequence[str]) -> Path:
+    run(folder / "one", ",".join(losses), 1, 1)
+    run(folder / "two", ",".join(losses), 2, 2)
+    return folder
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_train_and_rank_as_one(ran, loss):
+    check(ran, loss)
+
+
+@pytest.mark.long
+def test_two_processes_train_against_the_catalogue_as_one(tmp_path):
+    check(both_ways(tmp_path, ["catalogue"]), "catalogue")
+
+
+def check(ran: Path, loss: str) -> None:
+    def found(name: str, process: int) -> dict:
+        return json.loads((ran / name / loss / f"found{process}.json").read_text())
+
+    one, first, second = found("one", 0), found("two", 0), found("two", 1)
     assert first == second
+    assert first["ranks"] == one["ranks"]
     # All but the diversity of the vectors, which differ in the last bits, follows from the ranks.
-    assert {k: v for k, v in first.items() if "diversity" not in k} == {
-        k: v for k, v in one.items() if "diversity" not in k
-    }
+    for name, value in first["summary"].items():
+        assert value == (pytest.approx(one["summary"][name], rel=1e-5) if "diversity" in name else one["summary"][name])
     curves = [
-        [r["loss"] for r in journal.read(tmp_path / name / "metrics.jsonl") if r["kind"] == "train"]
+        [r["loss"] for r in journal.read(ran / name / loss / "metrics.jsonl") if r["kind"] == "train"]
         for name in ("one", "two")
     ]
     np.testing.assert_allclose(*curves, rtol=1e-5)

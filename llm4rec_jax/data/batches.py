@@ -159,7 +159,9 @@ class BatchBuilder:
         first: bool = False,
         gaps: Gaps | None = None,
         compact: bool = False,
+        share: slice = slice(None),
     ) -> None:
+        self._share = share
         self.sequences, targets = split.training()
         self._is_target = targets
         self._every_position, self._gaps, self._compact = every_position, gaps, compact
@@ -197,6 +199,7 @@ class BatchBuilder:
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
     def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
+        """The examples of these numbers, of which a process builds its share; what is random is drawn for all."""
         user, start, stop = (column[numbers] for column in self.examples)
         width = stop - start
         column = np.arange(self.history)
@@ -208,11 +211,17 @@ class BatchBuilder:
         if self._gaps is not None:
             at, history_mask, hidden = self._with_gaps(start, stop, rng)
             target_at, target_mask = at, hidden
+            hidden = hidden[self._share]
+        drawn = None
+        if self._sampler is not None:
+            drawn = self._sampler(rng, user, target_at.shape[1] * self._k, self._share)
+        user, start, stop, at, history_mask, target_at, target_mask = (
+            column[self._share] for column in (user, start, stop, at, history_mask, target_at, target_mask)
+        )
         history, target = self.sequences.items[at], self.sequences.items[target_at]
 
         parts = [history, target]
-        if self._sampler is not None:
-            drawn = self._sampler(rng, user, target.shape[1] * self._k)
+        if drawn is not None:
             parts.append(drawn.reshape(*target.shape, self._k))
         if self._catalogue is not None:
             items, tokens, order = self._catalogue
@@ -337,7 +346,8 @@ def training_batches(
       tokens: the catalogue's texts; None where contexts need none (ids, or text vectors computed beforehand).
       prompts: (histories, users) to their texts' tokens, for a user model that reads text.
       seed: of order and negatives.
-      shard: (index, count) of this process.
+      shard: (index, count) of this process. Laid end to end, the examples of all are those of one process, with the
+        same negatives.
       multiple_of: the size of the mesh's data axis, over which B and U are split.
       first: with one example a target, users' first items are targets too, for a model that reads no history.
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
@@ -371,11 +381,11 @@ def training_batches(
         first=first,
         gaps=gaps,
         compact=compact,
+        share=slice(index * batch_size // count, (index + 1) * batch_size // count),
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
-    # Each process draws negatives of its own.
-    draws = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    batches = numbers[index::count].batch(batch_size // count, drop_remainder=True).random_map(build, seed=draws)
+    draws = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
+    batches = numbers.batch(batch_size, drop_remainder=True).random_map(build, seed=draws)
     return build, batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
 

@@ -55,10 +55,15 @@ class NegativeSampler:
                 "no negative exists; leave such users out, or use a loss without sampled negatives"
             )
 
-    def __call__(self, rng: np.random.Generator, users: np.ndarray, count: int) -> np.ndarray:
-        """Draws with replacement: users [B] to items [B, count]."""
-        draws = rng.integers(0, self._left[users][:, None], (len(users), count))
-        for row, user in enumerate(users):
+    def __call__(
+        self, rng: np.random.Generator, users: np.ndarray, count: int, share: slice = slice(None)
+    ) -> np.ndarray:
+        """Draws with replacement: users [B] to items [B, count], of which the rows in `share` are given.
+
+        Those are the same whatever the share is.
+        """
+        draws = rng.integers(0, self._left[users][:, None], (len(users), count))[share]
+        for row, user in enumerate(users[share]):
             start, stop = self._offsets[user], self._offsets[user + 1]
             passed = np.searchsorted(self._begins[start:stop], draws[row], side="right")
             draws[row] += self._mass[start + passed] - self._mass[start]
