@@ -138,7 +138,7 @@ def train_together(
       ks: cut-offs of validation metrics.
       log_every, checkpoint_every: steps.
       state_cache_bytes: hidden states below the lowest trained block are computed once when they are no larger.
-      mesh, rules: see `sharding`; rules are for the frozen and trainable parameters' paths, and for one run only.
+      mesh, rules: see `sharding`; rules are over the paths frozen/…, trainable/… and opt_state/…, and for one run only.
 
     Returns:
       For each run its best state, or the error that ended it.

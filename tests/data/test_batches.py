@@ -295,11 +295,12 @@ def test_a_stream_goes_on_from_its_state():
     assert all(map(same, rest, islice(resumed, 5)))
 
 
-def test_two_processes_share_the_examples_of_one():
+@pytest.mark.parametrize("gaps", [None, Gaps(0.5, 0.2)])
+def test_two_processes_share_the_examples_of_one(gaps):
     split = leave_one_out(dataset())
 
     def stream(shard: tuple[int, int]) -> list[Batch]:
-        options = {"history": 5, "num_negatives": 20, "shard": shard, "multiple_of": 2}
+        options = {"history": 5, "num_negatives": 20, "shard": shard, "multiple_of": 2, "gaps": gaps}
         return list(islice(training_batches(split, batch_size=8, **options)[1], 30))
 
     one, left, right = stream((0, 1)), stream((0, 2)), stream((1, 2))

@@ -1,0 +1,42 @@
+"""What `config.mesh` makes of a run, and that it is no part of what the run is."""
+
+import json
+
+import pytest
+
+from configs import movielens_100k
+from experiments import run_folder
+from experiments.assemble import Assembly
+from experiments.run_folder import RunFolderError
+from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
+
+
+@pytest.mark.parametrize(
+    ("arg", "users", "model", "fsdp", "rules"),
+    [
+        ("lora", "transformer", 1, None, []),
+        ("lora", "transformer", 1, True, [FULLY_SHARDED]),
+        ("lora", "transformer", 2, False, [*BERT_RULES]),
+        ("id+text", "transformer", 2, True, [*BERT_RULES, ITEM_RULE, FULLY_SHARDED]),
+        ("id", "id", 2, None, [ITEM_RULE, PEOPLE_RULE]),
+        ("id", "graph", 2, True, [PEOPLE_RULE, FULLY_SHARDED]),
+    ],
+)
+def test_rules_are_those_of_the_parts_that_exist(arg, users, model, fsdp, rules):
+    config = movielens_100k.get_config(arg)
+    config.model.users = users
+    config.mesh.model, config.mesh.fsdp = model, fsdp
+    assert Assembly(config).rules == rules
+    assert dict(Assembly(config).mesh.shape) == {"data": 8 // model, "model": model}
+
+
+def test_a_run_goes_on_in_another_layout_and_not_with_another_seed(tmp_path):
+    config = movielens_100k.get_config("id")
+    run_folder.open_for(config, tmp_path)
+    (tmp_path / "checkpoints" / "last" / "3").mkdir(parents=True)
+    config.mesh.model, config.mesh.fsdp = 2, True
+    run_folder.open_for(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["mesh"] == {"model": 2, "fsdp": True}
+    config.seed = 1
+    with pytest.raises(RunFolderError, match=r"they differ in config.seed \(1 asked for, 0 there\)"):
+        run_folder.open_for(config, tmp_path)
