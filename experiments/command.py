@@ -51,12 +51,13 @@ def _keep_memory() -> None:
         mallopt(_M_TOP_PAD, 2**28)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command on a --workdir.
+def run(main: Callable[[], None], needs_workdir: bool = True) -> None:
+    """Runs a command, on a --workdir unless it needs none.
 
     An error that its user can mend is one message and exit code 2; others keep their traceback.
     """
-    flags.mark_flag_as_required("workdir")
+    if needs_workdir:
+        flags.mark_flag_as_required("workdir")
 
     def without_arguments(arguments: list[str]) -> None:
         if arguments:
