@@ -32,7 +32,7 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "The folder of a tokenizer; 
 _PHASE = flags.DEFINE_enum("phase", None, ["generate", "prepare", "read"], "One of them; all, one by one, without.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Processes that make batches.")
 
-_WORDS = "red green blue white old new small large lamp chair table door clock vase shelf bench stool frame".split()
+_WORDS = ("red", "green", "blue", "white", "old", "new", "large", "lamp", "chair", "table", "door", "clock", "vase")
 _TEMPLATE, _MAX_TOKENS = "{title}", 32
 _BATCH, _HISTORY = 1024, 50
 

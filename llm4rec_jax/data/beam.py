@@ -31,13 +31,13 @@ def pipeline(options: Sequence[str] = ()) -> Engine:
                 | "Spread chunks" >> beam.Reshuffle()
                 | "By range" >> beam.FlatMap(_by_range, plan)
                 | beam.GroupByKey()
-                | "Sort and split" >> beam.MapTuple(_write_range, plan)
+                | "Sort and split" >> beam.Map(_write_range, plan)
             )
             _ = (
                 p
                 | "Item chunks" >> beam.Create(list(enumerate(plan.item_chunks())))
                 | "Spread item chunks" >> beam.Reshuffle()
-                | "Tokenise" >> beam.MapTuple(_write_tokens, plan)
+                | "Tokenise" >> beam.Map(_write_tokens, plan)
             )
 
     return engine
@@ -51,12 +51,13 @@ def _by_range(at: slice, plan: Plan) -> Iterator[tuple[int, Columns]]:
         yield int(k), {name: np.asarray(column[range_of == k]) for name, column in columns.items()}
 
 
-def _write_range(k: int, chunks: Iterable[Columns], plan: Plan) -> None:
-    held = list(chunks)
+def _write_range(grouped: tuple[int, Iterable[Columns]], plan: Plan) -> None:
+    k, held = grouped[0], list(grouped[1])
     write_range(plan, k, {name: np.concatenate([chunk[name] for chunk in held]) for name in held[0]})
 
 
-def _write_tokens(number: int, at: slice, plan: Plan) -> None:
+def _write_tokens(chunk: tuple[int, slice], plan: Plan) -> None:
     assert plan.texts is not None
+    number, at = chunk
     items = pl.read_ipc(plan.folder / "items.arrow")
     write_tokens(plan, number, item_texts(items[at], plan.texts.template))

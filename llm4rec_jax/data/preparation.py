@@ -82,8 +82,9 @@ def local(plan: Plan, dataset: Dataset) -> None:
             ]
         )
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
-    for number, at in enumerate(plan.item_chunks()):
-        write_tokens(plan, number, item_texts(dataset.items[at], plan.texts.template))  # pyright: ignore
+    if plan.texts is not None:
+        for number, at in enumerate(plan.item_chunks()):
+            write_tokens(plan, number, item_texts(dataset.items[at], plan.texts.template))
 
 
 def prepare(
