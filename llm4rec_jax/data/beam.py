@@ -6,10 +6,10 @@ with the extra "beam".
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import apache_beam as beam
+import apache_beam as beam  # pyright: ignore[reportMissingImports]  (in an environment of its own)
 import numpy as np
 import polars as pl
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
 from llm4rec_jax.data import mapped

@@ -41,7 +41,7 @@ class NegativeSampler:
         self._seen = seen
         # Only who has as many interactions as there are items can have all of them.
         many = np.flatnonzero(np.diff(seen.offsets) >= known.sum())
-        if nothing := [user for user in many if self._left(self._own(user)) == 0]:
+        if nothing := [user for user in many if self._left(self._own(int(user))) == 0]:
             raise DataError(
                 f"user row {nothing[0]} (of {len(nothing)} such users) has all {known.sum()} known items in training: "
                 "no negative exists; leave such users out, or use a loss without sampled negatives"

@@ -211,7 +211,7 @@ def _join(plan: Plan) -> None:
             mapped.join([folder / f"{role}.{name}.npy" for folder in ranges], plan.folder / f"{role}.{name}.npy")
     if plan.texts is not None:
         chunks = [parts / f"tokens{number:06d}" for number in range(len(plan.item_chunks()))]
-        padding = _tokenizer(plan.texts.tokenizer).pad_token_id or 0
+        padding: Any = _tokenizer(plan.texts.tokenizer).pad_token_id or 0
         for name in ("tokens.ids", "tokens.lengths"):
             mapped.join([folder / f"{name}.npy" for folder in chunks], plan.folder / f"{name}.npy", padding)
 
