@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: setup setup-dev quickstart test test-long lint format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam lint format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -31,6 +31,15 @@ test: setup-dev
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long -s
+
+# In an environment of its own: Beam wants an older protobuf and pyarrow than the other extras.
+$(VENV)-beam/.setup: setup.cfg
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --editable '.[beam]' 'pytest >=9,<10'
+	@touch $@
+
+test-beam: $(VENV)-beam/.setup
+	$(VENV)-beam/bin/python -m pytest --noconftest tests/data/test_beam.py
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -121,6 +121,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.steps = 60 if tuned else 480
     train.batch_size = 256 if tuned else 128
     train.history = 100
+    train.input_workers = 0  # processes that make batches, or 0 for threads
     train.dropout = True
     train.learning_rate = 1e-3 if tuned else 3e-3
     train.schedule = "cosine"

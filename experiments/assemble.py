@@ -14,7 +14,7 @@ from experiments import fetch
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.checkpoint import adopt
-from llm4rec_jax.data import assets, filters, sources, splits
+from llm4rec_jax.data import assets, filters, prepared, sources, splits
 from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.split import Split
@@ -81,7 +81,9 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         data = self.config.data
-        split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
+        split = prepared.stored_split(self.dataset, data.split, data.split_options)
+        if split is None:
+            split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
         if data.few_shot is not None:
             split = splits.few_shot(split, data.few_shot, per=data.few_shot_per, seed=self.config.seed)
         return split
@@ -117,8 +119,11 @@ class Assembly:
     def tokens(self) -> Tokens | None:
         if not self.reads_text:
             return None
-        texts = item_texts(self.dataset.items, self.config.text.item)
-        return self.tokenise(texts, self.config.text.max_tokens)
+        text = self.config.text
+        stored = prepared.stored_tokens(self.dataset, text.item, self._tokenizer, text.max_tokens)
+        if stored is not None:
+            return stored
+        return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of texts, from the cache when they have been tokenised before."""

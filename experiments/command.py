@@ -51,8 +51,8 @@ def _keep_memory() -> None:
         mallopt(_M_TOP_PAD, 2**28)
 
 
-def run(main: Callable[[], None], several: bool = False, joins: bool = True) -> None:
-    """Runs a command on a --workdir.
+def run(main: Callable[[], None], several: bool = False, joins: bool = True, needs_workdir: bool = True) -> None:
+    """Runs a command, on a --workdir unless it needs none.
 
     An error that its user can mend is one message and exit code 2; others keep their traceback.
 
@@ -60,8 +60,10 @@ def run(main: Callable[[], None], several: bool = False, joins: bool = True) -> 
       main: the command.
       several: whether several processes can run it as one program.
       joins: whether they are joined before it begins; otherwise it sees to that.
+      needs_workdir: whether --workdir must be given.
     """
-    flags.mark_flag_as_required("workdir")
+    if needs_workdir:
+        flags.mark_flag_as_required("workdir")
 
     def without_arguments(arguments: list[str]) -> None:
         if arguments:

@@ -96,7 +96,11 @@ def _description(assembly: PointwiseAssembly) -> dict[str, Any]:
 def _train(assembly: PointwiseAssembly, workdir: Path, started: float) -> dict[str, Any]:
     """Trains and evaluates; what is in result.json. Its seconds count from `started`, of `time.perf_counter()`."""
     config = assembly.config
-    own = {name: config.train[name] for name in config.train if name not in ("history", "dropout", "clip", "scales")}
+    own = {
+        name: config.train[name]
+        for name in config.train
+        if name not in ("history", "input_workers", "dropout", "clip", "scales")
+    }
     # A frozen encoder reads here, unless the cache has its vectors.
     reader = assembly.reader
     prepared = time.perf_counter() - started

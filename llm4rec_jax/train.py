@@ -113,6 +113,7 @@ def train_together(
     ks: Sequence[int] = (5, 10, 20),
     log_every: int = 10,
     checkpoint_every: int = 100,
+    input_workers: int = 0,
     state_cache_bytes: int = 2**31,
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
@@ -137,6 +138,7 @@ def train_together(
         validations without a better one to stop (None: never).
       ks: cut-offs of validation metrics.
       log_every, checkpoint_every: steps.
+      input_workers: processes that make batches; 0 for threads of this one.
       state_cache_bytes: hidden states below the lowest trained block are computed once when they are no larger.
       mesh, rules: see `sharding`; rules are over the paths frozen/…, trainable/… and opt_state/…, and for one run only.
 
@@ -195,6 +197,7 @@ def train_together(
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=mesh.shape["data"],
             compact=mesh.size == 1,
+            workers=input_workers,
         )
         for run in runs
     ]
@@ -411,6 +414,9 @@ def train_together(
                     say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
     finally:
+        if input_workers:
+            for stream in streams:
+                stream.close()
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import grain
 import numpy as np
+from absl import flags
 
+from llm4rec_jax.data import mapped
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.split import Sequences, Split
@@ -198,6 +200,13 @@ class BatchBuilder:
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
+    def __getstate__(self) -> bytes:
+        # For worker processes: mapped columns go as names of files.
+        return mapped.dumps(self.__dict__)
+
+    def __setstate__(self, state: bytes) -> None:
+        self.__dict__.update(mapped.loads(state))
+
     def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
         """The examples of these numbers, of which a process builds its share; what is random is drawn for all."""
         user, start, stop = (column[numbers] for column in self.examples)
@@ -332,6 +341,7 @@ def training_batches(
     first: bool = False,
     gaps: Gaps | None = None,
     compact: bool = False,
+    workers: int = 0,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
     """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
 
@@ -352,6 +362,8 @@ def training_batches(
       first: with one example a target, users' first items are targets too, for a model that reads no history.
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
       compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
+      workers: processes that make batches, the same ones whatever their number; 0 for threads of this one. An
+        iterator's state goes with their number. Close the iterator to end them.
 
     Returns:
       The builder (its `examples` count an epoch) and the Grain dataset.
@@ -386,7 +398,13 @@ def training_batches(
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
     draws = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])
     batches = numbers.batch(batch_size, drop_remainder=True).random_map(build, seed=draws)
-    return build, batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    if workers:
+        # Grain reads flags of its own, which nobody has parsed where this is not called by a command.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+    return build, stream
 
 
 def histories(sequences: Sequences, users: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

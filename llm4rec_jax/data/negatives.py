@@ -38,22 +38,22 @@ class NegativeSampler:
         self._weights = np.where(known, np.maximum(np.round(weights / weights.sum() * _TOTAL), 1), 0).astype(np.int64)
         self._cumulative = np.concatenate([[0], np.cumsum(self._weights)])
 
-        # The distinct own items of each user, ascending, as one flat array.
-        users = np.repeat(np.arange(len(seen.offsets) - 1), np.diff(seen.offsets))
-        own = np.unique(users * np.int64(len(known)) + seen.items)
-        self._owner, self._own = np.divmod(own, len(known))
-        self._offsets = np.searchsorted(self._owner, np.arange(len(seen.offsets)))
-        # For each own item: where its mass begins once the user's earlier own items are cut out.
-        mass = np.concatenate([[0], np.cumsum(self._weights[self._own])])
-        before = mass[:-1] - mass[self._offsets[self._owner]]
-        self._begins = self._cumulative[self._own] - before
-        self._mass = mass
-        self._left = self._cumulative[-1] - (mass[self._offsets[1:]] - mass[self._offsets[:-1]])
-        if len(nothing := np.flatnonzero(self._left == 0)):
+        self._seen = seen
+        # Only who has as many interactions as there are items can have all of them.
+        many = np.flatnonzero(np.diff(seen.offsets) >= known.sum())
+        if nothing := [user for user in many if self._left(self._own(int(user))) == 0]:
             raise DataError(
                 f"user row {nothing[0]} (of {len(nothing)} such users) has all {known.sum()} known items in training: "
                 "no negative exists; leave such users out, or use a loss without sampled negatives"
             )
+
+    def _own(self, user: int) -> np.ndarray:
+        """The distinct items of a user, ascending."""
+        return np.unique(self._seen.of(user))
+
+    def _left(self, own: np.ndarray) -> int:
+        """The mass of all items but these."""
+        return int(self._cumulative[-1] - self._weights[own].sum())
 
     def __call__(
         self, rng: np.random.Generator, users: np.ndarray, count: int, share: slice = slice(None)
@@ -62,9 +62,10 @@ class NegativeSampler:
 
         Those are the same whatever the share is.
         """
-        draws = rng.integers(0, self._left[users][:, None], (len(users), count))[share]
-        for row, user in enumerate(users[share]):
-            start, stop = self._offsets[user], self._offsets[user + 1]
-            passed = np.searchsorted(self._begins[start:stop], draws[row], side="right")
-            draws[row] += self._mass[start + passed] - self._mass[start]
+        own = [self._own(user) for user in users]
+        draws = rng.integers(0, np.array([self._left(items) for items in own])[:, None], (len(users), count))[share]
+        for row, items in enumerate(own[share]):
+            # For each own item: where its mass begins once the user's earlier own items are cut out.
+            mass = np.concatenate([[0], np.cumsum(self._weights[items])])
+            draws[row] += mass[np.searchsorted(self._cumulative[items] - mass[:-1], draws[row], side="right")]
         return (np.searchsorted(self._cumulative, draws, side="right") - 1).astype(np.int32)

@@ -39,9 +39,20 @@ def leave_one_out(dataset: Dataset, *, order: Order = "time") -> Split:
         train=rows[~held_out | (from_end > 2)],
         validation=rows[held_out & (from_end == 2)],
         test=rows[held_out & (from_end == 1)],
-        protocol="leave-one-out: each user's last interaction tests, the one before validates, users with fewer than 3 "
-        f"only train; {_describe(order)}",
+        protocol=_leave_one_out(order),
         order=order,
+    )
+
+
+def leave_one_out_protocol(num_items: int, order: Order) -> str:
+    """The protocol of `leave_one_out` over a catalogue."""
+    return _with_candidates(_leave_one_out(order), num_items)
+
+
+def _leave_one_out(order: Order) -> str:
+    return (
+        "leave-one-out: each user's last interaction tests, the one before validates, users with fewer than 3 "
+        f"only train; {_describe(order)}"
     )
 
 
@@ -217,9 +228,13 @@ def _split(
         known=every if known is None else known,
         validation_candidates=every,
         test_candidates=every,
-        protocol=f"{protocol}; all {dataset.num_items} items are candidates",
+        protocol=_with_candidates(protocol, dataset.num_items),
         order=order,
     )
+
+
+def _with_candidates(protocol: str, num_items: int) -> str:
+    return f"{protocol}; all {num_items} items are candidates"
 
 
 def _describe(order: Order) -> str:

@@ -66,23 +66,29 @@ def tokenise(
         raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
     folder = Path(cache_dir) if cache_dir is not None else cache.default_folder("tokens")
     key = _content_hash(texts, tokenizer, max_length)
-    return Tokens(**cache.kept(folder, key, "tokens", lambda: _encode(texts, tokenizer, max_length)._asdict()))
+    return Tokens(**cache.kept(folder, key, "tokens", lambda: encode(texts, tokenizer, max_length)._asdict()))
 
 
 def _content_hash(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> str:
     """SHA-256, in hex, of all that the tokens depend on."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left over from the tokenizer's latest call, and set anew by the next.
-    del model["truncation"], model["padding"]
-    settings = [_FORMAT_VERSION, max_length, tokenizer.truncation_side, tokenizer.pad_token_id, model]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = settings_hash(tokenizer, max_length)
     for text in texts:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
 
 
-def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> Tokens:
+def settings_hash(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> "hashlib._Hash":
+    """SHA-256 of all that the tokens depend on beside the texts."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left over from the tokenizer's latest call, and set anew by the next.
+    del model["truncation"], model["padding"]
+    settings = [_FORMAT_VERSION, max_length, tokenizer.truncation_side, tokenizer.pad_token_id, model]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+
+
+def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> Tokens:
+    """As `tokenise`, without the cache and its checks."""
     rows = [np.empty(0, np.int32)]
     for start in range(0, len(texts), _ENCODE_AT_ONCE):
         encoded = tokenizer(

@@ -92,7 +92,7 @@ def test_max_length_must_leave_room_for_text(tokenizer, tmp_path):
 
 def test_the_second_call_reads_the_cache(tokenizer, tmp_path, monkeypatch):
     tokens = tokenise(TEXTS, tokenizer, 8, tmp_path)
-    monkeypatch.setattr(tokens_module, "_encode", None)
+    monkeypatch.setattr(tokens_module, "encode", None)
     np.testing.assert_array_equal(tokenise(TEXTS, tokenizer, 8, tmp_path).ids, tokens.ids)
     with np.load(cached(tmp_path), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["ids"], tokens.ids)

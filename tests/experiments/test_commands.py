@@ -197,3 +197,27 @@ def test_importing_the_package_is_quick_and_leaves_torch_alone():
     modules, seconds = done.stdout.rsplit(" ", 1)
     assert modules == "[]"
     assert float(seconds) < 3
+
+
+@pytest.mark.parametrize("arg", ["id", "lora"])
+def test_a_run_on_prepared_data_is_the_run_on_its_source(config, arg, tmp_path):
+    prepared = tmp_path / "prepared"
+    told = last_line(command("prepare", f"--config={config}:{arg}", f"--out={prepared}"))
+    assert told["bytes"] == sum(path.stat().st_size for path in prepared.iterdir())
+    results = []
+    for name, options in (
+        ("memory", ()),
+        (
+            "prepared",
+            (
+                "--config.data.source=prepared",
+                f"--config.data.path={prepared}",
+                "--config.data.options={}",
+                "--config.train.input_workers=1",
+            ),
+        ),
+    ):
+        done = command("train", f"--config={config}:{arg}", f"--workdir={tmp_path / name}", *options)
+        result, data = last_line(done), json.loads((tmp_path / name / "dataset.json").read_text())
+        results.append(({phase: result[phase] for phase in ("validation", "test")}, data["fingerprint"], data["split"]))
+    assert results[0] == results[1]

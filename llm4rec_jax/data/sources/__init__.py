@@ -11,6 +11,7 @@ from llm4rec_jax.data.pointwise import POINTWISE, PointwiseData
 from llm4rec_jax.data.sources import (  # noqa: F401
     atomic,
     movielens,
+    prepared_source,
     s3rec,
     sequences,
     table,
