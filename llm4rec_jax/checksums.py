@@ -46,7 +46,7 @@ def unwritten(path: Path, error: Exception) -> NotWritten:
     gone = f"; {path.parent} is not there any more" if parents[0] != path.absolute().parent else ""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
     return NotWritten(
-        f"cannot write {path} ({reason}{gone}): make room, or bring the folder back or make it writable; what was saved "
+        f"cannot write {path} ({reason}{gone}): make room, bring the folder back or make it writable; what was saved "
         "before is whole, and the same command goes on from there"
     )
 
@@ -93,7 +93,7 @@ def read_json(path: Path, required: bool = False) -> Any:
     if sealed is None and not required and not any(str(own).startswith(_PREFIX) for own in value.values()):
         return value
     if sealed != _of_value(value):
-        raise Damaged(f"{path} is damaged: it does not say what was written (its checksum is that of something else)")
+        raise Damaged(f"{path} is damaged, or was changed by hand: its checksum is that of something else")
     return value
 
 
@@ -123,7 +123,7 @@ def read_parquet(path: Path, required: bool = False) -> pl.DataFrame:
     # Before anything is parsed: Polars may panic at what is damaged.
     if len(places) == 1:
         if hashlib.sha256(_put(content, places[0], _BLANK)).hexdigest().encode() != places[0][1]:
-            raise Damaged(f"{path} is damaged: it is not what was written (its checksum is that of something else)")
+            raise Damaged(f"{path} is damaged, or was changed by hand: its checksum is that of something else")
     elif required or places:
         raise Damaged(f"{path} is damaged: its checksum is {'there twice' if places else 'gone'}")
     try:
@@ -138,7 +138,7 @@ def _put(content: bytes, place: re.Match[bytes], value: bytes) -> bytes:
 
 # -------------------------------------------------------------------------------------------------------------- folders
 def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Writes checksums.json: the SHA-256 of files of a folder, all by default, those in folders within too; NotWritten."""
+    """Writes checksums.json: the SHA-256 of files of a folder, by default of all, however deep; NotWritten."""
     if names is None:
         names = (str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file())
     sums = {name: _of_file(folder / name) for name in names if name != MANIFEST}
@@ -159,7 +159,7 @@ def check_manifest(folder: Path) -> None:
         if not file.exists():
             raise Damaged(f"{file} is missing")
         if _of_file(file) != sealed:
-            raise Damaged(f"{file} is damaged: it is not what was written (its SHA-256 is another)")
+            raise Damaged(f"{file} is damaged, or was changed since: its checksum is that of something else")
 
 
 def _of_file(path: Path) -> str:
