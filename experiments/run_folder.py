@@ -1,5 +1,6 @@
 """A run is a folder: what it was asked to do, on what, with what, and what came of it."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -13,6 +14,7 @@ import polars as pl
 from ml_collections import ConfigDict
 
 from experiments.assemble import Assembly
+from experiments.locks import Lock
 from llm4rec_jax import checksums
 from llm4rec_jax.data.interactions import format_statistics
 
@@ -55,6 +57,19 @@ def read(path: Path) -> Any:
         raise RunFolderError(f"{path} does not exist: is {path.parent} the folder of a run? Train one first") from None
     except checksums.Damaged as error:
         raise RunFolderError(str(error)) from error
+
+
+def locked(*workdirs: Path) -> contextlib.ExitStack:
+    """Holds run folders as long as one is in it; of several processes, the first does.
+
+    Raises:
+      FolderInUse: another process works in one; the message names it.
+    """
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            for workdir in workdirs:
+                held.enter_context(Lock(workdir))
+        return held.pop_all()
 
 
 def open_for(config: ConfigDict, workdir: Path) -> None:

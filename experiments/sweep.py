@@ -16,6 +16,7 @@ import rich.console
 from absl import flags
 
 from experiments import command, launch, run_folder, tables, trials
+from experiments.locks import Lock
 from experiments.progress import Watch
 from experiments.schedule import Entry, Schedule, drive
 from experiments.trials import Run, Study
@@ -36,9 +37,9 @@ def main() -> None:
     chosen = runs if _ONLY.value is None else trials.select(runs, _ONLY.value.split(","))
     entries: list[Entry] = []
     watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    held = Lock(workdir)
     executor = launch.executor(study, workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
 
         def changed(entry: Entry) -> None:
             write_state(workdir, study, runs, entries)
@@ -58,6 +59,7 @@ def main() -> None:
             received = drive(schedule, watch.beat, watch.say)
     finally:
         executor.close()
+        held.close()
     if received is not None:
         launch.stopped(received, "the same command goes on from there")
     problem = None
