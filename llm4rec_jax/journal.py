@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import json
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,9 +56,6 @@ class Journal:
         self.records = 0
         if not write:
             return
-        # It imports torch where that is installed, which takes seconds.
-        from tensorboardX import SummaryWriter
-
         self.file = workdir / "metrics.jsonl"
         kept = [r for r in read(self.file) if r["step"] <= step]
         if len(kept) < records and self.file.exists():
@@ -67,9 +67,8 @@ class Journal:
         self._link = ""
         replace(self.file, "".join(self._line(r) for r in kept).encode())
         with writing(self.file):
-            self._lines = self.file.open("a", encoding="utf-8")
-        with writing(workdir / "tensorboard"):
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+            self._lines = self.file.open("ab", buffering=0)
+        self._events = _Events(workdir / "tensorboard", step + 1)
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -145,16 +144,59 @@ class Journal:
         seconds = time.perf_counter() - self._started
         record: dict[str, Any] = {"kind": kind, "step": step, "seconds": round(seconds, 3), **figures}
         with writing(self.file):
-            self._lines.write(self._line(record))
-            self._lines.flush()
-        for name, value in figures.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            _write(self._lines, self._line(record).encode())
+        self._events.write({f"{kind}/{name}": value for name, value in figures.items()}, step)
 
     def _line(self, record: Mapping[str, Any]) -> str:
         """The next line: a record, and a checksum of it and of all before it."""
         self._link = _linked(self._link, record)
         self.records += 1
         return json.dumps({**record, _CHECK: self._link}) + "\n"
+
+
+class _Events:
+    """TensorBoard's file of a run: at each start another, which takes the place of the earlier ones from a step on.
+
+    Like the lines of metrics.jsonl it is written at once. tensorboardX's own SummaryWriter has a thread for that, which
+    ends when the disk is full and leaves the run waiting for it.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        # It imports torch where that is installed, which takes seconds.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import masked_crc32c
+        from tensorboardX.summary import scalar
+
+        self._event, self._sum, self._scalar = Event, masked_crc32c, scalar
+        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        with writing(self._path):
+            folder.mkdir(exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        self._add(0, file_version="brain.Event:2")
+        self._add(step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._add(step, summary=self._scalar(name, value))
+
+    def _add(self, step: int, **what: Any) -> None:
+        """Appends a TFRecord: the length of an event, the event, and the checksum of each."""
+        event = self._event(wall_time=time.time(), step=step, **what).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        with writing(self._path):
+            _write(self._file, b"".join([length, self._packed(length), event, self._packed(event)]))
+
+    def _packed(self, content: bytes) -> bytes:
+        return struct.pack("<I", self._sum(content))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _write(file: io.FileIO, content: bytes) -> None:
+    """Writes all of it: of what doesn't fit on a disk the system takes a part at first."""
+    while content:
+        content = content[file.write(content) :]
 
 
 @contextlib.contextmanager
