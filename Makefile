@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: setup setup-dev quickstart test test-long lint format clean
+.PHONY: setup setup-dev quickstart test test-long soak lint format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -31,6 +31,10 @@ test: setup-dev
 
 test-long: setup-dev
 	$(BIN)/python -m pytest -m long -s
+
+# Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
+soak: setup-dev
+	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/test_soak.py
 
 lint: setup-dev
 	$(BIN)/ruff check .

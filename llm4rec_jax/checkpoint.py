@@ -168,7 +168,7 @@ def _check(folder: Path) -> int:
     try:
         if (folder / checksums.MANIFEST).exists():
             checksums.check_manifest(folder)
-    except checksums.Damaged as error:
+    except (checksums.Damaged, OSError) as error:
         raise CheckpointError(
             f"{error}, so the checkpoint {folder} cannot be used: bring it back from a copy, or train again in another "
             "workdir"
