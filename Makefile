@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: setup setup-dev quickstart test test-long test-beam lint format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam soak lint format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -40,6 +40,10 @@ $(VENV)-beam/.setup: setup.cfg
 
 test-beam: $(VENV)-beam/.setup
 	$(VENV)-beam/bin/python -m pytest --noconftest tests/data/test_beam.py
+
+# Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
+soak: setup-dev
+	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/test_soak.py
 
 lint: setup-dev
 	$(BIN)/ruff check .

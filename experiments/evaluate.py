@@ -11,10 +11,12 @@ from experiments.results import evaluate_run, restored_scorer
 
 def main() -> None:
     workdir = command.workdir()
-    if pointwise_runs.takes(run_folder.config_of(workdir)):
-        command.answer(pointwise_runs.evaluate_again(workdir))
-    else:
-        command.answer(evaluate_run(*restored_scorer(workdir), workdir))
+    config = run_folder.config_of(workdir)
+    with run_folder.locked(workdir):
+        if pointwise_runs.takes(config):
+            command.answer(pointwise_runs.evaluate_again(workdir))
+        else:
+            command.answer(evaluate_run(*restored_scorer(workdir), workdir))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The study is a file in the workdir. What is drawn for a trial is a function of t
 results known then; a search that is broken off goes on where it was when it is made again.
 """
 
-import fcntl
 import json
 import shlex
 import warnings
@@ -21,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments import run_folder, trials
+from experiments.locks import Lock
 from experiments.schedule import Entry, Schedule
 from experiments.trials import Study, Trial
 from llm4rec_jax import journal
@@ -49,7 +49,8 @@ class Search:
       parallel: trials run at a time; what is drawn keeps away from those that still run.
 
     Raises:
-      ValueError: another search is at work here, or the one that is here has another configuration or metric.
+      FolderInUse: another process is at work here.
+      ValueError: the search that is here has another configuration or metric.
     """
 
     def __init__(
@@ -65,12 +66,8 @@ class Search:
     ) -> None:
         self._study, self._arg, self._workdir, self.metric = study, arg, workdir, metric
         self._seed, self._parallel = seed, parallel
+        self._lock = Lock(workdir)
         self._log = (workdir / "search.log").open("a+b")
-        try:
-            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise ValueError(f"another search is at work in {workdir}") from None
         try:
             self._optuna = self._opened({"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}, spared)
         except BaseException:
@@ -182,6 +179,7 @@ class Search:
     def close(self) -> None:
         """Lets another search be made in the workdir."""
         self._log.close()
+        self._lock.close()
 
     def _described(self, trial: FrozenTrial) -> dict[str, Any]:
         return {

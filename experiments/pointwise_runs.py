@@ -145,6 +145,6 @@ def _evaluate(
     found, data = {}, assembly.data
     for part in ("validation", "test"):
         evaluation = pointwise.evaluate(scores(part), data, data.parts()[part])
-        evaluation.per_row.write_parquet(workdir / f"per_row_{part}.parquet")
+        run_folder.write_table(workdir / f"per_row_{part}.parquet", evaluation.per_row)
         found[part] = evaluation.summary
     return found

@@ -4,7 +4,6 @@ So a crash, a hang and a request to stop come out alike wherever that is. The ma
 folders. This module is imported where jobs run: it does without jax.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -14,7 +13,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
+
+from experiments.locks import FolderInUse, Lock, hand_on
 
 _TAIL = 20_000  # bytes of output that are kept with a failure
 
@@ -72,15 +73,12 @@ class Process:
         self._late = False
         self._killed = False
         self._ended: Ended | None = None
-        self._locks: list[TextIO] = []
+        self._locks: list[Lock] = []
         for folder in job.folders:
-            lock = (Path(folder) / "lock").open("a+", encoding="utf-8")
-            self._locks.append(lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                self._end(Ended(os.EX_TEMPFAIL, note=f"{folder} is worked in by {lock.read().strip()}", busy=True))
+                self._locks.append(Lock(Path(folder)))
+            except FolderInUse as error:
+                self._end(Ended(os.EX_TEMPFAIL, note=str(error), busy=True))
                 return
         self._log = Path(job.folders[0]) / "log.txt"
         with self._log.open("ab") as log:
@@ -91,7 +89,7 @@ class Process:
                 [sys.executable, *job.command],
                 cwd=job.directory,
                 # A crash in compiled code leaves a traceback too.
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **job.environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **hand_on(self._locks), **job.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -100,10 +98,8 @@ class Process:
                 pass_fds=[lock.fileno() for lock in self._locks],
             )
         for lock in self._locks:
-            lock.truncate(0)
-            holder = {"token": job.token, "host": socket.gethostname(), "watcher": os.getpid(), "pid": self._child.pid}
-            lock.write(json.dumps(holder) + "\n")
-            lock.flush()
+            command = " ".join(job.command)
+            lock.note(pid=self._child.pid, command=command, token=job.token, watcher=os.getpid())
 
     def poll(self) -> Ended | None:
         """What became of the job; None while it runs. Calls stop what is late, and kill what does not stop."""
@@ -170,7 +166,7 @@ def started(job: Job) -> bool:
         holder = json.loads((Path(job.folders[0]) / "lock").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return holder["token"] == job.token
+    return holder.get("token") == job.token
 
 
 def stop_file(job: Job) -> Path:

@@ -25,8 +25,7 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
     found = {}
     for phase in ("validation", "test"):
         result = evaluate.evaluate(scorer, assembly.split, phase, mesh=assembly.mesh, beyond_accuracy=True)
-        if jax.process_index() == 0:
-            result.per_user.write_parquet(workdir / f"per_user_{phase}.parquet")
+        run_folder.write_table(workdir / f"per_user_{phase}.parquet", result.per_user)
         found[phase] = {name: float(value) for name, value in result.summary.items()}
     return found
 
@@ -58,6 +57,8 @@ def trained(best_step: int, steps: int, trainable: Mapping[str, Any], frozen: An
 def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
     """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program.
 
+    Beside them how many records the journal has, by which it is seen when some are lost.
+
     Args:
       workdir: of the run, with its journal.
       batch_size: examples a step.
@@ -67,6 +68,7 @@ def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
     programs = [r for r in records if r["kind"] == "program"]
     rates = [r["examples_per_second"] for r in records if r["kind"] == "train"]
     return {
+        "records": len(records),
         "together": together,
         "seconds": records[-1]["seconds"] / together,
         "step": {
@@ -87,7 +89,9 @@ def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:
     run_folder.check_data(assembly, workdir)
     trainable, frozen = separate(assembly.method, assembly.params(), jax.random.key(0))
     checkpoints = Checkpoints(workdir, digest(frozen["params"]))
-    best = checkpoints.record("last")["best_step"]
+    # Once there is a result, it is of that state, whatever became of `last` since.
+    ended = workdir / "result.json"
+    best = (run_folder.read(ended) if ended.exists() else checkpoints.record("last"))["best_step"]
     trainable = checkpoints.restore("best", sharding.place(trainable, assembly.mesh), best).state
     checkpoints.close()
     return assembly, {**frozen["params"], **trainable["params"]}, trainable["delta"]

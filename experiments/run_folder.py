@@ -1,17 +1,21 @@
 """A run is a folder: what it was asked to do, on what, with what, and what came of it."""
 
+import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import polars as pl
 from ml_collections import ConfigDict
 
 from experiments.assemble import Assembly
+from experiments.locks import Lock
+from llm4rec_jax import checksums
 from llm4rec_jax.data.interactions import format_statistics
 
 PACKAGES = (
@@ -32,23 +36,40 @@ class RunFolderError(ValueError):
     """A folder that does not hold the run one asks for."""
 
 
-def write(path: Path, value: Any) -> None:
-    """Writes JSON, by rename, so that a file is whole or not there. Of several processes, the first writes."""
-    if jax.process_index():
-        return
-    scratch = path.with_suffix(f".tmp{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2, default=float) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+def write(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON with a checksum, by rename, so that a file is whole or not there. Of several processes, the first
+    writes."""
+    if jax.process_index() == 0:
+        checksums.write_json(path, value)
+
+
+def write_table(path: Path, table: pl.DataFrame) -> None:
+    """Writes Parquet as `write` does JSON."""
+    if jax.process_index() == 0:
+        checksums.write_parquet(path, table)
 
 
 def read(path: Path) -> Any:
     """Reads JSON; RunFolderError when the file is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return checksums.read_json(path)
     except FileNotFoundError:
         raise RunFolderError(f"{path} does not exist: is {path.parent} the folder of a run? Train one first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is damaged ({error})") from error
+    except checksums.Damaged as error:
+        raise RunFolderError(str(error)) from error
+
+
+def locked(*workdirs: Path) -> contextlib.ExitStack:
+    """Holds run folders as long as one is in it; of several processes, the first does.
+
+    Raises:
+      FolderInUse: another process works in one; the message names it.
+    """
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            for workdir in workdirs:
+                held.enter_context(Lock(workdir))
+        return held.pop_all()
 
 
 def open_for(config: ConfigDict, workdir: Path) -> None:

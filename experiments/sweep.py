@@ -19,6 +19,7 @@ import rich.console
 from absl import flags
 
 from experiments import command, joining, launch, run_folder, tables, trials
+from experiments.locks import Lock
 from experiments.progress import Watch
 from experiments.schedule import Entry, Schedule, drive
 from experiments.trials import Run, Study
@@ -42,11 +43,11 @@ def main() -> None:
     chosen = runs if _ONLY.value is None else trials.select(runs, _ONLY.value.split(","))
     entries: list[Entry] = []
     watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    held = Lock(workdir) if index == 0 else None
     executor = launch.executor(study, workdir)
     if processes > 1:
         executor = launch.joined(executor, index)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
 
         def changed(entry: Entry) -> None:
             if index == 0:
@@ -73,6 +74,8 @@ def main() -> None:
             received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.say)
     finally:
         executor.close()
+        if held is not None:
+            held.close()
     if received is not None:
         launch.stopped(received, "the same command goes on from there")
     problem = None

@@ -13,6 +13,7 @@ import polars as pl
 
 from experiments import run_folder
 from experiments.run_folder import RunFolderError
+from llm4rec_jax import checksums, journal
 from llm4rec_jax.metrics import auc
 
 # Columns of per_user_test.parquet, and entries of result.json's metrics, that are no metrics.
@@ -94,11 +95,15 @@ def read(folder: Path) -> Run:
     pointwise = (folder / "per_row_test.parquet").exists()
     file = folder / ("per_row_test.parquet" if pointwise else "per_user_test.parquet")
     try:
-        tested = pl.read_parquet(file)
+        tested = checksums.read_parquet(file)
+        history = folder / "metrics.jsonl"
+        records = len(journal.read(history))
     except FileNotFoundError:
         raise RunFolderError(f"{file} does not exist, though {folder / 'result.json'} does") from None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise RunFolderError(f"{file} is damaged ({error})") from error
+    except checksums.Damaged as error:
+        raise RunFolderError(str(error)) from error
+    if history.exists() and records != result.get("records", records):
+        raise RunFolderError(f"{history} is damaged: {records} of its {result['records']} records are left")
     run = Run(folder, result, data, config, tested, pointwise)
     wanted = _ROW_COLUMNS if pointwise else ("user_id",)
     if lost := [name for name in wanted if name not in tested]:

@@ -4,12 +4,14 @@
     python -m experiments.train --config=configs/movielens_100k.py:id --workdir=runs/id --config.train.steps=600
 
 The last line of standard output is one JSON object with validation and test metrics; the same is in
-WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again.
+WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again. On
+SIGTERM it saves, prints {"preempted_at_step": STEP} (null before training and after it) and exits with 0.
 """
 
+import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -18,7 +20,7 @@ from ml_collections import config_flags
 from experiments import command, pointwise_runs, results, run_folder
 from experiments.assemble import Assembly
 from llm4rec_jax import train
-from llm4rec_jax.runs import Trained
+from llm4rec_jax.runs import Preempted, Trained
 from llm4rec_jax.sharding import agreed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
@@ -29,10 +31,18 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
 
     Returns:
       What is in result.json.
+
+    Raises:
+      FolderInUse, RunFolderError: another process works in the folder; it is of another run, or damaged.
     """
-    run_folder.open_for(config, workdir)
-    if agreed((workdir / "result.json").exists()):
-        return run_folder.read(workdir / "result.json")
+    with run_folder.locked(workdir):
+        run_folder.open_for(config, workdir)
+        if agreed((workdir / "result.json").exists()):
+            return run_folder.read(workdir / "result.json")
+        return _run(config, workdir, say)
+
+
+def _run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:
     if pointwise_runs.takes(config):
         return pointwise_runs.run(config, workdir, say)
     assembly = Assembly(config)
@@ -107,8 +117,18 @@ def _baseline(assembly: Assembly, workdir: Path, say: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    result = run(_CONFIG.value, command.workdir(), print if jax.process_index() == 0 else lambda text: None)
-    command.answer(result)
+    workdir = command.workdir()
+    # While the loop trains it has its own; before and after there is nothing to save.
+    signal.signal(signal.SIGTERM, _preempted)
+    try:
+        command.answer(run(_CONFIG.value, workdir, print if jax.process_index() == 0 else lambda text: None))
+    except Preempted as ended:
+        command.answer({"preempted_at_step": ended.step})
+        raise
+
+
+def _preempted(*_: object) -> NoReturn:
+    raise Preempted(None)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
 
 def main() -> None:
     workdir = command.workdir()
-    run([workdir / name for name in _RUNS.value or ()])
+    folders = [workdir / name for name in _RUNS.value or ()]
+    with run_folder.locked(*folders):
+        run(folders)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Checkpoints of what is trained, the optimizer, the step and the input's position; of the frozen base, a digest."""
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from llm4rec_jax import checksums
 from llm4rec_jax.sharding import fetch, path_name
 
 
@@ -50,7 +53,8 @@ class Checkpoints:
     """The checkpoints of one run: `last` to go on from, `best` by validation to evaluate.
 
     A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves
-    the one before.
+    the one before. Then it gets a manifest of its files' checksums, which are compared before anything of it is read: a
+    damaged `last` is passed over for the one before, with a warning, and a damaged `best` is an error.
 
     Args:
       workdir: the run's folder.
@@ -61,38 +65,62 @@ class Checkpoints:
     def __init__(self, workdir: Path, base: str, keep: int = 2) -> None:
         self._base = base
         self.folder = workdir / "checkpoints"
-        self._managers = {
-            name: _manager(self.folder / name, max_to_keep=n, enable_async_checkpointing=False)
-            for name, n in (("last", keep), ("best", 2))
-        }
+        self._sound: set[tuple[str, int]] = set()
+        with checksums.writing(self.folder):
+            self._managers = {
+                name: _manager(self.folder / name, max_to_keep=n, enable_async_checkpointing=False)
+                for name, n in (("last", keep), ("best", 2))
+            }
 
     def save(self, name: str, step: int, state: Any, record: Mapping[str, Any]) -> None:
-        """Saves as `last` or `best`. A run that goes on from `last` may come by a `best` of the same step again."""
-        manager = self._managers[name]
-        if step in manager.all_steps():
-            manager.delete(step)
+        """Saves as `last` or `best`. A run that goes on from an earlier `last` comes by later steps again.
+
+        Raises:
+          NotWritten: the disk is full, read-only or gone; what was saved before is whole.
+        """
+        manager, where = self._managers[name], self.folder / name / str(step)
+        if not self.folder.is_dir():
+            # Orbax would make it anew, in a folder that is no run's any more.
+            raise checksums.unwritten(where, FileNotFoundError(f"{self.folder} has vanished"))
         record = {**record, "base": self._base}
-        manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-            force=True,
-        )
-        manager.wait_until_finished()
+        try:
+            for later in [other for other in manager.all_steps() if other >= step]:
+                manager.delete(later)
+            manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+                force=True,
+            )
+            manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise checksums.unwritten(where, error) from error
+        if jax.process_index() == 0:
+            checksums.write_manifest(where)
+        self._sound.add((name, step))
 
     def latest(self, name: str) -> int | None:
-        """The step of the newest checkpoint, None when there is none."""
-        return self._managers[name].latest_step()
+        """The step of the newest checkpoint, of `last` the newest that is whole, None when there is none.
+
+        Raises:
+          CheckpointError: there are some of `last`, and all of them are damaged.
+        """
+        steps = self._managers[name].all_steps()
+        if not steps or name == "best" or (name, max(steps)) in self._sound:
+            return max(steps, default=None)
+        # Of several processes the first reads all files, and all of them go the same way.
+        step = _agreed(lambda: _newest_sound(self.folder / name, steps))
+        self._sound.add((name, step))
+        return step
 
     def restore(self, name: str, like: Any, step: int | None = None) -> Restored:
         """The newest checkpoint, or that of a step, with the structure, shapes and placement of `like`.
 
         Raises:
-          CheckpointError: there is none, it was made over another base, or it holds other arrays than `like`.
+          CheckpointError: there is none, it is damaged, was made over another base, or holds other arrays than `like`.
         """
         manager = self._managers[name]
+        step = self._checked(name, step)
         record = self.record(name, step)
-        step = manager.latest_step() if step is None else step
-        assert step is not None
         where = self.folder / name / str(step)
         if record["base"] != self._base:
             raise CheckpointError(
@@ -111,12 +139,20 @@ class Checkpoints:
         return Restored(state, record)
 
     def record(self, name: str, step: int | None = None) -> dict[str, Any]:
-        """What was saved with the newest checkpoint, or that of a step. CheckpointError when there is none."""
-        manager = self._managers[name]
-        step = manager.latest_step() if step is None else step
+        """What was saved with the newest checkpoint, or that of a step. CheckpointError when there is none or a damaged
+        one."""
+        step = self._checked(name, step)
+        return self._managers[name].restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+    def _checked(self, name: str, step: int | None) -> int:
+        """The step, or that of the newest, once what is there has been compared with its checksums."""
+        step = self.latest(name) if step is None else step
         if step is None:
             raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
-        return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        if (name, step) not in self._sound:
+            _agreed(lambda: _check(self.folder / name / str(step)))
+            self._sound.add((name, step))
+        return step
 
     def close(self) -> None:
         """Ends the managers' threads."""
@@ -124,13 +160,64 @@ class Checkpoints:
             manager.close()
 
 
+def _check(folder: Path) -> int:
+    """Returns the step of a checkpoint that is whole; CheckpointError when it is not.
+
+    One without a manifest is by an older version, or was broken off after Orbax had made it whole.
+    """
+    try:
+        if (folder / checksums.MANIFEST).exists():
+            checksums.check_manifest(folder)
+    except (checksums.Damaged, OSError) as error:
+        raise CheckpointError(
+            f"{error}, so the checkpoint {folder} cannot be used: bring it back from a copy, or train again in another "
+            "workdir"
+        ) from error
+    return int(folder.name)
+
+
+def _newest_sound(folder: Path, steps: Sequence[int]) -> int:
+    """The last of some steps whose checkpoint is whole; a warning names each that is passed over for it."""
+    with_manifest = [step for step in steps if (folder / str(step) / checksums.MANIFEST).exists()]
+    faults = []
+    for step in sorted(with_manifest or steps, reverse=True):
+        try:
+            _check(folder / str(step))
+        except CheckpointError as error:
+            faults.append(str(error.__cause__))
+            continue
+        for fault in faults:
+            warnings.warn(f"{fault}; going on from the checkpoint of step {step}, which is whole", stacklevel=4)
+        return step
+    raise CheckpointError(
+        f"every checkpoint in {folder} is damaged ({'; '.join(faults)}): bring one back from a copy, or remove "
+        f"{folder.parent.parent} to start anew"
+    )
+
+
+def _agreed(find: Callable[[], int]) -> int:
+    """What the first process finds, in all of them; its error is one in all of them."""
+    error, found = None, -1
+    if jax.process_index() == 0:
+        try:
+            found = find()
+        except CheckpointError as raised:
+            error = raised
+    if jax.process_count() > 1:
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if found < 0:
+        raise error or CheckpointError("the first process found a checkpoint damaged, and says which")
+    return found
+
+
 def latest_step(workdir: Path) -> int | None:
-    """The step of a run's newest checkpoint to go on from, None when there is none."""
+    """The step of a run's newest checkpoint to go on from, None when there is none; CheckpointError as `latest`."""
     folder = workdir / "checkpoints" / "last"
     if not folder.is_dir():
         return None
     with _manager(folder, create=False) as manager:
-        return manager.latest_step()
+        steps = manager.all_steps()
+    return _agreed(lambda: _newest_sound(folder, steps)) if steps else None
 
 
 def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -139,7 +226,7 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     Parts that the other run lacks keep their values.
 
     Raises:
-      CheckpointError: no checkpoint there, or a part that both have in different shapes.
+      CheckpointError: no checkpoint there, a damaged one, or a part that both have in different shapes.
     """
     folder = workdir / "checkpoints" / "best"
     if not folder.is_dir():
@@ -148,6 +235,7 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{folder} holds no checkpoint: has that run been trained?")
+        _agreed(lambda: _check(folder / str(step)))
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step).state
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata)

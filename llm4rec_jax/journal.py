@@ -1,8 +1,11 @@
 """What a run writes while it trains: `metrics.jsonl`, TensorBoard events, and a progress bar."""
 
 import contextlib
+import hashlib
+import io
 import json
-import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +16,11 @@ from typing import Any, Self
 import jax
 import rich.console
 import rich.progress
+
+from llm4rec_jax.checksums import Damaged, replace, writing
+
+_CHECK = "check"
+_REMEDY = "bring it back from a copy, or remove it to go on without its records, and without their seconds"
 
 
 class Journal:
@@ -25,28 +33,42 @@ class Journal:
       batch_size: examples a step.
       started: `time.perf_counter()` when the work began; seconds count from there.
       write: False makes every method do nothing.
+      records: how many there were when that checkpoint was made.
+
+    Raises:
+      Damaged: the file that is there, or some of those records are lost.
+      NotWritten: the disk is full, read-only or gone; so do the methods that write.
     """
 
     def __init__(
-        self, workdir: Path, step: int, steps: int, batch_size: int, started: float, write: bool = True
+        self,
+        workdir: Path,
+        step: int,
+        steps: int,
+        batch_size: int,
+        started: float,
+        write: bool = True,
+        records: int = 0,
     ) -> None:
         self._write, self._batch_size = write, batch_size
         self._console = rich.console.Console(stderr=True)
         self._started, self._last = started, time.perf_counter()
+        self.records = 0
         if not write:
             return
-        # It imports torch where that is installed, which takes seconds.
-        from tensorboardX import SummaryWriter
-
         self.file = workdir / "metrics.jsonl"
         kept = [r for r in read(self.file) if r["step"] <= step]
+        if len(kept) < records and self.file.exists():
+            raise Damaged(
+                f"{self.file} is damaged: {len(kept)} of the {records} records up to step {step} are left; {_REMEDY}"
+            )
         # Seconds count on where the run was broken off.
         self._started -= kept[-1]["seconds"] if kept else 0.0
-        scratch = self.file.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        os.replace(scratch, self.file)
-        self._lines = self.file.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=30)
+        self._link = ""
+        replace(self.file, "".join(self._line(r) for r in kept).encode())
+        with writing(self.file):
+            self._lines = self.file.open("ab", buffering=0)
+        self._events = _Events(workdir / "tensorboard", step + 1)
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -119,10 +141,60 @@ class Journal:
             return
         seconds = time.perf_counter() - self._started
         record: dict[str, Any] = {"kind": kind, "step": step, "seconds": round(seconds, 3), **figures}
-        self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
-        for name, value in figures.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self.file):
+            _write(self._lines, self._line(record).encode())
+        self._events.write({f"{kind}/{name}": value for name, value in figures.items()}, step)
+
+    def _line(self, record: Mapping[str, Any]) -> str:
+        """The next line: a record, and a checksum of it and of all before it."""
+        self._link = _linked(self._link, record)
+        self.records += 1
+        return json.dumps({**record, _CHECK: self._link}) + "\n"
+
+
+class _Events:
+    """TensorBoard's file of a run: at each start another, which takes the place of the earlier ones from a step on.
+
+    Like the lines of metrics.jsonl it is written at once. tensorboardX's own SummaryWriter has a thread for that, which
+    ends when the disk is full and leaves the run waiting for it.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        # It imports torch where that is installed, which takes seconds.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import masked_crc32c
+        from tensorboardX.summary import scalar
+
+        self._event, self._sum, self._scalar = Event, masked_crc32c, scalar
+        self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        with writing(self._path):
+            folder.mkdir(exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        self._add(0, file_version="brain.Event:2")
+        self._add(step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._add(step, summary=self._scalar(name, value))
+
+    def _add(self, step: int, **what: Any) -> None:
+        """Appends a TFRecord: the length of an event, the event, and the checksum of each."""
+        event = self._event(wall_time=time.time(), step=step, **what).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        with writing(self._path):
+            _write(self._file, b"".join([length, self._packed(length), event, self._packed(event)]))
+
+    def _packed(self, content: bytes) -> bytes:
+        return struct.pack("<I", self._sum(content))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _write(file: io.FileIO, content: bytes) -> None:
+    """Writes all of it: of what doesn't fit on a disk the system takes a part at first."""
+    while content:
+        content = content[file.write(content) :]
 
 
 @contextlib.contextmanager
@@ -135,9 +207,31 @@ def aside(journals: Sequence[Journal]) -> Iterator[None]:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The records of a `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Raises:
+      Damaged: a line that is not what was written, or lines that are lost before the last. Those of older versions have
+        no checksums.
+    """
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    records, link, checked = [], "", False
     # Every whole line ends in a newline, so what follows the last one is a piece.
-    return [json.loads(line) for line in lines[:-1] if line]
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            check = record.pop(_CHECK, None)
+            record["kind"], record["step"]
+        except (ValueError, AttributeError, KeyError, RecursionError) as error:
+            raise Damaged(f"{file}, line {number} is damaged ({error!r}); {_REMEDY}") from error
+        link = _linked(link, record)
+        checked = checked or check is not None
+        if checked and check != link:
+            raise Damaged(f"{file}, line {number} is damaged, or lines before it are changed or lost; {_REMEDY}")
+        records.append(record)
+    return records
+
+
+def _linked(before: str, record: Mapping[str, Any]) -> str:
+    """The checksum of a record that follows on what has another."""
+    return hashlib.sha256((before + json.dumps(record, sort_keys=True)).encode()).hexdigest()[:16]

@@ -167,7 +167,8 @@ def train(
 
     # ------------------------------------------------------------------------------------------------------------ loop
     windows: list[dict[str, float]] = []
-    with Journal(workdir, -1 if held is None else step, steps, size, started) as journal:
+    before = record.get("records", 0)
+    with Journal(workdir, -1 if held is None else step, steps, size, started, records=before) as journal:
         if held is None:
             with journal.aside():
                 validate()
@@ -193,9 +194,9 @@ def train(
                 if due:
                     validate()
                 if due and step % checkpoint_every == 0:
-                    checkpoints.save("last", step, state, record)
+                    checkpoints.save("last", step, state, {**record, "records": journal.records})
     if step != held:
-        checkpoints.save("last", step, state, record)
+        checkpoints.save("last", step, state, {**record, "records": journal.records})
     checkpoints.close()
     return Trained(state["best"], frozen, record["best_step"], step)
 

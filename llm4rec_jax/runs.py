@@ -24,9 +24,12 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Preempted(SystemExit):
-    """SIGTERM came; the state has been saved, and the same call goes on from there. Exits with code 0."""
+    """SIGTERM came; the state has been saved, and the same call goes on from there. Exits with code 0.
 
-    def __init__(self, step: int) -> None:
+    The step is None where there was nothing to save.
+    """
+
+    def __init__(self, step: int | None) -> None:
         super().__init__(0)
         self.step = step
 

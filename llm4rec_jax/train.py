@@ -295,8 +295,16 @@ def train_together(
         for stream, record in zip(streams, records, strict=True):
             stream.set_state(record["input"])
     journals = [
-        Journal(run.workdir, -1 if fresh else step, steps, batch_size, started, write=jax.process_index() == 0)
-        for run in runs
+        Journal(
+            run.workdir,
+            -1 if fresh else step,
+            steps,
+            batch_size,
+            started,
+            write=jax.process_index() == 0,
+            records=record.get("records", 0),
+        )
+        for run, record in zip(runs, records, strict=True)
     ]
     say = journals[0].say
     stop = threading.Event()
@@ -317,7 +325,7 @@ def train_together(
 
     def save_last(which: Sequence[int]) -> None:
         for k in which:
-            record = {**records[k], "input": streams[k].get_state()}
+            record = {**records[k], "input": streams[k].get_state(), "records": journals[k].records}
             checkpoints[k].save("last", step, of_run(state, k, many), record)
 
     def validate() -> None:

@@ -1,4 +1,5 @@
-"""A small run for the tests that kill it: python -m tests.killed_run WORKDIR STEPS."""
+"""A small run for the tests that kill it, or one of its processes: python -m tests.killed_run WORKDIR STEPS [INDEX
+COUNT PORT]."""
 
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from llm4rec_jax.train import train
 from tests import tiny
 
 
-def main(workdir: Path, steps: int) -> None:
+def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 0) -> None:
+    if count > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     split = tiny.split()
     model = recommender(ids=split.dataset.num_items, users="transformer", width=16)
     train(
@@ -22,4 +25,4 @@ def main(workdir: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

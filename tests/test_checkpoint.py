@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm4rec_jax.checkpoint import CheckpointError, Checkpoints, adopt, digest
+from llm4rec_jax.checkpoint import CheckpointError, Checkpoints, adopt, digest, latest_step
+from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.sharding import make_mesh, place
 
 BASE = digest({"encoder": np.arange(3.0)})
@@ -150,6 +151,80 @@ def test_the_digest_sees_names_types_shapes_and_bits():
         {"a": tree["a"]},
     ]
     assert len({digest(other) for other in [tree, *changed]}) == 1 + len(changed)
+
+
+def damaged(folder: Path) -> Path:
+    """A bit of the largest file of a checkpoint, its arrays, is flipped."""
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def three_steps(workdir: Path, name: str = "last") -> Checkpoints:
+    made = Checkpoints(workdir, BASE)
+    for step in (1, 2, 3):
+        made.save(name, step, state(step), {"step": step})
+    made.close()
+    return Checkpoints(workdir, BASE)
+
+
+def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
+    opened = three_steps(tmp_path)
+    file = damaged(opened.folder / "last" / "3")
+    with pytest.warns(UserWarning, match=f"{file} is damaged.*going on from the checkpoint of step 2, which is whole"):
+        restored = opened.restore("last", state())
+    same(restored.state, state(2))
+    assert restored.record["step"] == 2
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert latest_step(tmp_path) == 2
+    with pytest.raises(CheckpointError, match=f"{file} is damaged, .*bring it back from a copy"):
+        opened.restore("last", state(), step=3)
+    # What comes after is done again, and the damaged one goes.
+    opened.save("last", 3, state(7), {})
+    opened.close()
+    again = Checkpoints(tmp_path, BASE)
+    same(again.restore("last", state()).state, state(7))
+    again.close()
+
+
+def test_what_comes_after_the_step_that_one_goes_back_to_is_no_more(tmp_path):
+    opened = three_steps(tmp_path)
+    opened.save("last", 2, state(9), {})
+    assert sorted(path.name for path in (opened.folder / "last").iterdir()) == ["2"]
+    opened.close()
+
+
+def test_when_all_are_damaged_nothing_starts_anew_by_itself(tmp_path):
+    opened = three_steps(tmp_path)
+    for step in ("2", "3"):
+        damaged(opened.folder / "last" / step)
+    with pytest.raises(CheckpointError, match=f"every checkpoint in .*last is damaged .*remove {tmp_path} to start"):
+        opened.latest("last")
+    opened.close()
+
+
+def test_nothing_stands_in_for_a_damaged_best_state(tmp_path):
+    opened = three_steps(tmp_path, "best")
+    file = damaged(opened.folder / "best" / "3")
+    with pytest.raises(CheckpointError, match=f"{file} is damaged"):
+        opened.restore("best", state())
+    with pytest.raises(CheckpointError, match=f"{file} is damaged"):
+        adopt({}, tmp_path)
+    opened.close()
+
+
+def test_one_whose_manifest_is_not_there_yet_was_broken_off(tmp_path):
+    """A kill came between the two. Where all are so, they are of an older version, and are taken as they are."""
+    opened = three_steps(tmp_path)
+    (opened.folder / "last" / "3" / MANIFEST).unlink()
+    assert opened.latest("last") == 2
+    (opened.folder / "last" / "2" / MANIFEST).unlink()
+    opened.close()
+    older = Checkpoints(tmp_path, BASE)
+    same(older.restore("last", state()).state, state(3))
+    older.close()
 
 
 def best(workdir: Path, params: dict) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.journal import Journal, read
 
 
@@ -51,11 +52,12 @@ def test_a_run_that_goes_on_drops_what_it_will_do_again(tmp_path):
 @pytest.mark.parametrize("torn", ['{"kind": "train", "step": 2, "lo', "{", '{"kind": "train", "step": 2}'])
 def test_a_torn_last_line_is_dropped(tmp_path, torn):
     file: Path = tmp_path / "metrics.jsonl"
-    whole = json.dumps({"kind": "train", "step": 1, "seconds": 2.0}) + "\n"
-    file.write_text(whole + torn)
-    assert [record["step"] for record in read(file)] == [1]
+    whole = {"kind": "train", "step": 1, "seconds": 2.0}
+    file.write_text(json.dumps(whole) + "\n" + torn)
+    assert read(file) == [whole]
     with Journal(tmp_path, 5, 10, 4, time.perf_counter()) as journal:
-        assert file.read_text() == whole
+        assert read(file) == [whole]
+        assert file.read_text().count("\n") == 1
         journal.record("train", 6, {})
     assert [record["step"] for record in read(file)] == [1, 6]
 
@@ -63,8 +65,43 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
 def test_a_broken_line_in_the_middle_is_no_torn_one(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(Damaged, match=r"metrics.jsonl, line 1 is damaged .* bring it back from a copy"):
         read(file)
+
+
+def written(workdir: Path, count: int) -> list[str]:
+    with Journal(workdir, -1, 10, 4, time.perf_counter()) as journal:
+        for step in range(1, count + 1):
+            journal.record("train", step, {"loss": float(step)})
+    return (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda lines: [lines[0], lines[2]], 2),
+        (lambda lines: [lines[1], lines[0], lines[2]], 1),
+        (lambda lines: [lines[0].replace('"loss": 1.0', '"loss": 7.0'), *lines[1:]], 1),
+        (lambda lines: [lines[0].replace("check", "chock"), *lines[1:]], 2),
+        (lambda lines: [*lines[:2], lines[2].replace("check", "chock")], 3),
+    ],
+)
+def test_what_was_changed_after_it_was_written_is_named(tmp_path, change, line):
+    lines = written(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").write_text("".join(change(lines)))
+    with pytest.raises(Damaged, match=f"metrics.jsonl, line {line} is damaged"):
+        read(tmp_path / "metrics.jsonl")
+
+
+def test_records_that_a_checkpoint_knew_of_must_be_there(tmp_path):
+    lines = written(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
+    assert len(read(tmp_path / "metrics.jsonl")) == 2
+    with pytest.raises(Damaged, match=r"2 of the 3 records up to step 3 are left; .* or remove it"):
+        Journal(tmp_path, 3, 10, 4, time.perf_counter(), records=3)
+    (tmp_path / "metrics.jsonl").unlink()
+    with Journal(tmp_path, 3, 10, 4, time.perf_counter(), records=3) as journal:
+        assert journal.records == 0
 
 
 def test_no_file_has_no_records(tmp_path):

@@ -2,84 +2,116 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import journal
+from llm4rec_jax.checksums import MANIFEST
+from tests.test_processes import free_port
 from tests.test_train import same_bits
 
 ROOT = Path(__file__).parents[1]
 STEPS = 60
 
 
-def start(workdir: Path, *, compiles: bool = False) -> subprocess.Popen[bytes]:
+def start(workdir: Path, processes: int, *, compiles: bool = False) -> list[subprocess.Popen[bytes]]:
     # Only a run that nobody kills writes to the cache of compiled programs: a process that is killed while it writes
     # leaves half an entry.
     environment = {
-        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if compiles else "1e9",
     }
+    port = free_port() if processes > 1 else 0
     with (workdir.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.killed_run", str(workdir), str(STEPS)], cwd=ROOT, env=environment, stderr=log
-        )
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.killed_run", *map(str, (workdir, STEPS, i, processes, port))],
+                cwd=ROOT, env=environment, stderr=log,
+            )
+            for i in range(processes)
+        ]  # fmt: skip
 
 
-def finish(workdir: Path) -> None:
-    run = start(workdir, compiles=True)
-    assert run.wait(600) == 0, (workdir.parent / "log.txt").read_text()
+def finish(workdir: Path, processes: int) -> None:
+    for run in start(workdir, processes, compiles=True):
+        assert run.wait(600) == 0, (workdir.parent / "log.txt").read_text()
 
 
 def state(workdir: Path):
-    with ocp.CheckpointManager(workdir / "checkpoints" / "last") as manager:
+    """The last state, on one device, whatever mesh it was saved from."""
+    handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.CheckpointManager(workdir / "checkpoints" / "last", item_handlers=handlers) as manager:
         assert manager.latest_step() == STEPS
-        return manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        held = manager.item_metadata(STEPS).state
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), held)
+        return manager.restore(STEPS, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
 
 
 def steps_done(workdir: Path) -> int:
     return max((r["step"] for r in journal.read(workdir / "metrics.jsonl")), default=-1)
 
 
-def kill_again_and_again(workdir: Path, kills: int, seed: int) -> int:
-    """Kills at random instants, each start having come further than the last; returns how many hit a live run."""
-    rng, hits = random.Random(seed), 0
+def half_written(workdir: Path) -> set[Path]:
+    """Checkpoints that are not whole: they get their name at the end, and their manifest then."""
+    steps = list((workdir / "checkpoints").glob("*/*"))
+    return {step for step in steps if not (step / MANIFEST).exists()}
+
+
+def kill_again_and_again(workdir: Path, kills: int, seed: int, processes: int) -> tuple[int, int]:
+    """Kills at random instants, each start having come further than the last, one process or all of them.
+
+    Returns how many hit a live run, and how many of those hit it while it wrote a checkpoint.
+    """
+    rng, hits, while_saving = random.Random(seed), 0, 0
     for _ in range(kills):
-        run, before = start(workdir), steps_done(workdir)
-        while run.poll() is None and steps_done(workdir) <= before:
+        runs, before, half = start(workdir, processes), steps_done(workdir), half_written(workdir)
+        while all(run.poll() is None for run in runs) and steps_done(workdir) <= before:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.25))
-        run.kill()
-        hits += run.wait() == -9
-    return hits
+        first = rng.choice(runs)
+        first.kill()
+        # One that has lost another cannot go on: it waits, or aborts, until somebody ends it.
+        time.sleep(rng.choice([0, 0.1]))
+        for run in runs:
+            run.kill()
+        ended = [run.wait() for run in runs]
+        if first.returncode == -signal.SIGKILL:
+            hits += 1
+            while_saving += bool(half_written(workdir) - half)
+        assert set(ended) <= {0, -signal.SIGKILL, -signal.SIGABRT}, (workdir.parent / "log.txt").read_text()
+    return hits, while_saving
 
 
-def check(tmp_path: Path, kills: int, seed: int) -> None:
+def check(tmp_path: Path, kills: int, seed: int, processes: int = 1) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    finish(tmp_path / "whole")
-    hits = kill_again_and_again(tmp_path / "killed", kills, seed)
-    assert hits >= 2
-    finish(tmp_path / "killed")
+    finish(tmp_path / "whole", processes)
+    hits, while_saving = kill_again_and_again(tmp_path / "killed", kills, seed, processes)
+    assert hits >= kills / 2
+    finish(tmp_path / "killed", processes)
     same_bits(state(tmp_path / "whole"), state(tmp_path / "killed"))
     best = [sorted(p.name for p in (tmp_path / f / "checkpoints" / "best").glob("[0-9]*")) for f in ("whole", "killed")]
     assert best[0] == best[1]
-    print(f"{hits} of {kills} kills hit a run that was going on")
+    print(f"{processes} processes: {hits} of {kills} kills hit a live run, {while_saving} as it wrote a checkpoint")
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     check(tmp_path, kills=3, seed=0)
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
-def test_thirty_kills_end_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_thirty_kills_end_with_the_same_bits(tmp_path, processes):
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        check(tmp_path / str(seed), kills=10, seed=seed)
+        check(tmp_path / str(seed), 10, seed, processes)

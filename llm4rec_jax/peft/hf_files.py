@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from llm4rec_jax.checksums import MANIFEST, Damaged, check_manifest
 from llm4rec_jax.peft.hf_adapter import AGAIN, InterchangeError, short, some
 from llm4rec_jax.sharding import fetch
 
@@ -56,6 +57,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def check_files(folder: Path) -> None:
+    """Compares an adapter with the checksums that `save` has left beside it; one by another program has none."""
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        check_manifest(folder)
+    except Damaged as error:
+        raise InterchangeError(
+            f"{error}; {AGAIN}, or remove {MANIFEST} there if another program has written to the folder since"
+        ) from error
 
 
 def read_fields(folder: Path) -> dict[str, Any]:

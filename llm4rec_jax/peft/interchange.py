@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from llm4rec_jax import checksums
 from llm4rec_jax.checkpoint import digest
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.bert import Bert
@@ -32,7 +33,16 @@ from llm4rec_jax.peft.hf_adapter import (
     short,
     some,
 )
-from llm4rec_jax.peft.hf_files import CONFIG, OTHERS, WEIGHTS, flat_names, read_fields, read_others, read_tensors
+from llm4rec_jax.peft.hf_files import (
+    CONFIG,
+    OTHERS,
+    WEIGHTS,
+    check_files,
+    flat_names,
+    read_fields,
+    read_others,
+    read_tensors,
+)
 from llm4rec_jax.peft.hf_formats import READERS, WRITERS
 from llm4rec_jax.peft.sites import Delta, Params
 from llm4rec_jax.registry import unknown_name
@@ -117,7 +127,9 @@ def save(
         if flat:
             save_file(flat, Path(scratch) / OTHERS)
         save_file(tensors, Path(scratch) / WEIGHTS, metadata=notes)
-        for name in (CONFIG, *([OTHERS] if flat else []), WEIGHTS):
+        names = (CONFIG, *([OTHERS] if flat else []), WEIGHTS)
+        checksums.write_manifest(Path(scratch), names)
+        for name in (checksums.MANIFEST, *names):
             os.replace(Path(scratch) / name, folder / name)
     return folder
 
@@ -135,6 +147,7 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
       InterchangeError: the folder is damaged, or says something that has no counterpart here.
     """
     folder = Path(path)
+    check_files(folder)
     raw = read_fields(folder)
     fields = Fields(folder / CONFIG, raw)
     tensors, notes = read_tensors(folder / WEIGHTS)

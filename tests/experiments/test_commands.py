@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from experiments import run_folder
 from experiments.results import restored
 from llm4rec_jax import peft
 from llm4rec_jax.models import pretrained
@@ -26,7 +27,7 @@ def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_train_prints_its_result_and_fills_its_folder(trained):
     workdir, done = trained
     result = last_line(done)
-    assert result == json.loads((workdir / "result.json").read_text())
+    assert result == run_folder.read(workdir / "result.json")
     assert {"validation", "test", "best_step", "parameters", "seconds"} <= set(result)
     # Two layers, query and value, rank 8: 2 · 2 · 8 · (16 + 16).
     assert result["parameters"]["delta"] == 1024

@@ -229,7 +229,7 @@ def test_the_metric_is_that_by_which_runs_select(tmp_path):
 
 def test_two_searches_do_not_share_a_workdir(tmp_path):
     def second(_: Search) -> bool:
-        with pytest.raises(ValueError, match="another search is at work in"):
+        with pytest.raises(ValueError, match=r"is worked in by process \d+ on .*, since"):
             searched(tmp_path, 1)
         return True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import tables, trials
+from experiments import run_folder, tables, trials
 from llm4rec_jax import journal
 from tests.experiments.commands import ROOT, command, last_line
 
@@ -168,7 +168,7 @@ def test_a_changed_trial_is_another_run_and_a_changed_folder_is_refused(study, s
     assert planned["base-0"].finished
     file = planned["base-0"].folder / "config.json"
     held = file.read_text()
-    file.write_text(held.replace('"seed": 0', '"seed": 7'))
+    run_folder.write(file, {**run_folder.read(file), "seed": 7})
     with pytest.raises(ValueError, match=r"is not what its folder is named by.*base-0"):
         trials.open_folder(planned["base-0"])
     file.write_text(held)

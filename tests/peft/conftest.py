@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft.interchange import save
 from tests.conftest import random_bert
@@ -30,5 +31,6 @@ def good(params: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture
 def copied(good: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a good adapter, to be damaged."""
-    return lambda key: Path(shutil.copytree(good[key], tmp_path / "adapter"))
+    """A copy of a good adapter as another program would have left it, without checksums, to be damaged."""
+    bare = shutil.ignore_patterns(MANIFEST)
+    return lambda key: Path(shutil.copytree(good[key], tmp_path / "adapter", ignore=bare))

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from llm4rec_jax.checkpoint import digest
+from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.interchange import InterchangeError, load, save
@@ -142,7 +143,7 @@ def test_others(params, tmp_path):
     # Those of an earlier adapter do not stay behind.
     save(tmp_path, method, delta, params)
     assert load(tmp_path, params).others is None
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS, MANIFEST]
 
 
 def test_what_is_written(params, good):

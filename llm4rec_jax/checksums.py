@@ -1,0 +1,178 @@
+"""Files that tell when they are damaged: each carries, or a manifest beside it has, a SHA-256 of what it held.
+
+Files are written beside and renamed, so that they are whole or not there. What was written before there were checksums
+has none, and is read as it is.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+_KEY, _PREFIX = "checksum", "sha256:"
+# In Parquet the checksum of the file, with this in its place, stands among the metadata.
+_MARK, _BLANK = b"llm4rec_jax.sha256", b"0" * 64
+_PLACE = re.compile(re.escape(_MARK) + rb".{1,4}?([0-9a-f]{64})", re.DOTALL)
+MANIFEST = "checksums.json"
+
+
+class Damaged(ValueError):
+    """A file that is not what was written. The message names it, says what is wrong, and the remedy if there is one."""
+
+
+class NotWritten(OSError):
+    """A file that could not be written. The message names it, says why, and that what was saved before is whole."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError of what is done within into NotWritten of this path."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: Exception) -> NotWritten:
+    """The error of a path that could not be written, for what another library raised of it."""
+    parents = [folder for folder in path.absolute().parents if folder.is_dir()]
+    gone = f"; {path.parent} is not there any more" if parents[0] != path.absolute().parent else ""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+    if code := re.search(r"os_error_code='(\d+)'", reason):
+        reason = os.strerror(int(code[1]))  # TensorStore tells its whole way there
+    return NotWritten(
+        f"cannot write {path} ({reason}{gone}): make room, bring the folder back or make it writable; what was saved "
+        "before is whole, and the same command goes on from there"
+    )
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file, complete and on the disk, or not at all; NotWritten."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+            _sync(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+
+
+# ----------------------------------------------------------------------------------------------------------------- JSON
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object, and under "checksum" that of what it says; NotWritten."""
+    plain = json.loads(json.dumps(value, default=float))
+    replace(path, (json.dumps({**plain, _KEY: _of_value(plain)}, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, required: bool = False) -> Any:
+    """What `write_json` wrote, or JSON without a checksum unless one is required.
+
+    Raises:
+      Damaged: it is no JSON, or says something else than what was written.
+      OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+    if not isinstance(value, dict):
+        if required:
+            raise Damaged(f"{path} is damaged: it holds no object")
+        return value
+    sealed = value.pop(_KEY, None)
+    if sealed is None and not required and not any(str(own).startswith(_PREFIX) for own in value.values()):
+        return value
+    if sealed != _of_value(value):
+        raise Damaged(f"{path} is damaged, or was changed by hand: its checksum is that of something else")
+    return value
+
+
+def _of_value(value: Any) -> str:
+    return _PREFIX + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------------- Parquet
+def write_parquet(path: Path, table: pl.DataFrame) -> None:
+    """Writes a table, and among its metadata the checksum of the whole file; NotWritten."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, metadata={_MARK.decode(): _BLANK.decode()})
+    content = buffer.getvalue()
+    (place,) = _PLACE.finditer(content)
+    replace(path, _put(content, place, hashlib.sha256(content).hexdigest().encode()))
+
+
+def read_parquet(path: Path, required: bool = False) -> pl.DataFrame:
+    """What `write_parquet` wrote, or a table without a checksum unless one is required.
+
+    Raises:
+      Damaged: it is no table, or not what was written.
+      OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    places = list(_PLACE.finditer(content))
+    # Before anything is parsed: Polars may panic at what is damaged.
+    if len(places) == 1:
+        if hashlib.sha256(_put(content, places[0], _BLANK)).hexdigest().encode() != places[0][1]:
+            raise Damaged(f"{path} is damaged, or was changed by hand: its checksum is that of something else")
+    elif required or places:
+        raise Damaged(f"{path} is damaged: its checksum is {'there twice' if places else 'gone'}")
+    try:
+        return pl.read_parquet(io.BytesIO(content))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from error
+
+
+def _put(content: bytes, place: re.Match[bytes], value: bytes) -> bytes:
+    return content[: place.start(1)] + value + content[place.end(1) :]
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Writes checksums.json: the SHA-256 of files of a folder, by default of all, however deep; NotWritten."""
+    if names is None:
+        names = (str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file())
+    sums = {name: _of_file(folder / name) for name in names if name != MANIFEST}
+    write_json(folder / MANIFEST, {"files": sums})
+
+
+def check_manifest(folder: Path) -> None:
+    """Compares a folder with its manifest.
+
+    Raises:
+      Damaged: a file, the manifest or one of those it lists, is missing or is not what was written.
+      OSError: one cannot be read.
+    """
+    if not (folder / MANIFEST).exists():
+        raise Damaged(f"{folder / MANIFEST} is missing")
+    for name, sealed in read_json(folder / MANIFEST, required=True)["files"].items():
+        file = folder / name
+        if not file.exists():
+            raise Damaged(f"{file} is missing")
+        if _of_file(file) != sealed:
+            raise Damaged(f"{file} is damaged, or was changed since: its checksum is that of something else")
+
+
+def _of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
