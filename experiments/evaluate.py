@@ -1,12 +1,18 @@
 """Evaluates the best checkpoint of a run again: the same numbers as training printed.
 
-    python -m experiments.evaluate --workdir=runs/lora
+    python -m experiments.evaluate --workdir=runs/lora [--check]
 
-The last line of standard output is one JSON object with validation and test metrics.
+The last line of standard output is one JSON object with validation and test metrics. --check ranks once more with the
+items in another order, and fails where a single rank or tie is another.
 """
+
+from absl import flags
 
 from experiments import command, pointwise_runs, run_folder
 from experiments.results import evaluate_run, restored_scorer
+from llm4rec_jax.evaluate import check_order
+
+_CHECK = flags.DEFINE_bool("check", False, "Rank once more with the items in another order.")
 
 
 def main() -> None:
@@ -14,9 +20,16 @@ def main() -> None:
     config = run_folder.config_of(workdir)
     with run_folder.locked(workdir):
         if pointwise_runs.takes(config):
+            if _CHECK.value:
+                raise ValueError(f"{workdir} answers questions and ranks no catalogue: it has no order to --check")
             command.answer(pointwise_runs.evaluate_again(workdir))
-        else:
-            command.answer(evaluate_run(*restored_scorer(workdir), workdir))
+            return
+        assembly, scorer = restored_scorer(workdir)
+        found = evaluate_run(assembly, scorer, workdir)
+        if _CHECK.value:
+            check_order(scorer, assembly.split, "validation", mesh=assembly.mesh)
+            check_order(scorer, assembly.split, "test", mesh=assembly.mesh)
+        command.answer(found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From a trained state to the run's numbers: validation and test metrics, and every user's."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,32 @@ def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str,
 
     Returns:
       {"validation": {metric: value}, "test": …}.
+
+    Raises:
+      ValueError: a trained model gives all items one score, whoever the user is.
     """
     found = {}
     for phase in ("validation", "test"):
         result = evaluate.evaluate(scorer, assembly.split, phase, mesh=assembly.mesh, beyond_accuracy=True)
+        _check_constant(result.summary, phase, assembly.config.baseline.name)
         run_folder.write_table(workdir / f"per_user_{phase}.parquet", result.per_user)
         found[phase] = {name: float(value) for name, value in result.summary.items()}
     return found
+
+
+def _check_constant(summary: Mapping[str, float], phase: str, baseline: str | None) -> None:
+    """Says loudly where a user's candidates all have one score; a baseline may have nothing to tell them apart by."""
+    constant, users = summary["users_constant"], summary["users"]
+    if not constant:
+        return
+    what = f"{phase}: all candidates have one score for {constant:.0f} of {users:.0f} users"
+    if baseline is None and constant == users:
+        raise ValueError(
+            f"{what}: the model has collapsed, and its figures say nothing. Lower the learning rate, or look at what "
+            "it reads"
+        )
+    if jax.process_index() == 0:
+        print(f"warning: {what}: every target of theirs ranks last", file=sys.stderr)
 
 
 def untrained(seconds: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from llm4rec_jax.metrics import auc
 
 # Columns of per_user_test.parquet, and entries of result.json's metrics, that are no metrics.
 ABOUT_USERS = ("user_id", "targets", "history", "target_popularity")
-COUNTS = ("users", "users_skipped", "repeated_targets", "rows", "liked_share")
+COUNTS = ("users", "users_skipped", "repeated_targets", "users_constant", "rows", "liked_share")
 _ROW_COLUMNS = ("user_id", "item_id", "label", "score")
 # What runs of one group may differ in.
 _OF_A_SEED = ("seed", "init_from")

@@ -336,6 +336,8 @@ def train_together(
             journals[k].record("validation", step, summary)
             better = record["best_value"] is None or summary[metric] > record["best_value"]
             name = f"{runs[k].workdir.name}: " if many else ""
+            if step and summary["users_constant"]:
+                say(f"warning: {name}all items have one score for {summary['users_constant']:.0f} users")
             say(f"{name}step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}")
             if better:
                 record.update(best_value=summary[metric], best_step=step, worse=0)
@@ -432,6 +434,12 @@ def train_together(
     if digest(frozen["params"]) != base:
         raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
     if still_there := unmoved(initial, state["trainable"]):
+        delta = [name for name in still_there if name.startswith("delta/")]
+        if delta and len(delta) == len(jax.tree.leaves(initial["delta"])):
+            raise ValueError(
+                f"nothing of the delta has moved in {step} steps: the method {method.name!r} has trained nothing. Look "
+                "at the learning rate, its scales and warm-up, and at accumulate"
+            )
         say(f"warning: not moved by {step} steps: {', '.join(still_there)}")
     outcomes: list[Trained | NonFiniteLoss] = []
     for k in every_run:

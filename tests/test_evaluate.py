@@ -13,7 +13,7 @@ from llm4rec_jax.data import sources
 from llm4rec_jax.data.interactions import Dataset, Interactions
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.splits import leave_one_out
-from llm4rec_jax.evaluate import evaluate
+from llm4rec_jax.evaluate import OrderMatters, check_order, evaluate
 from llm4rec_jax.sharding import make_mesh
 
 
@@ -129,3 +129,54 @@ def test_popularity_on_movielens(phase, hr, ndcg):
         scores[history.of(user)] = -1
         ranks.append((scores >= counts[targets.of(user)[0]]).sum())
     assert found.per_user["mean_rank"].to_list() == ranks
+
+
+def test_users_to_whom_all_items_are_alike_are_counted(split):
+    scores = [[9.0, 9, 5, 7, 5], [3] * 5, [0, 0, 0, 0, 0], [1, 5, 3, 0, 0]]
+    found = evaluate(Table(scores), split, "test", mesh=make_mesh(), ks=(1,))
+    # c has no target; of d's candidates, one is masked, and the others differ.
+    assert found.summary["users_constant"] == 1
+    assert evaluate(Table([[0.0] * 5] * 4), split, "test", mesh=make_mesh(), ks=(1,)).summary["users_constant"] == 3
+    assert evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,)).summary["users_constant"] == 0
+
+
+class Placed(Table):
+    """Scores that depend on where an item stands: a head that adds the column."""
+
+    @property
+    def head(self):
+        return lambda _, profiles, contexts: profiles @ contexts.T + jnp.arange(len(contexts)), None
+
+
+class TestOrder:
+    def test_ranks_and_ties_are_the_same_in_any_order(self, split):
+        rng = np.random.default_rng(0)
+        for seed in range(5):
+            # Whole numbers, few of them: ties everywhere.
+            check_order(Table(rng.integers(0, 3, (4, 5)).tolist()), split, "test", mesh=make_mesh(), seed=seed)
+
+    def test_on_a_catalogue_of_several_tiles(self):
+        rng = np.random.default_rng(1)
+        users, items = 40, 2500
+        data = Interactions(
+            np.repeat(np.arange(users, dtype=np.int32), 5), rng.integers(0, items, 5 * users, dtype=np.int32),
+            timestamp=np.arange(5 * users),
+        )  # fmt: skip
+        names = pl.DataFrame({"item_id": [f"i{n}" for n in range(items)]})
+        many = leave_one_out(Dataset("many", data, names, pl.DataFrame({"user_id": [f"u{n}" for n in range(users)]})))
+
+        class Vectors(Table):
+            """Vectors that are not whole, every second item's the same as the one before."""
+
+            def __init__(self):
+                self._scores = jnp.asarray(rng.normal(size=(users, 16)), jnp.float32)
+                self._items = jnp.repeat(jnp.asarray(rng.normal(size=(items // 2, 16)), jnp.float32), 2, axis=0)
+
+            def contexts(self):
+                return self._items
+
+        check_order(Vectors(), many, "test", mesh=make_mesh())
+
+    def test_a_score_of_the_place_is_caught(self, split):
+        with pytest.raises(OrderMatters, match=r"of 3 test targets rank otherwise .* item '[vwxyz]'"):
+            check_order(Placed(SCORES), split, "test", mesh=make_mesh())

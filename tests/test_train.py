@@ -1,5 +1,6 @@
 """The training loop on a small problem: every method, loss and user model learns, and nothing is lost on the way."""
 
+import importlib
 import json
 import os
 import signal
@@ -346,3 +347,14 @@ def test_records_are_json_and_tensorboard_has_events(split, tmp_path):
         events = list((tmp_path / "tensorboard").glob("events.*"))
     assert events
     assert events[0].stat().st_size > 100
+
+
+def test_a_base_that_changed_is_an_error(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("llm4rec_jax.train"), "digest", lambda params: "another")
+    with pytest.raises(RuntimeError, match="a frozen parameter has changed"):
+        train_ids(split, tmp_path, steps=1)
+
+
+def test_a_delta_that_has_not_moved_is_an_error(split, tokens, encoder_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing of the delta has moved in 2 steps: the method 'lora'"):
+        train_text(split, tokens, encoder_folder, tmp_path, "lora", steps=2, scales={"delta/.*": 0.0})

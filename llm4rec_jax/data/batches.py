@@ -16,6 +16,7 @@ from absl import flags
 
 from llm4rec_jax.data import mapped
 from llm4rec_jax.data.interactions import DataError
+from llm4rec_jax.data.leaks import no_leak, within_users
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.tokens import Tokens
@@ -171,6 +172,9 @@ class BatchBuilder:
             examples = windows(self.sequences, history)
         else:
             examples = single_targets(self.sequences, history, first)
+        within_users(self.sequences, *examples)
+        no_leak(split.dataset, self.sequences, split.targets_of("validation"), "the training sequence")
+        no_leak(split.dataset, self.sequences, split.targets_of("test"), "the training sequence")
         # Windows without a single training target (few-shot) teach nothing.
         counts = np.concatenate([[0], np.cumsum(targets)])
         first_target = examples.start + 1 if every_position else examples.stop

@@ -66,7 +66,7 @@ def test_export_writes_an_adapter_and_a_model(config, trained, tmp_path):
 
 def test_evaluate_gives_the_same_numbers(trained):
     workdir, done = trained
-    again = last_line(command("evaluate", f"--workdir={workdir}"))
+    again = last_line(command("evaluate", f"--workdir={workdir}", "--check"))
     assert again == {phase: last_line(done)[phase] for phase in ("validation", "test")}
 
 

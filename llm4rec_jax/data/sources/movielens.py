@@ -17,7 +17,7 @@ _ARTICLES = r"The|A|An|La|Le|Les|L'|Il|Lo|Los|Las|El|Der|Die|Das|Det|Den|De|Un|U
 _TRAILING_ARTICLE = re.compile(
     rf"(?P<open>^|\((?:a\.k\.a\. )?)(?P<rest>[^()]+), (?P<article>{_ARTICLES})(?= *(?:\(|\)|$))"
 )
-_YEAR_SUFFIX = r"^(.*?)\s*\((\d{4})(?:[-–]\d*)?\)\s*$"
+_YEAR_SUFFIX = r"^(.*?)\s*\(([0-9]{4})(?:[-–][0-9]*)?\)\s*$"
 
 
 def natural_title(title: str) -> str:
@@ -53,7 +53,7 @@ def load_movielens_100k(path: Path | None = None, *, natural_titles: bool = True
     user_table, _ = read_atomic(folder / "ml-100k.user", encoding)
     columns = {"title": "movie_title", "year": "release_year", "genres": "class"}
     items = catalogue(item_table, "item", "item_id", columns)
-    years = pl.when(pl.col("year").str.contains(r"^\d{4}$")).then(pl.col("year"))
+    years = pl.when(pl.col("year").str.contains(r"^[0-9]{4}$")).then(pl.col("year"))
     frame = items.frame.with_columns(
         pl.col("title").replace("unkonwn", "unknown"),
         years.alias("year"),

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,12 @@ from llm4rec_jax.registry import unknown_name
 
 # How many names an error message lists before it cuts off.
 LISTED = 20
+
+# What Polars raises over a file; its Rust code panics over some damaged ones, with what is no Exception.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+_BARE_RETURN = re.compile(rb"\r(?!\n)")
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 @dataclass(frozen=True)
@@ -116,16 +124,41 @@ def read_delimited(path: Path, separator: str, *, quoted: bool, encoding: str = 
                     f"correct the row (fields are separated by {separator!r})"
                 )
 
+    def check_quotes() -> None:
+        lines, found = content.split(b"\n"), [*records(), (content.count(b"\n") + 2, [])]
+        for (line, _), (end, _) in pairwise(found):
+            if b"\n".join(lines[line - 1 : end - 1]).count(b'"') % 2:
+                raise DataError(
+                    f"{path}, line {line}: malformed row, a double quote within a field; enclose the field in double "
+                    "quotes and write the one within twice"
+                )
+
     _, header = next(records())
+    if not header:
+        raise DataError(f"{path}, line 1: empty, where the header should be; remove the line")
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
         raise DataError(f"{path}, line 1: column {min(repeated)!r} occurs twice in the header; rename one of them")
     quote = '"' if quoted else None
     try:
         frame = pl.read_csv(content, separator=separator, quote_char=quote, infer_schema=False)
-    except pl.exceptions.ComputeError as error:
+    except UNREADABLE as error:
         check_widths(len(header))
+        if quoted:
+            check_quotes()
         raise DataError(f"{path}: cannot be parsed ({error}); correct the file") from error
+    # Polars closes a quote at the end of the file, drops an empty field there, and reads on after a closing quote.
+    if (quoted and b'"' in content) or content.endswith(separator.encode()):
+        check_widths(len(header))
+        if quoted and content.count(b'"') % 2:
+            check_quotes()
+    # Polars takes a carriage return for part of a field, the csv module for the end of a row: only text in quotes may
+    # have one.
+    if _BARE_RETURN.search(content):
+        check_widths(len(header))
+        if sum(1 for _ in records()) != frame.height + 1:
+            line = content.count(b"\n", 0, _BARE_RETURN.search(content).start()) + 1
+            raise DataError(f"{path}, line {line}: a carriage return without a newline; convert the file's line ends")
     # Polars fills up short rows with nulls, which cannot be told from empty last fields without a second look.
     if frame[:, -1].null_count():
         check_widths(len(header))
@@ -146,11 +179,12 @@ def read_json_lines(path: Path, *, encoding: str = "utf-8") -> Table:
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     try:
         frame = pl.read_ndjson(content, infer_schema_length=None)
-    except (pl.exceptions.ComputeError, pl.exceptions.SchemaError) as error:
+    except UNREADABLE as error:
         for number, line in lines:
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as wrong:
+                # As text: of bytes with zeros json guesses another encoding.
+                value = json.loads(line.decode())
+            except (ValueError, RecursionError) as wrong:
                 raise DataError(
                     f"{path}, line {number}: malformed row, not JSON ({wrong}); write one JSON object a line"
                 ) from wrong
@@ -171,8 +205,10 @@ def read_parquet(path: Path) -> Table:
     """
     try:
         frame = pl.read_parquet(require(path))
-    except pl.exceptions.ComputeError as error:
-        raise DataError(f"{path} is no Parquet file ({error}); correct the file or its extension") from error
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} is no Parquet file, or a damaged one ({error}); correct the file or its extension"
+        ) from error
     if frame.is_empty():
         raise DataError(f"{path} is empty; give a file with data")
     return Table(path, frame, lambda row: f"row {row + 1}")
@@ -213,7 +249,8 @@ def ids(table: Table, name: str) -> pl.Series:
     """Returns a column of ids as strings.
 
     Raises:
-        DataError: if the column is missing, holds neither strings nor integers, or an id is empty.
+        DataError: if the column is missing, holds neither strings nor integers, or an id is empty or has a control
+            character.
     """
     series = column(table, name)
     if series.dtype != pl.String and not series.dtype.is_integer():
@@ -222,6 +259,9 @@ def ids(table: Table, name: str) -> pl.Series:
     row = _first(series.fill_null("").str.strip_chars() == "")
     if row is not None:
         raise table.error(row, f"empty id in column {name!r}; fill it in or remove the row")
+    row = _first(series.str.contains(_CONTROL))
+    if row is not None:
+        raise table.error(row, f"{series[row][:80]!r} in column {name!r} has a control character; correct the id")
     return series
 
 

@@ -117,8 +117,10 @@ def compare(folder: Path, parts: dict[str, Rows], titles: list[str]) -> None:
         raise FileNotFoundError(f"{folder} has none of {', '.join(FILES.values())}; give the folder that holds them")
     for name, path in found.items():
         try:
-            published = json.loads(read_text(path, "utf-8"))
-        except json.JSONDecodeError as error:
+            published = json.loads(read_text(path, "utf-8").decode())
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path} is not JSON ({error}); fetch it again") from error
         made = render(parts[name], titles)
         if not isinstance(published, list) or len(published) != len(made):
