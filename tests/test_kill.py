@@ -1,6 +1,5 @@
 """SIGKILL at any instant loses nothing: the run, started again, ends with the same bits."""
 
-import os
 import random
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import journal
+from tests.compiling import environment
 from tests.test_train import same_bits
 
 ROOT = Path(__file__).parents[1]
@@ -20,14 +20,14 @@ STEPS = 60
 def start(workdir: Path, *, compiles: bool = False) -> subprocess.Popen[bytes]:
     # Only a run that nobody kills writes to the cache of compiled programs: a process that is killed while it writes
     # leaves half an entry.
-    environment = {
-        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    variables = {
+        **environment(),
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if compiles else "1e9",
     }
     with (workdir.parent / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.killed_run", str(workdir), str(STEPS)], cwd=ROOT, env=environment, stderr=log
+            [sys.executable, "-m", "tests.killed_run", str(workdir), str(STEPS)], cwd=ROOT, env=variables, stderr=log
         )
 
 
