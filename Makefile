@@ -30,7 +30,7 @@ test: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-long: setup-dev
-	$(BIN)/python -m pytest -m long -s
+	TESTS_XLA_FLAGS= $(BIN)/python -m pytest -m long -s
 
 # In an environment of its own: Beam wants an older protobuf and pyarrow than the other extras.
 $(VENV)-beam/.setup: setup.cfg

@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 
+from tests.compiling import xla_flags
+
 # Before jax is imported anywhere: tests of sharding want several devices.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The commands that tests run compile the same small programs again and again: one cache for each process of tests, and

@@ -1,6 +1,5 @@
 """SIGKILL at any instant loses nothing: the run, started again, ends with the same bits."""
 
-import os
 import random
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from llm4rec_jax import journal
 from llm4rec_jax.checksums import MANIFEST
+from tests.compiling import environment
 from tests.test_processes import free_port
 from tests.test_train import same_bits
 
@@ -24,9 +24,8 @@ STEPS = 60
 def start(workdir: Path, processes: int, *, compiles: bool = False) -> list[subprocess.Popen[bytes]]:
     # Only a run that nobody kills writes to the cache of compiled programs: a process that is killed while it writes
     # leaves half an entry.
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    variables = {
+        **environment(2),
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0" if compiles else "1e9",
     }
@@ -35,7 +34,7 @@ def start(workdir: Path, processes: int, *, compiles: bool = False) -> list[subp
         return [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.killed_run", *map(str, (workdir, STEPS, i, processes, port))],
-                cwd=ROOT, env=environment, stderr=log,
+                cwd=ROOT, env=variables, stderr=log,
             )
             for i in range(processes)
         ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Two processes of two devices each, joined over loopback, train and rank as one process of one device."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax import journal
+from tests.compiling import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,11 +25,12 @@ def free_port() -> int:
 def run(workdir: Path, losses: str, processes: int, devices: int) -> None:
     workdir.mkdir()
     port = free_port()
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     arguments = [[str(workdir), losses, str(i), str(processes), str(port)] for i in range(processes)]
     logs = [(workdir / f"log{i}.txt").open("w+") for i in range(processes)]
     started = [
-        subprocess.Popen([sys.executable, "-m", "tests.process_run", *a], cwd=ROOT, env=environment, stderr=log)
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.process_run", *a], cwd=ROOT, env=environment(devices), stderr=log
+        )
         for a, log in zip(arguments, logs, strict=True)
     ]
     codes = [process.wait(300) for process in started]

@@ -1,10 +1,11 @@
 """Commands run as a person runs them, in processes of their own, and a configuration on files of the tiny dataset."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.compiling import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,10 +35,9 @@ def get_config(arg="id"):
 
 
 def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if check:
         assert done.returncode == 0, done.stderr

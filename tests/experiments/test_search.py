@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from experiments.executors import Executor, Handle
 from experiments.hyperparameters import Search
 from experiments.processes import Ended, Job
 from experiments.schedule import Schedule, drive
+from tests.compiling import environment
 from tests.experiments.commands import ROOT, command
 
 CONFIG = """
@@ -273,9 +273,8 @@ def test_a_search_from_the_command_line_that_is_killed_goes_on(config, tmp_path)
     file = config.with_name("searched.py")
     file.write_text(config.read_text() + SEARCH, encoding="utf-8")
     arguments = [f"--config={file}:id", f"--workdir={tmp_path}", "--trials=2", "--spared=1"]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     killed = subprocess.Popen(
-        [sys.executable, "-m", "experiments.search", *arguments], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "experiments.search", *arguments], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     )
     limit = time.monotonic() + 300
     while not (tmp_path / "by_name" / "trial-0" / "lock").exists() and time.monotonic() < limit:

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import run_folder, tables, trials
 from llm4rec_jax import journal
+from tests.compiling import environment
 from tests.experiments.commands import ROOT, command, last_line
 
 SWEEP = """
@@ -41,10 +42,9 @@ def study(config: Path) -> Path:
 def interrupted(study: Path, tmp_path_factory: pytest.TempPathFactory):
     """A sweep that got SIGTERM while its first trial trained: workdir, exit code, stderr, steps and statuses."""
     workdir = tmp_path_factory.mktemp("sweep")
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     sweep = subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", f"--config={study}", f"--workdir={workdir}", "--only=users"],
-        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     records = workdir / "by_name" / "base-0" / "metrics.jsonl"
     limit = time.monotonic() + 300

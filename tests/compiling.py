@@ -1,0 +1,21 @@
+"""How tests compile, and on how many devices, here and in processes of their own. Must not import jax."""
+
+import os
+
+# Tests compile thousands of programs and run each a few times: code that XLA hardly optimises costs less than half of
+# their processor time. All sides of a comparison by bits must have the same flags. TESTS_XLA_FLAGS="" compiles as users
+# do, which `make test-long` does.
+_QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+
+
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for so many devices of the CPU; they count in processes that have not imported jax."""
+    quick = os.environ.get("TESTS_XLA_FLAGS", _QUICK)
+    return f"--xla_force_host_platform_device_count={devices} {quick}".strip()
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The environment of a process that a test starts: this one's, with so many devices."""
+    return {**os.environ, "XLA_FLAGS": xla_flags(devices)}
