@@ -19,7 +19,7 @@ from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.metrics import Ranks
 from llm4rec_jax.sharding import fetch
 
-USER_TILE, ITEM_TILE = 128, 1024
+USER_TILE, ITEM_TILE = 256, 1024
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, profiles [B, D], contexts [N, D]) -> scores [B, N]."""
@@ -67,8 +67,8 @@ def rank(
       history, targets: by user; a target that is not a candidate is a ValueError.
       candidates: [I] bool, the items that are ranked.
       mesh: users are split over its data axis.
-      batch_size, chunk: users and items at a time; memory is 4 bytes times their product, a few times over. Rounded up
-        to whole tiles. No result depends on them.
+      batch_size, chunk: users and items at a time, rounded up to whole tiles. Lists need memory of 4 bytes times their
+        product, a few times over; ranks alone need a tile's. No result depends on them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
 
@@ -86,7 +86,8 @@ def rank(
     shards = mesh.shape["data"]
     step = -(-batch_size // (USER_TILE * shards)) * USER_TILE * shards
     tiles = -(-num_items // ITEM_TILE)
-    chunk_tiles = min(-(-chunk // ITEM_TILE), tiles)
+    # Without lists nothing is kept of a chunk but counts.
+    chunk_tiles = min(-(-chunk // ITEM_TILE), tiles) if top else tiles
     contexts = jnp.pad(contexts, ((0, tiles * ITEM_TILE - num_items), (0, 0)))
     contexts = jax.device_put(contexts, NamedSharding(mesh, PartitionSpec()))
     allowed = np.pad(candidates, (0, tiles * ITEM_TILE - num_items))
@@ -110,11 +111,13 @@ def rank(
         not_finite = jnp.zeros(step, jnp.int32)
         for first in range(0, tiles, chunk_tiles):
             low, high = first * ITEM_TILE, min(first + chunk_tiles, tiles) * ITEM_TILE
-            scores, bad = _scores(pairs, mesh, params, vectors, contexts[low:high], allowed[low:high])
-            not_finite += bad
-            scores = _mask(scores, *_places(padded, masked_user, masked_item, low, high))
-            more, same = _count(more, same, scores, own, wanted - low)
-            if top:
+            masked = _places(padded, masked_user, masked_item, low, high)
+            part = (contexts[low:high], allowed[low:high])
+            above, level, bad, scores = _count(
+                pairs, mesh, bool(top), params, vectors, own, wanted - low, masked, *part
+            )
+            more, same, not_finite = more + above, same + level, not_finite + bad
+            if scores is not None:
                 best = _best(*best, scores, low)
         _check_finite(fetch(not_finite)[: len(rows)], rows)
         greater[at[inside]], equal[at[inside]] = fetch(more)[inside], fetch(same)[inside]
@@ -142,7 +145,11 @@ def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.
 def _places(
     users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, low: int, high: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row in `users` and column from `low` of what is masked in [low, high), padded to a bucket with places outside."""
+    """Row and column of what is masked in each tile of `users` and [low, high), padded with rows outside of the tile.
+
+    Returns:
+      Two arrays [user tiles, item tiles, M].
+    """
     starts, stops = np.searchsorted(masked_user, users), np.searchsorted(masked_user, users, side="right")
     lengths = stops - starts
     row = np.repeat(np.arange(len(users)), lengths)
@@ -150,8 +157,16 @@ def _places(
     item = masked_item[at]
     keep = (item >= low) & (item < high)
     row, column = row[keep], item[keep] - low
-    padding = (0, bucket(max(len(row), 1)) - len(row))
-    return np.pad(row, padding, constant_values=len(users)), np.pad(column, padding, constant_values=high - low)
+    shape = len(users) // USER_TILE, (high - low) // ITEM_TILE
+    tile = row // USER_TILE * shape[1] + column // ITEM_TILE
+    order = np.argsort(tile, kind="stable")
+    tile, counts = tile[order], np.bincount(tile, minlength=shape[0] * shape[1])
+    slot = np.arange(len(tile)) - np.repeat(np.cumsum(counts) - counts, counts)
+    widest = bucket(max(int(counts.max()), 1))
+    rows = np.full((len(counts), widest), USER_TILE, np.int32)
+    columns = np.zeros_like(rows)
+    rows[tile, slot], columns[tile, slot] = row[order] % USER_TILE, column[order] % ITEM_TILE
+    return rows.reshape(*shape, widest), columns.reshape(*shape, widest)
 
 
 def _own(
@@ -160,8 +175,7 @@ def _own(
     """The scores of the items wanted by each user [B, T]: those items are a small catalogue of their own."""
     items, place = np.unique(wanted, return_inverse=True)
     items = np.pad(items, (0, bucket(len(items), ITEM_TILE) - len(items)))
-    scores, _ = _scores(pairs, mesh, params, vectors, contexts[items], np.ones(len(items), bool))
-    return jnp.take_along_axis(scores, place.reshape(wanted.shape), axis=1)
+    return _scores(pairs, mesh, params, vectors, contexts[items], place.reshape(wanted.shape))
 
 
 def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
@@ -172,49 +186,117 @@ def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
         )
 
 
+def _tile(pairs: Pairs, params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+    # float32 all through: the default of some devices rounds the factors, which makes ties.
+    with jax.default_matmul_precision("highest"):
+        return pairs(params, profiles, contexts).astype(jnp.float32)
+
+
+def _tiled(array: jax.Array, size: int) -> jax.Array:
+    return array.reshape(-1, size, *array.shape[1:])
+
+
 @partial(jax.jit, static_argnames=("pairs", "mesh"))
 def _scores(
-    pairs: Pairs, mesh: Mesh, params: Any, profiles: jax.Array, contexts: jax.Array, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Scores [B, N], -inf where an item is not allowed, and how many of each user's are not finite [B]."""
+    pairs: Pairs, mesh: Mesh, params: Any, profiles: jax.Array, contexts: jax.Array, columns: jax.Array
+) -> jax.Array:
+    """Scores [B, N] at each user's columns, [B, T]."""
 
-    def local(params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        users = profiles.reshape(-1, USER_TILE, profiles.shape[-1])
-        items = contexts.reshape(-1, ITEM_TILE, contexts.shape[-1])
-        # float32 all through: the default of some devices rounds the factors, which makes ties.
-        with jax.default_matmul_precision("highest"):
-            tiles = jax.lax.map(lambda u: jax.lax.map(lambda i: pairs(params, u, i).astype(jnp.float32), items), users)
-        return tiles.transpose(0, 2, 1, 3).reshape(profiles.shape[0], contexts.shape[0])
+    def local(params: Any, profiles: jax.Array, contexts: jax.Array, columns: jax.Array) -> jax.Array:
+        items = _tiled(contexts, ITEM_TILE)
 
-    data = PartitionSpec("data")
-    replicated = PartitionSpec()
-    scores = jax.shard_map(local, mesh=mesh, in_specs=(replicated, data, replicated), out_specs=data, check_vma=False)(
-        params, profiles, contexts
+        def row(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            users, columns = part
+            tiles = jax.lax.map(lambda some: _tile(pairs, params, users, some), items)
+            return tiles[columns // ITEM_TILE, jnp.arange(USER_TILE)[:, None], columns % ITEM_TILE]
+
+        return jax.lax.map(row, (_tiled(profiles, USER_TILE), _tiled(columns, USER_TILE))).reshape(columns.shape)
+
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    specs = (whole, data, whole, data)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=data, check_vma=False)(
+        params, profiles, contexts, columns
     )
-    not_finite = (~jnp.isfinite(scores) & allowed).sum(-1)
-    return jnp.where(allowed, scores, -jnp.inf), not_finite
 
 
-@partial(jax.jit, donate_argnums=0)
-def _mask(scores: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    return scores.at[row, column].set(-jnp.inf, mode="drop")
-
-
-@jax.jit
+@partial(jax.jit, static_argnames=("pairs", "mesh", "keep"))
 def _count(
-    more: jax.Array, same: jax.Array, scores: jax.Array, own: jax.Array, column: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Adds how many of the chunk's scores are above each target's [B, T], and how many of other items equal it."""
+    pairs: Pairs,
+    mesh: Mesh,
+    keep: bool,
+    params: Any,
+    profiles: jax.Array,
+    own: jax.Array,
+    wanted: jax.Array,
+    masked: tuple[jax.Array, jax.Array],
+    contexts: jax.Array,
+    allowed: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """How the chunk's scores compare with those of the targets. Scores are counted where they come out, a tile at a
+    time, so that they never go to memory.
 
-    def one(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        score = own[:, t, None]
-        return (scores > score).sum(-1), (scores == score).sum(-1)
+    Args:
+      keep: whether to return the scores.
+      own, wanted: [B, T] scores of the targets, and their columns in the chunk, which may lie outside.
+      masked: see `_places`.
+      contexts, allowed: of the chunk, [N, D] and [N].
 
-    above, level = jax.lax.map(one, jnp.arange(own.shape[1]))
-    # The target is no rival of itself, nor if its own score came out otherwise in another program.
-    within = (column >= 0) & (column < scores.shape[1])
-    itself = jnp.take_along_axis(scores, jnp.where(within, column, 0), axis=1)
-    return more + above.T - (within & (itself > own)), same + level.T - (within & (itself == own))
+    Returns:
+      Scores above each target's [B, T]; those of other items equal to it [B, T]; the allowed that are not finite [B];
+      and scores [B, N], -inf where masked or not allowed, or None.
+    """
+
+    def tile(params: Any, users: Any, items: Any) -> Any:
+        (profiles, own, wanted), (contexts, allowed, first, row, column) = users, items
+        found = _tile(pairs, params, profiles, contexts)
+        broken = allowed & ~jnp.isfinite(found)
+        scores = jnp.where(allowed, found, -jnp.inf)
+        among, place = jnp.minimum(row, USER_TILE - 1), wanted - first
+        hidden = scores[among, column]
+        within = (place >= 0) & (place < ITEM_TILE)
+        itself = jnp.take_along_axis(scores, jnp.where(within, place, 0), axis=1)
+
+        def one(target: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            own, within, itself = target
+            # Three counts in one sum, ten bits each: half a tile has 512 columns.
+            kinds = jnp.where(scores > own[:, None], 1, jnp.where(scores == own[:, None], 1 << 10, 0))
+            kinds += jnp.where(broken, 1 << 20, 0)
+            sums = kinds.reshape(USER_TILE, -1, 512).sum(-1)
+            more, same, bad = (part.sum(-1) for part in (sums & 1023, sums >> 10 & 1023, sums >> 20))
+            # What is masked is no rival, nor is the target of itself, even if its own score came out otherwise in
+            # another program.
+            more = more.at[row].add(-(hidden > own[among]).astype(jnp.int32), mode="drop") - (within & (itself > own))
+            same = same.at[row].add(-(hidden == own[among]).astype(jnp.int32), mode="drop") - (within & (itself == own))
+            return more, same, bad
+
+        more, same, bad = jax.lax.map(one, (own.T, within.T, itself.T))
+        kept = scores.at[row, column].set(-jnp.inf, mode="drop") if keep else None
+        return more.T, same.T, bad[0], kept
+
+    def local(params: Any, *arrays: Any) -> Any:
+        *users, row, column, contexts, allowed = arrays
+        items = _tiled(contexts, ITEM_TILE), _tiled(allowed, ITEM_TILE), jnp.arange(0, len(contexts), ITEM_TILE)
+
+        def add(total: Any, part: Any) -> Any:
+            *counts, kept = part
+            return jax.tree.map(jnp.add, total, tuple(counts)), kept
+
+        def user_tile(part: Any) -> Any:
+            users, row, column = part
+            counts = jnp.zeros_like(users[2]), jnp.zeros_like(users[2]), jnp.zeros(USER_TILE, jnp.int32)
+            counts, kept = jax.lax.scan(
+                lambda total, some: add(total, tile(params, users, some)), counts, (*items, row, column)
+            )
+            return *counts, None if kept is None else kept.transpose(1, 0, 2).reshape(USER_TILE, -1)
+
+        found = jax.lax.map(user_tile, ([_tiled(a, USER_TILE) for a in users], row, column))
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    specs = (whole, data, data, data, data, data, whole, whole)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=data, check_vma=False)(
+        params, profiles, own, wanted, *masked, contexts, allowed
+    )
 
 
 @jax.jit
