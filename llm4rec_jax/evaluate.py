@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import polars as pl
 from jax.sharding import Mesh
@@ -119,7 +118,7 @@ def check_order(scorer: Scorer, split: Split, phase: Phase, *, mesh: Mesh, seed:
     history, targets, candidates = split.history(phase), split.targets_of(phase), split.candidates(phase)
 
     # Users read what they have read: the order of the items is moved, and not what an item is.
-    def profiles(users: np.ndarray) -> jax.Array:
+    def profiles(users: np.ndarray) -> np.ndarray:
         return scorer.profiles(contexts, history, users)
 
     order = np.random.default_rng(seed).permutation(len(candidates))

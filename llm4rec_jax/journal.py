@@ -161,17 +161,18 @@ class _Events:
 
     def __init__(self, folder: Path, step: int) -> None:
         # It imports torch where that is installed, which takes seconds.
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import masked_crc32c
         from tensorboardX.summary import scalar
 
-        self._event, self._sum, self._scalar = Event, masked_crc32c, scalar
+        messages: Any = event_pb2  # generated when it is imported, which type checkers do not see
+        self._event, self._sum, self._scalar = messages.Event, masked_crc32c, scalar
         self._path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         with writing(self._path):
             folder.mkdir(exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
         self._add(0, file_version="brain.Event:2")
-        self._add(step, session_log=SessionLog(status=SessionLog.START))
+        self._add(step, session_log=messages.SessionLog(status=messages.SessionLog.START))
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
@@ -221,7 +222,8 @@ def read(file: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             check = record.pop(_CHECK, None)
-            record["kind"], record["step"]
+            if missing := {"kind", "step"} - record.keys():
+                raise KeyError(*sorted(missing))
         except (ValueError, AttributeError, KeyError, RecursionError) as error:
             raise Damaged(f"{file}, line {number} is damaged ({error!r}); {_REMEDY}") from error
         link = _linked(link, record)

@@ -154,10 +154,10 @@ def read_delimited(path: Path, separator: str, *, quoted: bool, encoding: str = 
             check_quotes()
     # Polars takes a carriage return for part of a field, the csv module for the end of a row: only text in quotes may
     # have one.
-    if _BARE_RETURN.search(content):
+    if bare := _BARE_RETURN.search(content):
         check_widths(len(header))
         if sum(1 for _ in records()) != frame.height + 1:
-            line = content.count(b"\n", 0, _BARE_RETURN.search(content).start()) + 1
+            line = content.count(b"\n", 0, bare.start()) + 1
             raise DataError(f"{path}, line {line}: a carriage return without a newline; convert the file's line ends")
     # Polars fills up short rows with nulls, which cannot be told from empty last fields without a second look.
     if frame[:, -1].null_count():
