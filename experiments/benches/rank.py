@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.benches import timing
@@ -65,7 +64,8 @@ def draw(users: int, items: int, width: int, history: int) -> Case:
     # Steps of at least one between sorted draws keep a user's items apart.
     chosen = np.sort(rng.integers(items - history, size=(users, history + 1)), axis=1) + np.arange(history + 1)
     chosen = rng.permuted(chosen, axis=1).astype(np.int32)
-    return Case(*vectors, chosen[:, -1], chosen[:, :-1])
+    people, things = vectors
+    return Case(people, things, chosen[:, -1], chosen[:, :-1])
 
 
 def ours(case: Case) -> Callable[[], np.ndarray]:
@@ -73,15 +73,15 @@ def ours(case: Case) -> Callable[[], np.ndarray]:
     count, width = case.history.shape
     history = Sequences(width * np.arange(count + 1), case.history.ravel(), None, None)
     targets = Sequences(np.arange(count + 1), case.target, None, None)
-    users, items, candidates = jnp.asarray(case.users), jnp.asarray(case.items), np.ones(len(case.items), bool)
+    candidates = np.ones(len(case.items), bool)
     mesh = make_mesh()
 
     def ranks() -> np.ndarray:
         return rank(
             _dot,
             None,
-            lambda rows: users[rows],
-            items,
+            lambda rows: case.users[rows],
+            case.items,
             history=history,
             targets=targets,
             candidates=candidates,
