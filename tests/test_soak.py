@@ -17,8 +17,10 @@ from llm4rec_jax.checkpoint import latest_step
 
 ROOT = Path(__file__).parents[1]
 SECONDS = float(os.environ.get("SOAK_SECONDS", "120"))
-# What a day's growth must stay below, of the memory held at the end.
-DAILY = 0.1
+# TensorStore 0.1.86 never frees what `KvStore.Spec.to_json` returns, and Orbax calls that for every array it saves:
+# 0.4 kB each, and some more. Growth must stay within that, so that nothing of ours adds to it.
+KB_AN_ARRAY = 1.5
+EVAL_EVERY, CHECKPOINT_EVERY = 7, 3  # of tests.killed_run
 
 
 def sample(process: int) -> tuple[float, int, int]:
@@ -35,6 +37,8 @@ def test_memory_threads_and_files_stay_as_they_are(tmp_path):
 
     The first third is left out: programs are compiled, and pools of memory fill. Of the rest the Theil-Sen slope, the
     median of all pairs' slopes, and its 95 % interval are taken over the medians of forty stretches.
+
+    A checkpoint is saved far more often than anyone would, so that what one costs shows.
     """
     code = "from pathlib import Path; import sys; from tests.killed_run import main; main(Path(sys.argv[1]), 10**9)"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
@@ -56,8 +60,16 @@ def test_memory_threads_and_files_stay_as_they_are(tmp_path):
     stretches = [(float(np.median(s)), float(np.median(m))) for s, m in zip(*_parts(seconds, memory), strict=True)]
     slope, _, low, high = stats.theilslopes(*np.array(stretches).T[::-1])
     evaluations = sum(r["kind"] == "validation" for r in journal.read(tmp_path / "run" / "metrics.jsonl"))
+    steps = latest_step(tmp_path / "run")
+    assert steps is not None
+    held = json.loads((tmp_path / "run" / "checkpoints" / "last" / str(steps) / "state" / "_METADATA").read_text())
+    arrays = len(held["tree_metadata"])
+    saves = sum(step % EVAL_EVERY == 0 or step % CHECKPOINT_EVERY == 0 for step in range(steps))
+    # kB an array and checkpoint, from MB a second.
+    share = 1e3 * low * seconds[-1] / saves / arrays
     figures = {
-        "seconds": round(seconds[-1]), "steps": latest_step(tmp_path / "run"), "evaluations": evaluations,
+        "seconds": round(seconds[-1]), "steps": steps, "evaluations": evaluations, "checkpoints": saves,
+        "arrays": arrays, "kB an array saved": round(float(share), 2),
         "MB": [round(float(m)) for m in (memory[0], np.median(memory), memory[-1])],
         "MB an hour": [round(3600 * float(s), 2) for s in (low, slope, high)],
         "threads": [int(threads.min()), int(threads.max())], "files": [int(files.min()), int(files.max())],
@@ -68,7 +80,7 @@ def test_memory_threads_and_files_stay_as_they_are(tmp_path):
     half = len(threads) // 2
     assert threads[half:].max() <= threads[:half].max()
     assert files[half:].max() <= files[:half].max()
-    assert 24 * 3600 * low < DAILY * memory[-1], f"memory grows by {3600 * low:.1f} MB an hour or more"
+    assert share < KB_AN_ARRAY, f"memory grows by {3600 * low:.1f} MB an hour or more"
 
 
 def _parts(*columns: np.ndarray) -> list[list[np.ndarray]]:
