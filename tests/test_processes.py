@@ -27,7 +27,9 @@ def run(workdir: Path, loss: str, processes: int, devices: int) -> list[dict]:
     arguments = [[str(workdir), loss, str(i), str(processes), str(port)] for i in range(processes)]
     logs = [(workdir / f"log{i}.txt").open("w+") for i in range(processes)]
     started = [
-        subprocess.Popen([sys.executable, "-m", "tests.process_run", *a], cwd=ROOT, env=environment(devices), stderr=log)
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.process_run", *a], cwd=ROOT, env=environment(devices), stderr=log
+        )
         for a, log in zip(arguments, logs, strict=True)
     ]
     codes = [process.wait(300) for process in started]
