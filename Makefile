@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 
-.PHONY: setup setup-dev quickstart test test-long test-beam soak lint format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam soak lint audit format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -49,6 +49,11 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Known vulnerabilities of what is installed, by the advisories of PyPI. Strict: what could not be looked up fails.
+audit: setup-dev
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/installed.txt
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -106,14 +106,28 @@ def _run(main: Callable[[list[str]], None]) -> None:
                     raise
                 print(f"error: {error}", file=sys.stderr)
                 sys.exit(2)
+            except Exception as error:
+                # What nobody has foreseen keeps its traceback, and ends in what to do about it.
+                traceback.print_exc()
+                print(
+                    f"error: {type(error).__name__}: {error}. Either this is a bug, or input that should have been "
+                    "refused: please report it with the lines above and the command",
+                    file=sys.stderr,
+                )
+                sys.exit(1)
 
     def parse(arguments: list[str]) -> list[str]:
         try:
             return app.parse_flags_with_usage(arguments)
-        except (AttributeError, KeyError, OSError) as error:
+        except Exception as error:
+            if isinstance(error, flags.Error):
+                raise
             trace = traceback.extract_tb(error.__traceback__)
             if not isinstance(error, OSError) and "ml_collections" not in trace[-1].filename:
-                raise
+                # A configuration is a program: its author wants the traceback too.
+                traceback.print_exc()
+                print(f"error: --config: {type(error).__name__}: {error}", file=sys.stderr)
+                sys.exit(2)
             # An unknown key or a missing file of --config; ml_collections writes its hint with the marks of a repr.
             print(
                 "error: --config: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr

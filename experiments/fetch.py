@@ -14,12 +14,16 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
+
+# Of one file of an archive, unpacked. What is published is far below; a file that claims more is not what it should be.
+MOST_BYTES = 2**30
 
 
 class File(NamedTuple):
@@ -198,15 +202,27 @@ def _extract(archive: Path, url: str, files: list[File], place: Path) -> None:
     """Writes the wanted files of an archive, found by their last name, straight into a folder, and checks them."""
     if not zipfile.is_zipfile(archive):
         raise ValueError(f"{url} is not a zip file; download the data by hand and give its folder by --from")
-    with zipfile.ZipFile(archive) as opened:
-        for file in files:
-            # Only the content is taken: where in the archive it lies decides nothing about where it is written.
-            found = [member for member in opened.namelist() if member.rpartition("/")[2] == file.name]
-            if len(found) != 1:
-                raise ValueError(f"{url} has {len(found)} files {file.name}, where one is needed; give --from")
-            with opened.open(found[0]) as source, (place / file.name).open("wb") as target:
-                shutil.copyfileobj(source, target)
-            _check(place / file.name, file, f"{url} may have changed; give --from a folder with the published file")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for file in files:
+                # Only the content is taken: where in the archive it lies decides nothing about where it is written.
+                found = [member for member in opened.infolist() if member.filename.rpartition("/")[2] == file.name]
+                if len(found) != 1:
+                    raise ValueError(f"{url} has {len(found)} files {file.name}, where one is needed; give --from")
+                # No more than this is ever unpacked, whatever the compressed bytes hold.
+                if found[0].file_size > MOST_BYTES:
+                    raise ValueError(
+                        f"{url}: {file.name} has {found[0].file_size:,} bytes unpacked, more than the {MOST_BYTES:,} "
+                        "that any published file may have; give --from a folder with the published file"
+                    )
+                with opened.open(found[0]) as source, (place / file.name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                _check(place / file.name, file, f"{url} may have changed; give --from a folder with the published file")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # A RuntimeError is an encrypted file, or, as NotImplementedError, a compression that there is not.
+        raise ValueError(
+            f"{url} is a damaged archive ({error}); give --from a folder with the published file"
+        ) from error
 
 
 def _check(found: Path, file: File, remedy: str) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ RESOURCES = {"cpus": 1.0, "gpus": 0.0}
 
 # Keys that may differ: they are arrays to the program, or come in through them.
 MAY_DIFFER = ("seed", "init_from", "train.learning_rate", "train.weight_decay")
+
+_NAME = re.compile(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,99}")
 
 
 class Trial(NamedTuple):
@@ -103,8 +106,11 @@ def load(file: str) -> Study:
     names = [trial.name for trial in trials]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{file}: sweep() names two trials {', '.join(twice)}")
-    if wrong := sorted(name for name in names if not name or name.startswith(".") or "/" in name):
-        raise ValueError(f"{file}: sweep() names a trial {wrong[0]!r}; a name is a file's: no slash, no first dot")
+    if wrong := sorted(name for name in names if not _NAME.fullmatch(name)):
+        raise ValueError(
+            f"{file}: sweep() names a trial {wrong[0]!r}; a name is a file's: at most 100 characters, none "
+            "of them a slash or a control character, the first no dot"
+        )
     if lost := sorted({t.after for t in trials if t.after is not None and t.after not in names}):
         raise ValueError(f"{file}: trials come after {', '.join(lost)}, which sweep() does not list")
     baseline = module.get("BASELINE")

@@ -58,7 +58,10 @@ class Plan(NamedTuple):
 
     def open(self) -> dict[str, NDArray[Any]]:
         """The columns, mapped."""
-        return {name: np.load(self.folder / f"interactions.{name}.npy", mmap_mode="r") for name in self.columns}
+        return {
+            name: np.load(self.folder / f"interactions.{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in self.columns
+        }
 
     def ranges(self) -> range:
         return range(len(self.bounds) - 1)
@@ -205,7 +208,7 @@ def _join(plan: Plan) -> None:
     parts = plan.folder / "parts"
     ranges = [parts / f"range{k:06d}" for k in plan.ranges()]
     for role in ROLES:
-        lengths = np.concatenate([np.load(folder / f"{role}.lengths.npy") for folder in ranges])
+        lengths = np.concatenate([np.load(folder / f"{role}.lengths.npy", allow_pickle=False) for folder in ranges])
         np.save(plan.folder / f"{role}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
         for name in ("row", *(name for name in SEQUENCES if name in plan.columns)):
             mapped.join([folder / f"{role}.{name}.npy" for folder in ranges], plan.folder / f"{role}.{name}.npy")

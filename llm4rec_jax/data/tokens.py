@@ -34,7 +34,10 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # Takes seconds to import
 
     try:
-        loaded = AutoTokenizer.from_pretrained(path_or_name)
+        # Of a folder nothing is asked from the hub, and of neither is code run.
+        loaded = AutoTokenizer.from_pretrained(
+            path_or_name, trust_remote_code=False, local_files_only=Path(path_or_name).is_dir()
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no tokenizer at {str(path_or_name)!r}: give a folder with tokenizer.json and tokenizer_config.json, "

@@ -258,8 +258,9 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def _read_file(file: Path) -> dict[str, np.ndarray]:
     try:
+        # It checks that header and arrays lie within the file. A type that numpy lacks is an AttributeError.
         return load_file(file)
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise PretrainedError(f"{file} cannot be read as safetensors ({error}): damaged or cut short?") from error
 
 

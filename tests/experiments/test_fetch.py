@@ -5,6 +5,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import fetch
@@ -188,3 +189,73 @@ def test_the_registry_is_in_order():
         assert all(len(file.sha256) == 64 and int(file.sha256, 16) for file in published.files)
         # An address is pinned: to a commit, or else the file is checked out of the archive.
         assert all(file.url is None or len(file.url.split("/")[5]) == 40 for file in published.files)
+
+
+class TestHostileArchive:
+    """Archives are searched for the names that are wanted, and written under these."""
+
+    def fetch(self, site, publish, tmp_path):
+        folder, url = site
+        publish(archive=f"{url}/toy.zip")
+        return folder / "toy.zip", lambda: fetch.path("toy", cache=tmp_path / "data")
+
+    def test_names_that_lead_elsewhere_lead_nowhere(self, site, publish, tmp_path):
+        target, run = self.fetch(site, publish, tmp_path)
+        outside = tmp_path / "outside"
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr("../../../a.txt", CONTENT["a.txt"])
+            archive.writestr(f"{outside}/b.csv", CONTENT["b.csv"])
+            archive.writestr("../../evil.txt", b"evil")
+        before = {path for path in tmp_path.rglob("*") if "data" not in path.parts}
+        place = run()
+        assert held(place) == CONTENT
+        assert {path for path in tmp_path.rglob("*") if "data" not in path.parts} == before
+        assert not outside.exists()
+
+    def test_a_link_is_a_file_of_other_content(self, site, publish, tmp_path):
+        target, run = self.fetch(site, publish, tmp_path)
+        link = zipfile.ZipInfo("a.txt")
+        link.external_attr = 0o120777 << 16
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.writestr(link, "/etc/passwd")
+            archive.writestr("b.csv", CONTENT["b.csv"])
+        with pytest.raises(ValueError, match=r"a\.txt has SHA-256"):
+            run()
+        assert held(tmp_path / "data") == {}
+
+    def test_a_bomb_is_not_unpacked(self, site, publish, tmp_path, monkeypatch):
+        target, run = self.fetch(site, publish, tmp_path)
+        monkeypatch.setattr(fetch, "MOST_BYTES", 10_000)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.txt", bytes(10_001))
+            archive.writestr("b.csv", CONTENT["b.csv"])
+        with pytest.raises(ValueError, match=r"a\.txt has 10,001 bytes unpacked, more than"):
+            run()
+        assert held(tmp_path / "data") == {}
+
+    def test_a_bomb_that_lies_about_its_size_is_cut_and_refused(self, site, publish, tmp_path):
+        target, run = self.fetch(site, publish, tmp_path)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.txt", bytes(1_000_000))
+            archive.writestr("b.csv", CONTENT["b.csv"])
+        content = target.read_bytes()
+        target.write_bytes(content.replace((1_000_000).to_bytes(4, "little"), (6).to_bytes(4, "little")))
+        with pytest.raises(ValueError, match=r"damaged archive|has SHA-256"):
+            run()
+        assert held(tmp_path / "data") == {}
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_damaged_archives_end_in_one_message(self, site, publish, tmp_path, seed):
+        target, run = self.fetch(site, publish, tmp_path)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in CONTENT.items():
+                archive.writestr(name, content)
+        damaged = bytearray(target.read_bytes())
+        for at in np.random.default_rng(seed).integers(0, len(damaged), 3):
+            damaged[at] ^= 1 << (seed % 8)
+        target.write_bytes(damaged)
+        try:
+            place = run()
+        except ValueError:
+            return
+        assert held(place) == CONTENT

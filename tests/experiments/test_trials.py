@@ -86,6 +86,9 @@ def test_groups_bring_what_they_start_from(tmp_path):
     [
         ("*[Trial('a', '', {}, 'g')] * 2", "", "two trials a"),
         ("Trial('a/b', '', {}, 'g')", "", "a trial 'a/b'; a name is a file's"),
+        (r"Trial('a\x00b', '', {}, 'g')", "", r"a trial 'a\\x00b'; a name is a file's"),
+        ("Trial('../../x', '', {}, 'g')", "", r"a trial '\.\./\.\./x'; a name is a file's"),
+        ("Trial('x' * 101, '', {}, 'g')", "", "at most 100 characters"),
         ("Trial('a', '', {}, 'g', 'b')", "", "come after b, which"),
         ("Trial('a', '', {}, 'g')", "BASELINE = 'f'", "BASELINE is 'f', and sweep"),
         ("Trial('a', '', {}, 'g')", "RESOURCES = {'gpu': 1}", "unknown resource 'gpu'; did you mean 'gpus'"),

@@ -26,9 +26,12 @@ def load_s3rec(path: Path, *, subset: str = "Beauty", no_text: str | None = None
         encoding: text encoding of the files.
 
     Raises:
+        ValueError: if the subset is not a name but a path.
         FileNotFoundError: if a file is missing.
         DataError: if a file is malformed, or a sequence has an item that the table lacks.
     """
+    if Path(subset).name != subset:
+        raise ValueError(f"subset {subset!r} is not the name of a data set, such as 'Beauty'; give the folder as path")
     dataset = load_sequences(
         require(path / f"{subset}_sequences.txt"),
         items_path=path / f"{subset}_items.tsv",
