@@ -1,5 +1,5 @@
 """A small run for the tests that kill it, or one of its processes: python -m tests.killed_run WORKDIR STEPS [INDEX
-COUNT PORT]."""
+COUNT PORT WORKERS]."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from llm4rec_jax.train import train
 from tests import tiny
 
 
-def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 0) -> None:
+def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 0, workers: int = 0) -> None:
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     split = tiny.split()
@@ -20,7 +20,7 @@ def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 
     train(
         model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir,
         loss="softmax", num_negatives=4, steps=steps, batch_size=16, history=8, accumulate=2, schedule="cosine",
-        eval_every=7, checkpoint_every=3, log_every=2,
+        eval_every=7, checkpoint_every=3, log_every=2, input_workers=workers,
     )  # fmt: skip
 
 

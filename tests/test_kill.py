@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 60
 
 
-def start(workdir: Path, processes: int, *, compiles: bool = False) -> list[subprocess.Popen[bytes]]:
+def start(workdir: Path, processes: int, workers: int, *, compiles: bool = False) -> list[subprocess.Popen[bytes]]:
     # Only a run that nobody kills writes to the cache of compiled programs: a process that is killed while it writes
     # leaves half an entry.
     variables = {
@@ -33,15 +33,15 @@ def start(workdir: Path, processes: int, *, compiles: bool = False) -> list[subp
     with (workdir.parent / "log.txt").open("ab") as log:
         return [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.killed_run", *map(str, (workdir, STEPS, i, processes, port))],
+                [sys.executable, "-m", "tests.killed_run", *map(str, (workdir, STEPS, i, processes, port, workers))],
                 cwd=ROOT, env=variables, stderr=log,
             )
             for i in range(processes)
         ]  # fmt: skip
 
 
-def finish(workdir: Path, processes: int) -> None:
-    for run in start(workdir, processes, compiles=True):
+def finish(workdir: Path, processes: int, workers: int) -> None:
+    for run in start(workdir, processes, workers, compiles=True):
         assert run.wait(600) == 0, (workdir.parent / "log.txt").read_text()
 
 
@@ -66,14 +66,14 @@ def half_written(workdir: Path) -> set[Path]:
     return {step for step in steps if not (step / MANIFEST).exists()}
 
 
-def kill_again_and_again(workdir: Path, kills: int, seed: int, processes: int) -> tuple[int, int]:
+def kill_again_and_again(workdir: Path, kills: int, seed: int, processes: int, workers: int) -> tuple[int, int]:
     """Kills at random instants, each start having come further than the last, one process or all of them.
 
     Returns how many hit a live run, and how many of those hit it while it wrote a checkpoint.
     """
     rng, hits, while_saving = random.Random(seed), 0, 0
     for _ in range(kills):
-        runs, before, half = start(workdir, processes), steps_done(workdir), half_written(workdir)
+        runs, before, half = start(workdir, processes, workers), steps_done(workdir), half_written(workdir)
         while all(run.poll() is None for run in runs) and steps_done(workdir) <= before:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.25))
@@ -91,17 +91,27 @@ def kill_again_and_again(workdir: Path, kills: int, seed: int, processes: int) -
     return hits, while_saving
 
 
-def check(tmp_path: Path, kills: int, seed: int, processes: int = 1) -> None:
+def alive(workdir: Path) -> list[str]:
+    """The processes, input workers among them, that have the folder among their arguments or are in its log."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(workdir) in line]
+
+
+def check(tmp_path: Path, kills: int, seed: int, processes: int = 1, workers: int = 0) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    finish(tmp_path / "whole", processes)
-    hits, while_saving = kill_again_and_again(tmp_path / "killed", kills, seed, processes)
+    finish(tmp_path / "whole", processes, 0)
+    hits, while_saving = kill_again_and_again(tmp_path / "killed", kills, seed, processes, workers)
     assert hits >= kills / 2
-    finish(tmp_path / "killed", processes)
+    finish(tmp_path / "killed", processes, workers)
     same_bits(state(tmp_path / "whole"), state(tmp_path / "killed"))
     best = [sorted(p.name for p in (tmp_path / f / "checkpoints" / "best").glob("[0-9]*")) for f in ("whole", "killed")]
     assert best[0] == best[1]
-    print(f"{processes} processes: {hits} of {kills} kills hit a live run, {while_saving} as it wrote a checkpoint")
+    assert not alive(tmp_path / "killed"), "input workers outlive what they work for"
+    print(
+        f"{processes} processes, {workers} input workers: {hits} of {kills} kills hit a live run, {while_saving} as it "
+        "wrote a checkpoint"
+    )
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
@@ -109,8 +119,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [1, 2])
-def test_thirty_kills_end_with_the_same_bits(tmp_path, processes):
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0)])
+def test_thirty_kills_end_with_the_same_bits(tmp_path, processes, workers):
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        check(tmp_path / str(seed), 10, seed, processes)
+        check(tmp_path / str(seed), 10, seed, processes, workers)
