@@ -35,7 +35,17 @@ TUNED = ("hierarchical_lora", "text_lora")
 ARGS = (*FITTED, "hierarchical", "text", "text_prior", *TUNED)
 
 # How many settings were compared on validation. Those of the process, and of attention, are one for all k.
-TRIED = {"liked_share": 1, "gp": 112, "gp_no_order": 112, "gp_no_text": 112, "hierarchical": 32, "text": 1}
+TRIED = {
+    "liked_share": 1,
+    "gp": 112,
+    "gp_no_order": 112,
+    "gp_no_text": 112,
+    "hierarchical": 32,
+    "text": 1,
+    # Rates 1e-3, 3e-4 and 1e-4 on the first draw of 64.
+    "hierarchical_lora": 3,
+    "text_lora": 3,
+}
 # AUC at 16, 64 and 256 questions, from the table of TALLRec's README (Bao et al. 2023, arXiv 2305.00447).
 PUBLISHED = {
     "GRU": (0.4907, 0.4987, 0.5289),
@@ -51,6 +61,8 @@ LABELS = {
     "gp_no_text": "… without texts",
     "hierarchical": "attention to titles, from the liked share",
     "text": "frozen encoder reads one prompt",
+    "hierarchical_lora": "attention to titles, the encoder tuned by LoRA",
+    "text_lora": "LoRA on one prompt, from the liked share",
 }
 
 
@@ -94,12 +106,12 @@ def get_config(arg: str = "gp") -> ConfigDict:
 
 
 def _groups() -> dict[int, list[str]]:
-    """The models that are fitted to k questions. No order, no texts: from 64 and from all; prompts: not from all."""
+    """The models that are fitted to k questions. No order, no texts: from 64 and all; prompts, LoRA: not from all."""
     return {
         k: ["gp"]
         + ["gp_no_order", "gp_no_text"] * (k in (64, SHOTS[-1]))
         + ["hierarchical"]
-        + ["text"] * (k < SHOTS[-1])
+        + ["text", *TUNED] * (k < SHOTS[-1])
         for k in SHOTS
     }
 
