@@ -121,7 +121,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.steps = 60 if tuned else 480
     train.batch_size = 256 if tuned else 128
     train.history = 100
-    train.input_workers = 0  # processes that make batches, or 0 for threads
+    train.input_workers = placeholder(int)  # processes that make batches; threads where it is not set
     train.dropout = True
     train.learning_rate = 1e-3 if tuned else 3e-3
     train.schedule = "cosine"
@@ -129,6 +129,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.weight_decay = 0.0
     train.clip = 1.0  # largest norm of the gradient, 0 for any
     train.accumulate = 1
+    # Parts of a batch's users that are computed one after another, in the memory of one; items are encoded once.
+    train.micro_batches = placeholder(int)
     # Factors on the learning rate by regex, in order, as "regex=factor" joined by spaces.
     train.scales = ""
     train.eval_every = 6 if tuned else 60

@@ -99,7 +99,7 @@ def _train(assembly: PointwiseAssembly, workdir: Path, started: float) -> dict[s
     own = {
         name: config.train[name]
         for name in config.train
-        if name not in ("history", "input_workers", "dropout", "clip", "scales")
+        if name not in ("history", "input_workers", "micro_batches", "dropout", "clip", "scales")
     }
     # A frozen encoder reads here, unless the cache has its vectors.
     reader = assembly.reader

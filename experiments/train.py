@@ -23,10 +23,11 @@ from llm4rec_jax import train
 from llm4rec_jax.runs import Preempted, Trained
 from llm4rec_jax.sharding import agreed
 
+_PROFILE = flags.DEFINE_bool("profile", False, "Traces five steps, in WORKDIR/profile, for TensorBoard or Perfetto.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
 
 
-def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, Any]:
+def run(config: Any, workdir: Path, say: Any = lambda text: None, profile: Path | None = None) -> dict[str, Any]:
     """Trains and evaluates, or returns the result of the run that has ended here.
 
     Returns:
@@ -39,10 +40,10 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None) -> dict[str, A
         run_folder.open_for(config, workdir)
         if agreed((workdir / "result.json").exists()):
             return run_folder.read(workdir / "result.json")
-        return _run(config, workdir, say)
+        return _run(config, workdir, say, profile)
 
 
-def _run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:
+def _run(config: Any, workdir: Path, say: Any, profile: Path | None) -> dict[str, Any]:
     if pointwise_runs.takes(config):
         return pointwise_runs.run(config, workdir, say)
     assembly = Assembly(config)
@@ -61,6 +62,7 @@ def _run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:
         seed=seed,
         learning_rate=rate,
         weight_decay=decay,
+        profile=profile,
         **options(assembly),
     )
     return finish(assembly, trained, workdir)
@@ -121,7 +123,8 @@ def main() -> None:
     # While the loop trains it has its own; before and after there is nothing to save.
     signal.signal(signal.SIGTERM, _preempted)
     try:
-        command.answer(run(_CONFIG.value, workdir, print if jax.process_index() == 0 else lambda text: None))
+        say = print if jax.process_index() == 0 else lambda text: None
+        command.answer(run(_CONFIG.value, workdir, say, workdir / "profile" if _PROFILE.value else None))
     except Preempted as ended:
         command.answer({"preempted_at_step": ended.step})
         raise

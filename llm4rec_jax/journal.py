@@ -17,6 +17,7 @@ import jax
 import rich.console
 import rich.progress
 
+from llm4rec_jax import speed
 from llm4rec_jax.checksums import Damaged, replace, writing
 
 _CHECK = "check"
@@ -104,15 +105,27 @@ class Journal:
         if self._write:
             self._progress.update(self._task, completed=step)
 
-    def train(self, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Records figures of `steps` steps up to `step`, with examples/s since the last record."""
+    def train(
+        self, step: int, figures: Mapping[str, float], done: Sequence[speed.Work], peak: float, programs: int
+    ) -> None:
+        """Records figures of the steps up to `step` since the last record, and how fast they were.
+
+        Args:
+          done: what these steps read.
+          peak: FLOP/s that a device can do.
+          programs: how many the step has been compiled to so far.
+        """
         now = time.perf_counter()
-        rate = steps * self._batch_size / (now - self._last)
+        seconds = now - self._last
         self._last = now
-        self.record("train", step, {**figures, "examples_per_second": rate})
+        rates = {"examples_per_second": len(done) * self._batch_size / seconds, **speed.figures(done, seconds, peak)}
+        counts = {"programs": programs, "peak_bytes": speed.peak_bytes()}
+        self.record("train", step, {**figures, **rates, **counts})
         if self._write:
-            shown = f"loss {figures['loss']:.4f}  {rate:,.0f} examples/s"
+            shown = f"loss {figures['loss']:.4f}  {speed.line({**rates, **counts})}"
             self._progress.update(self._task, completed=step, figures=shown)
+            if self._progress.disable:
+                self.say(f"step {step}: {shown}")
 
     def program(self, step: int, number: int, compiled: jax.stages.Compiled) -> None:
         """Records what the compiler says that a program of the training step costs, on one device.

@@ -12,6 +12,9 @@ from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft, forward
 
+# What of a batch is of its items, and the same for all of its users.
+_BY_ITEM = ("items", "tokens", "candidates", "log_q")
+
 
 class Objective(NamedTuple):
     """The mean loss of a batch as a function of what is trained.
@@ -21,6 +24,10 @@ class Objective(NamedTuple):
       label_threshold: with a pointwise loss, the label is rating ≥ this instead of the rating.
       cut: with `frozen["states"]`, the block of the encoder that they are the input of; None: they are of all blocks.
       gather: brings the text vectors [U, W], encoded on many devices, to all of them.
+      micro_batches: parts of the batch's users whose profiles and scores are computed one after another, in the
+        memory of one part, against contexts that are encoded once (gradient caching, Gao et al. 2021, arXiv
+        2101.06983: the encoder's backward pass is made once, from the sum of the parts' gradients). Such a batch has
+        no `real`.
     """
 
     model: Recommender
@@ -29,6 +36,7 @@ class Objective(NamedTuple):
     label_threshold: float | None = None
     cut: int | None = 0
     gather: Callable[[jax.Array], jax.Array] = lambda text: text
+    micro_batches: int = 1
 
     def __call__(
         self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
@@ -50,18 +58,40 @@ class Objective(NamedTuple):
     ) -> jax.Array:
         """The loss of every target, [B, T]."""
         params = {**frozen["params"], **trainable["params"]}
+
+        def runner(keys: Iterator[jax.Array]) -> Callable[..., jax.Array]:
+            def run(apply: str, *args: Any) -> jax.Array:
+                rngs = None if key is None else {"dropout": next(keys)}
+                return forward(self.model, self.method, params, trainable["delta"], *args, apply=apply, rngs=rngs)
+
+            return run
+
         keys = iter(() if key is None else jax.random.split(key, len(batch.tokens) + 5))
-
-        def run(apply: str, *args: Any) -> jax.Array:
-            rngs = None if key is None else {"dropout": next(keys)}
-            return forward(self.model, self.method, params, trainable["delta"], *args, apply=apply, rngs=rngs)
-
+        run = runner(keys)
         text = None
         if frozen["text"] is not None:
             text = frozen["text"][batch.items]
         elif self.model.encoder is not None:
             text = self.gather(jnp.concatenate(list(self._encode(frozen["states"], batch, run))))
         contexts = run("context", batch.items, text)
+        if self.micro_batches == 1:
+            return self._of_users(contexts, batch, run)
+        own = None if key is None else jax.random.split(next(keys), self.micro_batches)
+
+        @jax.checkpoint
+        def of_some(part: tuple[Batch, jax.Array | None]) -> jax.Array:
+            some, key = part
+            some = some._replace(**{name: getattr(batch, name) for name in _BY_ITEM})
+            return self._of_users(contexts, some, runner(iter(() if key is None else jax.random.split(key, 4))))
+
+        # Every so manieth example, so that on a mesh each part has as many of every device as the others.
+        by_user = batch._replace(**dict.fromkeys(_BY_ITEM))
+        parts = jax.tree.map(lambda a: a.reshape(-1, self.micro_batches, *a.shape[1:]).swapaxes(0, 1), by_user)
+        losses = jax.lax.map(of_some, (parts, own))
+        return losses.swapaxes(0, 1).reshape(-1, losses.shape[-1])
+
+    def _of_users(self, contexts: jax.Array, batch: Batch, run: Callable[..., jax.Array]) -> jax.Array:
+        """The loss of every target [B, T] from the contexts of the batch's items, [U, D]."""
         if batch.prompt is not None:
             profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
         else:

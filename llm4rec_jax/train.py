@@ -1,6 +1,7 @@
 """The one training loop, read from top to bottom."""
 
 import contextlib
+import functools
 import math
 import signal
 import threading
@@ -17,7 +18,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax import sharding
+from llm4rec_jax import sharding, speed
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batches import Batch, Gaps, training_batches
 from llm4rec_jax.data.split import Split
@@ -106,6 +107,7 @@ def train_together(
     warmup: int = 0,
     clip: float | None = 1.0,
     accumulate: int = 1,
+    micro_batches: int | None = None,
     scales: Mapping[str, float] | None = None,
     eval_every: int = 100,
     metric: str = "ndcg@10",
@@ -113,10 +115,11 @@ def train_together(
     ks: Sequence[int] = (5, 10, 20),
     log_every: int = 10,
     checkpoint_every: int = 100,
-    input_workers: int = 0,
+    input_workers: int | None = None,
     state_cache_bytes: int = 2**31,
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
+    profile: Path | None = None,
 ) -> list[Trained | NonFiniteLoss]:
     """Trains runs that differ in little, in one program: `vmap` over what they train, with what is frozen held once.
 
@@ -134,13 +137,15 @@ def train_together(
       label_threshold: for "bce_pointwise": a rating at or above it is a positive.
       dropout: False turns every dropout off.
       schedule … scales: see `optim.optimizer`.
+      micro_batches: parts of a batch's users that are computed one after another, to save memory: see `Objective`.
       eval_every, metric, patience: validation every so many steps, the metric of the best state, and after how many
         validations without a better one to stop (None: never).
       ks: cut-offs of validation metrics.
       log_every, checkpoint_every: steps.
-      input_workers: processes that make batches; 0 for threads of this one.
+      input_workers: processes that make batches; None or 0 for threads of this one.
       state_cache_bytes: hidden states below the lowest trained block are computed once when they are no larger.
       mesh, rules: see `sharding`; rules are over the paths frozen/…, trainable/… and opt_state/…, and for one run only.
+      profile: a folder that gets a trace of five steps, for TensorBoard and Perfetto.
 
     Returns:
       For each run its best state, or the error that ended it.
@@ -154,6 +159,12 @@ def train_together(
     mesh = mesh or sharding.make_mesh()
     if eval_every < 1 or steps < 1 or checkpoint_every < 1 or log_every < 1:
         raise ValueError("steps, eval_every, checkpoint_every and log_every must be at least 1")
+    parts_of_batch = micro_batches or 1
+    if parts_of_batch < 1 or batch_size % (parts_of_batch * mesh.shape["data"]):
+        raise ValueError(
+            f"micro_batches is {micro_batches}: {mesh.shape['data']} devices on the data axis cannot share a batch of "
+            f"{batch_size} in so many equal parts"
+        )
     chosen: Loss = LOSSES.lookup(loss)
     first, many = runs[0], len(runs) > 1
     if many and (rules or jax.process_count() > 1):
@@ -196,8 +207,8 @@ def train_together(
             seed=run.seed,
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=mesh.shape["data"],
-            compact=mesh.size == 1,
-            workers=input_workers,
+            compact=mesh.size == 1 and parts_of_batch == 1,
+            workers=input_workers or 0,
         )
         for run in runs
     ]
@@ -211,7 +222,13 @@ def train_together(
         cached = size * (c.num_hidden_layers + 1 if every else 1) <= state_cache_bytes
     level = None if every else cut
     objective = Objective(
-        model, method, chosen, label_threshold, level, lambda text: jax.lax.with_sharding_constraint(text, replicated)
+        model,
+        method,
+        chosen,
+        label_threshold,
+        level,
+        lambda text: jax.lax.with_sharding_constraint(text, replicated),
+        parts_of_batch,
     )
 
     def tx_of(setting: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -349,9 +366,12 @@ def train_together(
                     say(f"{name}stopped early: {record['worse']} validations without a better {metric}")
 
     # ------------------------------------------------------------------------------------------------------------ loop
-    programs: set[tuple[Any, ...]] = set()
+    programs: dict[tuple[Any, ...], float] = {}  # shapes to FLOPs
     pending: deque[tuple[int, list[Batch], dict[str, jax.Array]]] = deque()
     windows: list[list[dict[str, float]]] = [[] for _ in runs]
+    done: list[list[speed.Work]] = [[] for _ in runs]
+    limit = functools.cache(lambda: speed.peak(mesh.devices.flat[0], c.dtype if c is not None else jnp.float32))
+    traced = None if profile is None else speed.Profile(profile)
 
     def settle(leave: int) -> None:
         """Reads the figures of all steps but the latest few, which the device may still be working on."""
@@ -392,11 +412,15 @@ def train_together(
                 )
                 if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
                     # Compiled once: the call below finds this program.
-                    programs.add(shapes)
                     with aside(journals):
                         compiled = step_function.lower(frozen, setting, state, placed).compile()
+                    programs[shapes] = (compiled.cost_analysis() or {}).get("flops", 0.0)
                     for journal in journals:
                         journal.program(step, len(programs), compiled)
+                if traced is not None and traced.step():
+                    say(f"five steps are traced in {traced.folder}: open it with TensorBoard or ui.perfetto.dev")
+                for k in going():
+                    done[k].append(speed.work(batches[k], programs[shapes]))
                 state, figures = step_function(frozen, setting, state, placed)
                 step += 1
                 pending.append((step, batches, figures))
@@ -409,8 +433,11 @@ def train_together(
                     for k in going():
                         window = windows[k]
                         means = {name: float(np.mean([w[name] for w in window])) for name in window[0]}
-                        journals[k].train(step, len(window), means)
+                        with aside(journals):
+                            reachable = limit()
+                        journals[k].train(step, means, done[k], reachable, len(programs))
                         window.clear()
+                        done[k].clear()
                 ending = stopping()
                 if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
@@ -424,6 +451,8 @@ def train_together(
                     say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
     finally:
+        if traced is not None:
+            traced.close()
         if input_workers:
             for stream in streams:
                 stream.close()

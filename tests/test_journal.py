@@ -8,11 +8,14 @@ import pytest
 
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.journal import Journal, read
+from llm4rec_jax.speed import Work
+
+WORK = Work(tokens=6, token_places=8, items=3, mentions=12, flops=1e6)
 
 
 def test_records_are_lines_and_events(tmp_path):
     with Journal(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
-        journal.train(2, 2, {"loss": 0.5, "grad_norm": 2.0})
+        journal.train(2, {"loss": 0.5, "grad_norm": 2.0}, [WORK, WORK], 1e9, 1)
         journal.record("validation", 2, {"ndcg@10": 0.25})
     first, second = read(tmp_path / "metrics.jsonl")
     assert {name: first[name] for name in ("kind", "step", "loss", "grad_norm")} == {
@@ -112,7 +115,7 @@ def test_only_the_first_process_writes(tmp_path, capsys):
     with Journal(tmp_path, 0, 10, 4, time.perf_counter(), write=False) as journal:
         journal.say("hello")
         journal.advance(1)
-        journal.train(1, 1, {"loss": 1.0})
+        journal.train(1, {"loss": 1.0}, [WORK], 1e9, 1)
         journal.record("validation", 1, {"mrr": 1.0})
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
@@ -133,5 +136,5 @@ def test_what_is_done_aside_is_left_out_of_the_rate(tmp_path, monkeypatch):
             pass
         monkeypatch.setattr(journal, "record", lambda kind, step, figures: rates.append(figures["examples_per_second"]))
         rates: list[float] = []
-        journal.train(5, 5, {"loss": 1.0})
+        journal.train(5, {"loss": 1.0}, 5 * [WORK], 1e9, 1)
     assert rates == [pytest.approx(4 * 5 / (104.0 - 1.0 - 100.0))]

@@ -201,6 +201,38 @@ def test_the_penalty_is_added_and_an_empty_batch_costs_nothing_else():
     assert objective("catalogue")(trainable(), FROZEN, empty, None) == 0
 
 
+@pytest.mark.parametrize("name", sorted(MODES))
+def test_users_in_parts_have_the_losses_and_gradients_of_all_at_once(name):
+    batch = make(MODES[name])
+    rows = np.r_[:B, 0]  # six examples
+    batch = batch._replace(
+        **{f: v[rows] for f, v in batch._asdict().items() if isinstance(v, np.ndarray) and len(v) == B}
+    )
+    whole = objective(name)
+
+    def run(parts: int):
+        some = whole._replace(micro_batches=parts)
+        value, grads = jax.value_and_grad(some)(trainable(), FROZEN, batch, None)
+        return value, grads, some.losses(trainable(), FROZEN, batch, None)
+
+    for parts in (2, 3):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), run(parts), run(1))
+
+
+def test_each_part_has_a_dropout_of_its_own():
+    model = recommender(ids=ITEMS, users="transformer", width=6, user_options={"dropout": 0.5, "layers": 1})
+    tree, batch = {"delta": {}, "params": init(model, jax.random.key(0))}, make("catalogue")
+    # Every example twice, and each of the two in another part.
+    twice = batch._replace(
+        **{f: np.repeat(v, 2, axis=0) for f, v in batch._asdict().items() if isinstance(v, np.ndarray) and len(v) == B}
+    )
+    parts = Objective(model, METHOD, LOSSES["catalogue"], micro_batches=2)
+    losses = np.asarray(parts.losses(tree, FROZEN, twice, jax.random.key(3)))
+    assert not np.allclose(losses[::2], losses[1::2])
+    still = np.asarray(parts.losses(tree, FROZEN, twice, None))
+    np.testing.assert_array_equal(still[::2], still[1::2])
+
+
 def test_only_a_key_turns_dropout_on():
     model = recommender(ids=ITEMS, users="transformer", width=6, user_options={"dropout": 0.5, "layers": 1})
     whole = jax.jit(Objective(model, METHOD, LOSSES.lookup("catalogue")).__call__)

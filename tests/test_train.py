@@ -349,6 +349,27 @@ def test_records_are_json_and_tensorboard_has_events(split, tmp_path):
     assert events[0].stat().st_size > 100
 
 
+def test_a_log_says_how_fast_a_step_is_and_of_what_use(split, tokens, encoder_folder, tmp_path):
+    train_text(split, tokens, encoder_folder, tmp_path, "lora", loss="in_batch", profile=tmp_path / "profile")
+    trained = [r for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    for record in trained:
+        assert {"examples_per_second", "tokens_per_second", "mfu", "programs", "peak_bytes"} <= record.keys()
+        assert record["mfu"] > 0
+        # A title of two words, an article and a full stop, between two special tokens, in a bucket of eight.
+        assert 2 / 8 <= record["padding_share"] < 1
+        # Forty items, and every user has up to seven inputs and as many targets.
+        assert 0 < record["unique_share"] < 0.5
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_batch_in_parts_trains_as_a_whole_one(split, tmp_path):
+    for parts in (1, 4):
+        train_ids(
+            split, tmp_path / str(parts), users="transformer", loss="in_batch", dropout=False, micro_batches=parts
+        )
+    np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "4"), rtol=1e-5)
+
+
 def test_a_base_that_changed_is_an_error(split, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("llm4rec_jax.train"), "digest", lambda params: "another")
     with pytest.raises(RuntimeError, match="a frozen parameter has changed"):
