@@ -20,7 +20,7 @@ from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.metrics import Ranks
 from llm4rec_jax.sharding import fetch, put
 
-USER_TILE, ITEM_TILE = 128, 1024
+USER_TILE, ITEM_TILE = 256, 1024
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, profiles [B, D], contexts [N, D]) -> scores [B, N]."""
@@ -114,9 +114,9 @@ def rank(
       history, targets: by user; a target that is not a candidate is a ValueError.
       candidates: [I] bool, the items that are ranked.
       mesh: the devices.
-      batch_size, chunk: users at a time, and items that a device scores at a time; its memory is 4 bytes times their
-        product, a few times over, beside its part of the contexts. Rounded up to whole tiles. No result depends on
-        them.
+      batch_size, chunk: users at a time, and items that a device scores at a time, rounded up to whole tiles. Lists
+        need memory of 4 bytes times their product, a few times over, beside the device's part of the contexts; ranks
+        alone need a tile's. No result depends on them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
 
@@ -131,7 +131,8 @@ def rank(
             f"{outside.sum()} targets are not among the candidates, the first being item {targets.items[outside][0]}"
         )
     masked_user, masked_item, repeated = _masked(history, targets, num_items)
-    cut = grid(mesh, num_items, chunk)
+    # Without lists nothing is kept of a chunk but counts.
+    cut = grid(mesh, num_items, chunk if top else num_items)
     shards = cut.mesh.shape["user"]
     step = -(-batch_size // (USER_TILE * shards)) * USER_TILE * shards
     table, allowed = cut.lay(contexts), cut.lay(candidates)
@@ -181,32 +182,37 @@ def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.
 def _places(
     users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, cut: _Grid
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """What is masked for these users, chunk by chunk: rows and columns [shards, parts, P] of each device's scores.
+    """What is masked for these users, chunk by chunk: row and column in each tile of each device's scores.
 
-    They are padded to a bucket with places outside.
+    Yields:
+      Two arrays [shards, parts, user tiles, item tiles, M], padded to a bucket with rows outside of the tile.
     """
     shards, parts = cut.mesh.shape["user"], cut.mesh.shape["item"]
+    high, wide = len(users) // shards // USER_TILE, cut.width // ITEM_TILE
     starts, stops = np.searchsorted(masked_user, users), np.searchsorted(masked_user, users, side="right")
     lengths = stops - starts
     row = np.repeat(np.arange(len(users)), lengths)
     at = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(row))
     part, item = np.divmod(masked_item[at], cut.part)
     chunk, column = np.divmod(item, cut.width)
-    shard, row = np.divmod(row, len(users) // shards)
-    cell = (chunk * shards + shard) * parts + part
-    order = np.argsort(cell, kind="stable")
-    row, column, cell = row[order], column[order], cell[order]
-    ends = np.searchsorted(cell, np.arange(cut.chunks * shards * parts + 1))
-    nth = np.arange(len(cell)) - ends[cell]
-    for number in range(cut.chunks):
-        first, last = number * shards * parts, (number + 1) * shards * parts
-        here = slice(ends[first], ends[last])
-        size = bucket(max(int(np.diff(ends[first : last + 1]).max()), 1))
+    user_tile, row = np.divmod(row, USER_TILE)
+    shard, user_tile = np.divmod(user_tile, high)
+    item_tile, column = np.divmod(column, ITEM_TILE)
+    shape = shards, parts, high, wide
+    tile = np.ravel_multi_index((chunk, shard, part, user_tile, item_tile), (cut.chunks, *shape))
+    order = np.argsort(tile, kind="stable")
+    row, column, tile = row[order], column[order], tile[order]
+    tiles = shards * parts * high * wide
+    ends = np.searchsorted(tile, np.arange(cut.chunks * tiles + 1))
+    nth = np.arange(len(tile)) - ends[tile]
+    for first in range(0, cut.chunks * tiles, tiles):
+        here = slice(ends[first], ends[first + tiles])
+        size = bucket(max(int(np.diff(ends[first : first + tiles + 1]).max()), 1))
         places = []
-        for values, outside in ((row, len(users)), (column, cut.width)):
-            table = np.full((shards * parts, size), outside, np.int32)
-            table[cell[here] - first, nth[here]] = values[here]
-            places.append(put(table.reshape(shards, parts, size), cut.sharding("user", "item")))
+        for values, outside in ((row, USER_TILE), (column, 0)):
+            table = np.full((tiles, size), outside, np.int32)
+            table[tile[here] - first, nth[here]] = values[here]
+            places.append(put(table.reshape(*shape, size), cut.sharding("user", "item")))
         yield places[0], places[1]
 
 
@@ -228,14 +234,14 @@ def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
         )
 
 
-def _scores(pairs: Pairs, params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-    """Scores [B, N] of what is on one device, tile by tile."""
-    users = profiles.reshape(-1, USER_TILE, profiles.shape[-1])
-    items = contexts.reshape(-1, ITEM_TILE, contexts.shape[-1])
+def _tile(pairs: Pairs, params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
     # float32 all through: the default of some devices rounds the factors, which makes ties.
     with jax.default_matmul_precision("highest"):
-        tiles = jax.lax.map(lambda u: jax.lax.map(lambda i: pairs(params, u, i).astype(jnp.float32), items), users)
-    return tiles.transpose(0, 2, 1, 3).reshape(profiles.shape[0], contexts.shape[0])
+        return pairs(params, profiles, contexts).astype(jnp.float32)
+
+
+def _tiled(array: jax.Array, size: int) -> jax.Array:
+    return array.reshape(-1, size, *array.shape[1:])
 
 
 _USER, _ITEM, _BOTH, _PLACES, _WHOLE = (
@@ -250,7 +256,14 @@ def _scores_at(
     """Scores of each user at places [B, T] of contexts [N, D] that every device has."""
 
     def local(params: Any, profiles: jax.Array, contexts: jax.Array, place: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(_scores(pairs, params, profiles, contexts), place, axis=1)
+        items = _tiled(contexts, ITEM_TILE)
+
+        def of_users(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            users, place = part
+            scores = jax.lax.map(lambda some: _tile(pairs, params, users, some), items)
+            return scores[place // ITEM_TILE, jnp.arange(USER_TILE)[:, None], place % ITEM_TILE]
+
+        return jax.lax.map(of_users, (_tiled(profiles, USER_TILE), _tiled(place, USER_TILE))).reshape(place.shape)
 
     return jax.shard_map(
         local, mesh=cut.mesh, in_specs=(_WHOLE, _USER, _WHOLE, _USER), out_specs=_USER, check_vma=False
@@ -318,13 +331,29 @@ def _chunk(
         more, same, bad, values, items = (a[0] for a in found)
         within = number * cut.width
         first = jax.lax.axis_index("item") * cut.part + within
-        ranked = jax.lax.dynamic_slice_in_dim(allowed[0], within, cut.width)
-        scores = _scores(pairs, params, profiles, jax.lax.dynamic_slice_in_dim(contexts[0], within, cut.width))
-        bad += (~jnp.isfinite(scores) & ranked).sum(-1)
-        scores = jnp.where(ranked, scores, -jnp.inf)
-        scores = scores.at[row[0, 0], column[0, 0]].set(-jnp.inf, mode="drop")
-        more, same = _count(more, same, scores, own, wanted - first)
-        if items.shape[1]:
+        here = contexts[0], allowed[0]
+        if cut.chunks > 1:
+            here = tuple(jax.lax.dynamic_slice_in_dim(a, within, cut.width) for a in here)
+        tiles = (*(_tiled(a, ITEM_TILE) for a in here), first + jnp.arange(0, cut.width, ITEM_TILE))
+        keep = items.shape[1] > 0
+
+        def of_users(part: Any) -> Any:
+            users, row, column = part
+
+            def add(total: _Counts, tile: Any) -> tuple[_Counts, jax.Array | None]:
+                counts, scores = _count(pairs, params, users, *tile, keep)
+                return jax.tree.map(jnp.add, total, counts), scores
+
+            nothing = _Counts(jnp.zeros_like(users[2]), jnp.zeros_like(users[2]), jnp.zeros(USER_TILE, jnp.int32))
+            counts, scores = jax.lax.scan(add, nothing, (*tiles, row, column))
+            return counts, None if scores is None else scores.transpose(1, 0, 2).reshape(USER_TILE, -1)
+
+        users = tuple(_tiled(a, USER_TILE) for a in (profiles, own, wanted))
+        counts, scores = jax.tree.map(
+            lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(of_users, (users, row[0, 0], column[0, 0]))
+        )
+        more, same, bad = more + counts.more, same + counts.same, bad + counts.bad
+        if scores is not None:
             values, items = _best(values, items, scores, first)
         return _Found(*(a[None] for a in (more, same, bad, values, items)))
 
@@ -344,20 +373,58 @@ def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
     return found.more.sum(0), found.same.sum(0), found.bad.sum(0), items
 
 
+class _Counts(NamedTuple):
+    """Of a tile: scores above each target's [B, T], equal to it [B, T], and not finite [B]."""
+
+    more: jax.Array
+    same: jax.Array
+    bad: jax.Array
+
+
 def _count(
-    more: jax.Array, same: jax.Array, scores: jax.Array, own: jax.Array, column: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Adds how many of the chunk's scores are above each target's [B, T], and how many of other items equal it."""
+    pairs: Pairs,
+    params: Any,
+    users: tuple[jax.Array, jax.Array, jax.Array],
+    contexts: jax.Array,
+    allowed: jax.Array,
+    first: jax.Array,
+    row: jax.Array,
+    column: jax.Array,
+    keep: bool,
+) -> tuple[_Counts, jax.Array | None]:
+    """Compares the scores of one tile with those of its users' targets, where they come out: they never go to memory.
 
-    def one(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        score = own[:, t, None]
-        return (scores > score).sum(-1), (scores == score).sum(-1)
+    Args:
+      users: profiles [B, D], the targets' scores [B, T] and their items [B, T].
+      contexts, allowed, first: the tile's items, which of them are ranked, and the first one's row.
+      row, column: what is masked, [M], with rows outside for padding.
+      keep: whether to return the scores too, [B, N], -inf where masked or not allowed.
+    """
+    profiles, own, wanted = users
+    found = _tile(pairs, params, profiles, contexts)
+    broken = allowed & ~jnp.isfinite(found)
+    scores = jnp.where(allowed, found, -jnp.inf)
+    among, place = jnp.minimum(row, USER_TILE - 1), wanted - first
+    hidden = scores[among, column]
+    within = (place >= 0) & (place < ITEM_TILE)
+    itself = jnp.take_along_axis(scores, jnp.where(within, place, 0), axis=1)
 
-    above, level = jax.lax.map(one, jnp.arange(own.shape[1]))
-    # The target is no rival of itself, nor if its own score came out otherwise in another program.
-    within = (column >= 0) & (column < scores.shape[1])
-    itself = jnp.take_along_axis(scores, jnp.where(within, column, 0), axis=1)
-    return more + above.T - (within & (itself > own)), same + level.T - (within & (itself == own))
+    def one(target: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        own, within, itself = target
+        # Three counts in one sum, ten bits each: half a tile has 512 columns.
+        kinds = jnp.where(scores > own[:, None], 1, jnp.where(scores == own[:, None], 1 << 10, 0))
+        kinds += jnp.where(broken, 1 << 20, 0)
+        sums = kinds.reshape(USER_TILE, -1, 512).sum(-1)
+        more, same, bad = (part.sum(-1) for part in (sums & 1023, sums >> 10 & 1023, sums >> 20))
+        # What is masked is no rival, nor is the target of itself, even if its own score came out otherwise in another
+        # program.
+        more = more.at[row].add(-(hidden > own[among]).astype(jnp.int32), mode="drop") - (within & (itself > own))
+        same = same.at[row].add(-(hidden == own[among]).astype(jnp.int32), mode="drop") - (within & (itself == own))
+        return more, same, bad
+
+    more, same, bad = jax.lax.map(one, (own.T, within.T, itself.T))
+    kept = scores.at[row, column].set(-jnp.inf, mode="drop") if keep else None
+    return _Counts(more.T, same.T, bad[0]), kept
 
 
 def _best(values: jax.Array, items: jax.Array, scores: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:

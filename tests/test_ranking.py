@@ -217,9 +217,9 @@ def test_a_target_outside_the_candidates_is_refused():
         run(drawn._replace(candidates=candidates))
 
 
-def compiled(devices: int, items: int, width: int) -> jax.stages.Compiled:
+def compiled(devices: int, items: int, width: int, top: int) -> jax.stages.Compiled:
     """The program that counts over a chunk, for a catalogue that need not be there."""
-    cut = ranking.grid(make_mesh(devices=jax.devices()[:devices]), items, 8192)
+    cut = ranking.grid(make_mesh(devices=jax.devices()[:devices]), items, 8192 if top else items)
     parts, users = cut.mesh.shape["item"], 256
 
     def some(shape: tuple[int, ...], kind: Any, *axes: str) -> jax.ShapeDtypeStruct:
@@ -230,10 +230,11 @@ def compiled(devices: int, items: int, width: int) -> jax.stages.Compiled:
         some((parts, users, 1), jnp.int32, *both),
         some((parts, users, 1), jnp.int32, *both),
         some((parts, users), jnp.int32, *both),
-        some((parts, users, 20), jnp.float32, *both),
-        some((parts, users, 20), jnp.int32, *both),
+        some((parts, users, top), jnp.float32, *both),
+        some((parts, users, top), jnp.int32, *both),
     )
-    places = some((cut.mesh.shape["user"], parts, 64), jnp.int32, "user", "item")
+    shards, tiles = cut.mesh.shape["user"], cut.width // ranking.ITEM_TILE
+    places = some((shards, parts, users // shards // ranking.USER_TILE, tiles, 16), jnp.int32, "user", "item")
     return ranking._chunk.lower(
         dot, cut, None, found,
         some((users, width), jnp.float32, "user"),
@@ -242,11 +243,12 @@ def compiled(devices: int, items: int, width: int) -> jax.stages.Compiled:
     ).compile()  # fmt: skip
 
 
-def test_a_device_holds_its_part_of_the_catalogue_only():
+@pytest.mark.parametrize("top", [0, 20])
+def test_a_device_holds_its_part_of_the_catalogue_only(top):
     """100 million items of width 64 are 25.6 GB, more than most devices have."""
     sizes = {}
     for devices in (1, 2, 4, 8):
-        memory = compiled(devices, 100_000_000, 64).memory_analysis()
+        memory = compiled(devices, 100_000_000, 64, top).memory_analysis()
         assert memory is not None
         sizes[devices] = memory.argument_size_in_bytes
         print(f"{devices} devices: {sizes[devices]:,} bytes of arguments, {memory.temp_size_in_bytes:,} beside them")
