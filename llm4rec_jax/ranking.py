@@ -20,7 +20,7 @@ from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.metrics import Ranks
 from llm4rec_jax.sharding import fetch, put
 
-USER_TILE, ITEM_TILE = 256, 1024
+USER_TILE, ITEM_TILE = 1024, 2048
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, profiles [B, D], contexts [N, D]) -> scores [B, N]."""
@@ -121,7 +121,7 @@ def rank(
       everyone: rank lists for users without targets too.
 
     Raises:
-      NonFiniteScores: naming how many, and the first user.
+      NonFiniteScores: naming of how many users, and the first.
     """
     num_items = len(candidates)
     counts = np.diff(targets.offsets)
@@ -143,7 +143,7 @@ def rank(
         rows = users[start : start + step]
         # The last batch repeats its last user, who is dropped again below.
         padded = np.concatenate([rows, np.full(step - len(rows), rows[-1])])
-        vectors = put(profiles(padded), cut.sharding("user"))
+        vectors = put(np.pad(profiles(rows), ((0, step - len(rows)), (0, 0)), mode="edge"), cut.sharding("user"))
         most = max(int(counts[rows].max()), 1)
         column = np.arange(bucket(most) if most > 1 else 1)
         inside = (column < counts[padded][:, None]) & (np.arange(step) < len(rows))[:, None]
@@ -229,7 +229,7 @@ def _own(
 def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
     if not_finite.any():
         raise NonFiniteScores(
-            f"{not_finite.sum()} scores are NaN or infinite, the first for user row "
+            f"scores of {np.count_nonzero(not_finite)} users are NaN or infinite, the first is user row "
             f"{users[np.argmax(not_finite > 0)]}: the model has diverged, or its vectors are not finite"
         )
 
@@ -275,7 +275,7 @@ class _Found(NamedTuple):
 
     Attributes:
       more, same: [parts, B, T] scores above the target's, and equal to it.
-      bad: [parts, B] scores that are not finite.
+      bad: [parts, B] tiles that have a score which is not finite.
       values, items: [parts, B, K] its best.
     """
 
@@ -374,7 +374,7 @@ def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 
 
 class _Counts(NamedTuple):
-    """Of a tile: scores above each target's [B, T], equal to it [B, T], and not finite [B]."""
+    """Of a tile: scores above each target's [B, T], equal to it [B, T], and whether any is not finite [B]."""
 
     more: jax.Array
     same: jax.Array
@@ -411,16 +411,15 @@ def _count(
 
     def one(target: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         own, within, itself = target
-        # Three counts in one sum, ten bits each: half a tile has 512 columns.
-        kinds = jnp.where(scores > own[:, None], 1, jnp.where(scores == own[:, None], 1 << 10, 0))
-        kinds += jnp.where(broken, 1 << 20, 0)
-        sums = kinds.reshape(USER_TILE, -1, 512).sum(-1)
-        more, same, bad = (part.sum(-1) for part in (sums & 1023, sums >> 10 & 1023, sums >> 20))
+        # One product sums both counts, exact in float32, and is NaN where a score is not finite.
+        kinds = jnp.where(scores > own[:, None], 1.0, jnp.where(scores == own[:, None], 2.0 * ITEM_TILE, 0.0))
+        sums = jnp.dot(jnp.where(broken, jnp.nan, kinds), jnp.ones(ITEM_TILE), precision="highest")
+        same, more = jnp.divmod(jnp.nan_to_num(sums).astype(jnp.int32), 2 * ITEM_TILE)
         # What is masked is no rival, nor is the target of itself, even if its own score came out otherwise in another
         # program.
         more = more.at[row].add(-(hidden > own[among]).astype(jnp.int32), mode="drop") - (within & (itself > own))
         same = same.at[row].add(-(hidden == own[among]).astype(jnp.int32), mode="drop") - (within & (itself == own))
-        return more, same, bad
+        return more, same, jnp.isnan(sums).astype(jnp.int32)
 
     more, same, bad = jax.lax.map(one, (own.T, within.T, itself.T))
     kept = scores.at[row, column].set(-jnp.inf, mode="drop") if keep else None

@@ -116,7 +116,10 @@ def test_ranks_and_lists_are_those_of_the_definition(seed, everyone):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_nothing_depends_on_chunk_batch_or_devices(whole):
+def test_nothing_depends_on_chunk_batch_or_devices(whole, monkeypatch):
+    # Small tiles, so that a small case has several.
+    monkeypatch.setattr(ranking, "USER_TILE", 128)
+    monkeypatch.setattr(ranking, "ITEM_TILE", 1024)
     drawn = case(5, num_users=300, num_items=5500, whole=whole)
     expected = run(drawn, chunk=10**6, batch_size=1000, top=20)
     if whole:
@@ -131,6 +134,10 @@ def test_nothing_depends_on_chunk_batch_or_devices(whole):
         (10**6, 1, 8),
     ):
         equal(run(drawn, devices, chunk=chunk, batch_size=batch_size, top=20), expected)
+    for devices in (1, 8):
+        # Without lists ranks are counted another way, over all items at once.
+        for one, other in zip(run(drawn, devices).ranks, expected.ranks, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -189,7 +196,7 @@ def test_scores_that_are_not_finite_are_refused_with_the_user(value):
     items = np.abs(drawn.items) + 1
     broken = drawn._replace(users=users, items=items)
     for devices in (1, 8):
-        with pytest.raises(NonFiniteScores, match=f"^{drawn.candidates.sum()} scores .* for user row {user}:"):
+        with pytest.raises(NonFiniteScores, match=f"^scores of 1 users .* is user row {user}:"):
             run(broken, devices)
 
 
@@ -220,7 +227,7 @@ def test_a_target_outside_the_candidates_is_refused():
 def compiled(devices: int, items: int, width: int, top: int) -> jax.stages.Compiled:
     """The program that counts over a chunk, for a catalogue that need not be there."""
     cut = ranking.grid(make_mesh(devices=jax.devices()[:devices]), items, 8192 if top else items)
-    parts, users = cut.mesh.shape["item"], 256
+    parts, users = cut.mesh.shape["item"], ranking.USER_TILE
 
     def some(shape: tuple[int, ...], kind: Any, *axes: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=cut.sharding(*axes))
@@ -260,11 +267,11 @@ def test_a_device_holds_its_part_of_the_catalogue_only(top):
 
 def test_few_items_leave_devices_for_users():
     """A device without items would have nothing to do."""
-    shapes = {items: dict(ranking.grid(make_mesh(), items, 8192).mesh.shape) for items in (1, 2000, 5000, 10**6)}
+    shapes = {items: dict(ranking.grid(make_mesh(), items, 8192).mesh.shape) for items in (1, 4000, 10000, 10**6)}
     assert shapes == {
         1: {"user": 8, "item": 1},
-        2000: {"user": 4, "item": 2},
-        5000: {"user": 2, "item": 4},
+        4000: {"user": 4, "item": 2},
+        10000: {"user": 2, "item": 4},
         10**6: {"user": 1, "item": 8},
     }
 
