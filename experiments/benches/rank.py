@@ -4,9 +4,9 @@ Vectors are multiples of 1/8, so that scores are exact whatever the order of the
 """
 
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -165,8 +165,15 @@ SIDES: dict[str, Callable[[Case], Callable[[], np.ndarray]]] = {
 
 
 def _peak(name: str, sizes: tuple[int, int, int, int]) -> float:
-    """MiB by which an evaluation raises the process's peak; ours compiles its programs in it."""
+    """MiB by which an evaluation raises the process's memory at most, by Linux; ours compiles its programs in it."""
     ranks = SIDES[name](draw(*sizes))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _status("VmRSS")
     ranks()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(name: str) -> int:
+    """KiB, from /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
