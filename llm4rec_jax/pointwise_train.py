@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm4rec_jax import pointwise
+from llm4rec_jax import pointwise, speed
 from llm4rec_jax.answering import Questions, Reader, batch, logits, scorer
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.pointwise import PointwiseData, Rows
@@ -167,6 +167,8 @@ def train(
 
     # ------------------------------------------------------------------------------------------------------------ loop
     windows: list[dict[str, float]] = []
+    done: list[speed.Work] = []
+    programs: dict[tuple[Any, ...], float] = {}  # shapes to FLOPs
     before = record.get("records", 0)
     with Journal(workdir, -1 if held is None else step, steps, size, started, records=before) as journal:
         if held is None:
@@ -176,9 +178,12 @@ def train(
             epoch, place = divmod(step, an_epoch)
             drawn = np.random.default_rng([seed, epoch]).permutation(data.train.size)[place * size : (place + 1) * size]
             asked = batch(data.train.take(drawn), prompts["train"][drawn], reader)
-            if not windows and step == (held or 0):
+            if (shapes := tuple(np.shape(a) for a in jax.tree.leaves(asked))) not in programs:
                 with journal.aside():
-                    journal.program(step, 1, update.lower(state, frozen, reader.vectors, asked).compile())
+                    compiled = update.lower(state, frozen, reader.vectors, asked).compile()
+                programs[shapes] = (compiled.cost_analysis() or {}).get("flops", 0.0)
+                journal.program(step, len(programs), compiled)
+            done.append(_work(asked, programs[shapes]))
             state, figures = update(state, frozen, reader.vectors, asked)
             step += 1
             windows.append({name: float(value) for name, value in figures.items()})
@@ -188,8 +193,11 @@ def train(
             due = step % eval_every == 0 or step == steps
             if step % log_every == 0 or due:
                 means = {name: float(np.mean([window[name] for window in windows])) for name in windows[0]}
-                journal.train(step, len(windows), means)
+                with journal.aside():
+                    peak = speed.peak(jax.devices()[0], jnp.float32)
+                journal.train(step, means, done, peak, len(programs))
                 windows.clear()
+                done.clear()
             with journal.aside():
                 if due:
                     validate()
@@ -199,6 +207,14 @@ def train(
         checkpoints.save("last", step, state, {**record, "records": journal.records})
     checkpoints.close()
     return Trained(state["best"], frozen, record["best_step"], step)
+
+
+def _work(asked: Questions, flops: float) -> speed.Work:
+    """What a step reads: of the films, those that are told apart by text numbers."""
+    mask, target = np.asarray(asked.mask) > 0, np.asarray(asked.target)
+    read = target if asked.history is None else np.concatenate([np.asarray(asked.history)[mask], target])
+    texts = np.zeros((0, 0)) if asked.texts is None else np.asarray(asked.texts[1])
+    return speed.Work(int(texts.sum()), texts.size, len(np.unique(read)), len(read), flops)
 
 
 def _answers(rows: Rows) -> int:

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import joining, launch
+from experiments import joining, launch, run_folder
 from llm4rec_jax import journal
 from tests.experiments.commands import ROOT, command, last_line
 from tests.experiments.joined import Joined
@@ -70,9 +70,9 @@ def test_sigterm_to_one_stops_both_at_one_step_and_a_single_process_goes_on(conf
     np.testing.assert_allclose(losses(workdir)[:shared], losses(one)[:shared], rtol=1e-5)
     # One process on one device goes on from what two on two each have left.
     steps = stopped + 2
-    held = json.loads((workdir / "config.json").read_text())
+    held = run_folder.read(workdir / "config.json")
     held["train"]["steps"] = steps
-    (workdir / "config.json").write_text(json.dumps(held))
+    run_folder.write(workdir / "config.json", held)
     command("train", *arguments, f"--config.train.steps={steps}")
     assert len(losses(workdir)) == steps
 

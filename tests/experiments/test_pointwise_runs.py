@@ -95,7 +95,7 @@ def test_draws_differ_and_share_a_table(runs):
 
 
 def test_evaluated_again_it_is_the_same(place, runs):
-    result = json.loads((runs / "gp-0" / "result.json").read_text())
+    result = run_folder.read(runs / "gp-0" / "result.json")
     assert pointwise_runs.evaluate_again(runs / "gp-0") == {name: result[name] for name in ("validation", "test")}
     assert train.run(config(place, "gp"), runs / "gp-0") == result
 
@@ -152,9 +152,8 @@ def run_cache() -> str:
 def test_other_data_is_refused(place, runs, tmp_path):
     for file in ("config.json", "dataset.json", "result.json"):
         (tmp_path / file).write_text((runs / "gp-1" / file).read_text())
-    data = json.loads((tmp_path / "dataset.json").read_text())
-    data["fingerprint"] = "ab" * 32
-    (tmp_path / "dataset.json").write_text(json.dumps(data))
+    data = run_folder.read(tmp_path / "dataset.json")
+    run_folder.write(tmp_path / "dataset.json", {**data, "fingerprint": "ab" * 32})
     with pytest.raises(run_folder.RunFolderError, match=r"data changed since .* its fingerprint was 'abab"):
         pointwise_runs.evaluate_again(tmp_path)
 

@@ -58,7 +58,7 @@ def flops(name: str, options: Mapping[str, Any] | None = None, cached: str | Non
 
     lowered = jax.jit(step).lower(delta, jax.eval_shape(tx.init, delta), params, known, mask, weights)
     # What comes after XLA's own passes takes time and changes no count.
-    compiled = lowered.compile({"xla_backend_optimization_level": 0})
+    compiled = lowered.compile({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True})
     # Of a loop one turn would be counted, and of a call nothing.
     assert not any(word in compiled.as_text() for word in ("custom-call", " while(", " conditional("))
     return compiled.cost_analysis()["flops"]
