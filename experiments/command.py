@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from experiments import joining
 
 # glibc's mallopt parameters, from malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _ALONE = "this command runs in one process: leave --distributed, --coordinator, --processes and --process out"
@@ -46,6 +46,8 @@ def _keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(library), "mallopt", None)
     if mallopt is not None:
+        # Other arenas than the first map what is large, whatever the other settings.
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 2**28)
