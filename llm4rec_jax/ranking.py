@@ -341,7 +341,8 @@ def _chunk(
             users, row, column = part
 
             def add(total: _Counts, tile: Any) -> tuple[_Counts, jax.Array | None]:
-                counts, scores = _count(pairs, params, users, *tile, keep)
+                items, ranked, first, row, column = tile
+                counts, scores = _count(pairs, params, users, items, ranked, first, row, column, keep)
                 return jax.tree.map(jnp.add, total, counts), scores
 
             nothing = _Counts(jnp.zeros_like(users[2]), jnp.zeros_like(users[2]), jnp.zeros(USER_TILE, jnp.int32))
