@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,9 @@ class Checkpoints:
     the one before. Then it gets a manifest of its files' checksums, which are compared before anything of it is read: a
     damaged `last` is passed over for the one before, with a warning, and a damaged `best` is an error.
 
+    Files are written while training goes on, one checkpoint after the other, so that no `last` is there without the
+    `best` that it names.
+
     Args:
       workdir: the run's folder.
       base: digest of the frozen parameters; a checkpoint made over another base is refused.
@@ -68,20 +72,25 @@ class Checkpoints:
         self._sound: set[tuple[str, int]] = set()
         with checksums.writing(self.folder):
             self._managers = {
-                name: _manager(self.folder / name, max_to_keep=n, enable_async_checkpointing=False)
-                for name, n in (("last", keep), ("best", 2))
+                name: _manager(self.folder / name, max_to_keep=n) for name, n in (("last", keep), ("best", 2))
             }
+        self._place = self.folder.stat().st_ino
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
 
     def save(self, name: str, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Saves as `last` or `best`. A run that goes on from an earlier `last` comes by later steps again.
 
+        Returns when the state has been copied; `finish` returns when it is written.
+
         Raises:
-          NotWritten: the disk is full, read-only or gone; what was saved before is whole.
+          NotWritten: the disk is full, read-only or gone, of this checkpoint or the one before; what was saved before
+            that is whole.
         """
+        self.finish()
         manager, where = self._managers[name], self.folder / name / str(step)
-        if not self.folder.is_dir():
-            # Orbax would make it anew, in a folder that is no run's any more.
-            raise checksums.unwritten(where, FileNotFoundError(f"{self.folder} has vanished"))
+        # Orbax would make it anew, in a folder that is no run's any more.
+        self._still_there(where)
         record = {**record, "base": self._base}
         try:
             for later in [other for other in manager.all_steps() if other >= step]:
@@ -91,12 +100,30 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
                 force=True,
             )
-            manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
+            raise checksums.unwritten(where, error) from error
+        self._written = self._writer.submit(self._complete, name, step)
+
+    def _complete(self, name: str, step: int) -> None:
+        where = self.folder / name / str(step)
+        try:
+            self._managers[name].wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._still_there(where)
             raise checksums.unwritten(where, error) from error
         if jax.process_index() == 0:
             checksums.write_manifest(where)
         self._sound.add((name, step))
+
+    def _still_there(self, where: Path) -> None:
+        if not self.folder.is_dir() or self.folder.stat().st_ino != self._place:
+            raise checksums.unwritten(where, FileNotFoundError(f"{self.folder} has vanished, or is another now"))
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is written; NotWritten if it could not be."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def latest(self, name: str) -> int | None:
         """The step of the newest checkpoint, of `last` the newest that is whole, None when there is none.
@@ -104,6 +131,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are some of `last`, and all of them are damaged.
         """
+        self.finish()
         steps = self._managers[name].all_steps()
         if not steps or name == "best" or (name, max(steps)) in self._sound:
             return max(steps, default=None)
@@ -146,6 +174,7 @@ class Checkpoints:
 
     def _checked(self, name: str, step: int | None) -> int:
         """The step, or that of the newest, once what is there has been compared with its checksums."""
+        self.finish()
         step = self.latest(name) if step is None else step
         if step is None:
             raise CheckpointError(f"{self.folder / name} holds no checkpoint: train first")
@@ -155,9 +184,13 @@ class Checkpoints:
         return step
 
     def close(self) -> None:
-        """Ends the managers' threads."""
-        for manager in self._managers.values():
-            manager.close()
+        """Ends the managers' threads, once all is written; NotWritten as `finish`."""
+        try:
+            self.finish()
+        finally:
+            self._writer.shutdown()
+            for manager in self._managers.values():
+                manager.close()
 
 
 def _check(folder: Path) -> int:

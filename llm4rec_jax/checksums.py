@@ -45,8 +45,10 @@ def unwritten(path: Path, error: Exception) -> NotWritten:
     parents = [folder for folder in path.absolute().parents if folder.is_dir()]
     gone = f"; {path.parent} is not there any more" if parents[0] != path.absolute().parent else ""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+    # TensorStore tells its whole way there.
     if code := re.search(r"os_error_code='(\d+)'", reason):
-        reason = os.strerror(int(code[1]))  # TensorStore tells its whole way there
+        reason = os.strerror(int(code[1]))
+    reason = reason.partition(" [tensorstore_spec")[0]
     return NotWritten(
         f"cannot write {path} ({reason}{gone}): make room, bring the folder back or make it writable; what was saved "
         "before is whole, and the same command goes on from there"

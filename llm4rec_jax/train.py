@@ -448,6 +448,8 @@ def train_together(
                         # What has just stopped early is saved once more, as stopped.
                         save_last(before)
                 if ending:
+                    for kept in checkpoints:
+                        kept.finish()
                     say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
     finally:

@@ -1,5 +1,8 @@
 """Checkpoints come back bit by bit, and those of something else are refused with what differs."""
 
+import errno
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from llm4rec_jax import checksums
 from llm4rec_jax.checkpoint import CheckpointError, Checkpoints, adopt, digest, latest_step
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.sharding import make_mesh, place
@@ -46,6 +50,7 @@ def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
 def test_a_state_comes_back_bit_by_bit(checkpoints, tmp_path):
     record = {"best_value": 0.1 + 0.2, "best_step": None, "input": {"next_index": 7}}
     checkpoints.save("last", 3, state(3), record)
+    checkpoints.finish()
     again = Checkpoints(tmp_path, BASE)
     restored = again.restore("last", state(9))
     again.close()
@@ -63,6 +68,42 @@ def test_arrays_come_back_where_they_are_wanted(checkpoints):
     restored = checkpoints.restore("last", like).state
     same(restored, state(1))
     assert restored["trainable"]["params"]["users"]["kernel"].sharding == kernel["kernel"].sharding
+
+
+def test_files_are_written_while_training_goes_on(checkpoints, monkeypatch):
+    """The state may be given away as soon as `save` returns, and the next checkpoint waits for this one."""
+    held, write = threading.Event(), checksums.write_manifest
+
+    def slowly(folder: Path) -> None:
+        assert held.wait(60)
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write_manifest", slowly)
+    given = state(1)
+    checkpoints.save("best", 1, given, {})
+    given = jax.jit(lambda tree: jax.tree.map(lambda a: a * 0, tree), donate_argnums=0)(given)
+    jax.block_until_ready(given)
+    assert not (checkpoints.folder / "best" / "1" / checksums.MANIFEST).exists()
+    other = threading.Thread(target=checkpoints.save, args=("last", 1, state(2), {}))
+    other.start()
+    other.join(0.3)
+    assert other.is_alive()
+    assert not (checkpoints.folder / "last" / "1").exists()
+    held.set()
+    other.join()
+    same(checkpoints.restore("best", state()).state, state(1))
+    same(checkpoints.restore("last", state()).state, state(2))
+
+
+def test_what_cannot_be_written_is_told_at_the_latest_when_it_must_be_there(checkpoints, monkeypatch):
+    def full(folder: Path) -> None:
+        raise checksums.unwritten(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(checksums, "write_manifest", full)
+    for tell in (checkpoints.finish, lambda: checkpoints.save("last", 2, state(2), {})):
+        checkpoints.save("last", 1, state(1), {})
+        with pytest.raises(checksums.NotWritten, match=r"last/1.* \(No space left on device"):
+            tell()
 
 
 def test_last_and_best_go_their_own_ways(checkpoints):
@@ -94,6 +135,7 @@ def test_where_there_is_none_one_must_be_trained(checkpoints):
 
 def test_another_base_is_refused(checkpoints, tmp_path):
     checkpoints.save("last", 1, state(), {})
+    checkpoints.finish()
     other = Checkpoints(tmp_path, digest({"encoder": np.arange(4.0)}))
     with pytest.raises(CheckpointError, match=rf"frozen base with digest {BASE[:12]}…, but .* another workdir"):
         other.restore("last", state())
@@ -192,6 +234,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
 def test_what_comes_after_the_step_that_one_goes_back_to_is_no_more(tmp_path):
     opened = three_steps(tmp_path)
     opened.save("last", 2, state(9), {})
+    opened.finish()
     assert sorted(path.name for path in (opened.folder / "last").iterdir()) == ["2"]
     opened.close()
 
