@@ -173,8 +173,8 @@ class BatchBuilder:
         else:
             examples = single_targets(self.sequences, history, first)
         within_users(self.sequences, *examples)
-        no_leak(split.dataset, self.sequences, split.targets_of("validation"), "the training sequence")
-        no_leak(split.dataset, self.sequences, split.targets_of("test"), "the training sequence")
+        held_out = [split.targets_of("validation"), split.targets_of("test")]
+        no_leak(split.dataset, self.sequences, held_out, "the training sequence")
         # Windows without a single training target (few-shot) teach nothing.
         counts = np.concatenate([[0], np.cumsum(targets)])
         first_target = examples.start + 1 if every_position else examples.stop
