@@ -374,9 +374,11 @@ def training_batches(
 
     Raises:
       DataError: nothing to train on, ratings that the data lacks, a user without a possible negative.
-      ValueError: a batch size that the processes cannot share.
+      ValueError: a batch size that the processes cannot share, a negative number of workers.
     """
     index, count = shard
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: give the number of processes that make batches, 0 for none")
     if multiple_of % count or batch_size < 1 or batch_size % multiple_of:
         raise ValueError(
             f"batch_size {batch_size} is not a positive multiple of {multiple_of} devices on the data axis, in {count} "
