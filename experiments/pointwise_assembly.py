@@ -26,6 +26,14 @@ from llm4rec_jax.registry import unknown_name
 # The prompts of these parts stand in one table, in this order.
 _PARTS = ("validation", "test", "train")
 
+# What runs that rank can do and these cannot, with the values that ask for nothing.
+_NOTHING_ASKED = {
+    ("train", "input_workers"): (None, 0),
+    ("train", "micro_batches"): (None, 1),
+    ("mesh", "model"): (None, 1),
+    ("mesh", "fsdp"): (None, False),
+}
+
 
 class PointwiseAssembly:
     """What a configuration describes, each part made when it is first asked for.
@@ -36,6 +44,12 @@ class PointwiseAssembly:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        for (part, name), nothing in _NOTHING_ASKED.items():
+            if (asked := config[part].get(name)) not in nothing:
+                raise ValueError(
+                    f"config.{part}.{name} is {asked}, but a run that answers questions makes and computes whole "
+                    "batches in one process, on one device: leave it out"
+                )
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return

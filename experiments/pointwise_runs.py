@@ -2,7 +2,7 @@
 
 A configuration whose `data.source` is in `POINTWISE` comes here. Of it are read: seed, baseline, data.source, path,
 published, options and few_shot, text, encoder, peft, model.users and user_options, loss.name, and train, except its
-history and dropout.
+history and dropout. Input workers, parts of a batch and layouts over devices, which it has no use for, are refused.
 The keys that configs/tallrec_movie.py adds are described there.
 """
 

@@ -57,7 +57,7 @@ def evaluate(
     pairs, params = scorer.head
     history, targets = split.history(phase), split.targets_of(phase)
     candidates = split.candidates(phase)
-    no_leak(split.dataset, history, targets, f"the {phase} history")
+    no_leak(split.dataset, history, [targets], f"the {phase} history")
     found = rank(
         pairs,
         params,

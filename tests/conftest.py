@@ -22,9 +22,14 @@ import jax
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 
 jax.config.update("jax_default_matmul_precision", "highest")
 torch.set_num_threads(2)
+# The same examples every time; `--hypothesis-profile=search` draws many others.
+settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=50)
+settings.register_profile("search", database=None, deadline=None, max_examples=2000)
+settings.load_profile("same")
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 

@@ -29,12 +29,15 @@ def test_the_example_of_exchanging_adapters_runs(tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/peft.md", "docs/sweeps.md", "docs/tables.md", "docs/reproductions.md"]
-)
-def test_every_command_that_is_shown_exists(document):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for name in set(re.findall(r"python -m experiments\.(\w+)", text)):
-        assert (ROOT / "experiments" / f"{name}.py").is_file()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_and_file_that_is_shown_exists(document):
+    text = document.read_text(encoding="utf-8")
+    for name in set(re.findall(r"python -m experiments\.([\w.]+\w)", text)):
+        assert (ROOT / "experiments" / f"{name.replace('.', '/')}.py").is_file()
+    for link in set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)):
+        assert (document.parent / link).exists(), link
     for target in set(re.findall(r"(?:^    |`)make ([\w-]+)", text, re.MULTILINE)):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -173,8 +173,8 @@ class BatchBuilder:
         else:
             examples = single_targets(self.sequences, history, first)
         within_users(self.sequences, *examples)
-        no_leak(split.dataset, self.sequences, split.targets_of("validation"), "the training sequence")
-        no_leak(split.dataset, self.sequences, split.targets_of("test"), "the training sequence")
+        held_out = [split.targets_of("validation"), split.targets_of("test")]
+        no_leak(split.dataset, self.sequences, held_out, "the training sequence")
         # Windows without a single training target (few-shot) teach nothing.
         counts = np.concatenate([[0], np.cumsum(targets)])
         first_target = examples.start + 1 if every_position else examples.stop
@@ -374,9 +374,11 @@ def training_batches(
 
     Raises:
       DataError: nothing to train on, ratings that the data lacks, a user without a possible negative.
-      ValueError: a batch size that the processes cannot share.
+      ValueError: a batch size that the processes cannot share, a negative number of workers.
     """
     index, count = shard
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: give the number of processes that make batches, 0 for none")
     if multiple_of % count or batch_size < 1 or batch_size % multiple_of:
         raise ValueError(
             f"batch_size {batch_size} is not a positive multiple of {multiple_of} devices on the data axis, in {count} "

@@ -333,6 +333,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(batch_size, shard, multiple_of
         training_batches(leave_one_out(dataset()), batch_size=batch_size, shard=shard, multiple_of=multiple_of)
 
 
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(ValueError, match="workers is -1: give the number of processes"):
+        training_batches(leave_one_out(dataset()), batch_size=8, workers=-1)
+
+
 def test_nothing_to_train_on_is_refused():
     users = np.repeat(np.arange(3, dtype=np.int32), 3)
     data = Interactions(users, np.arange(9, dtype=np.int32), None, np.arange(9))

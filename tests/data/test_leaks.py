@@ -1,10 +1,13 @@
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from llm4rec_jax.baselines.popularity import Popularity
+from llm4rec_jax.data import leaks
 from llm4rec_jax.data.batches import training_batches
+from llm4rec_jax.data.interactions import Interactions
 from llm4rec_jax.data.leaks import Leak, no_leak, within_users
 from llm4rec_jax.data.split import Phase, Sequences, Split
 from llm4rec_jax.data.splits import SPLITS
@@ -28,8 +31,8 @@ def test_splits_leak_nothing_and_any_target_in_a_history_is_found(name, seed):
     split: Split = SPLITS.build(name, random_dataset(seed, items=14))
     for phase in ("validation", "test"):
         history, targets = split.history(phase), split.targets_of(phase)
-        no_leak(split.dataset, history, targets, "the history")
-        no_leak(split.dataset, split.training()[0], targets, "the training sequence")
+        no_leak(split.dataset, history, [targets], "the history")
+        no_leak(split.dataset, split.training()[0], [targets], "the training sequence")
         data = split.dataset.interactions
         for user in np.flatnonzero(np.diff(targets.offsets)):
             item = int(targets.of(user)[0])
@@ -38,8 +41,45 @@ def test_splits_leak_nothing_and_any_target_in_a_history_is_found(name, seed):
             if held < ((data.user == user) & (data.item == item)).sum():
                 continue
             with pytest.raises(Leak) as error:
-                no_leak(split.dataset, moved_into(history, user, item), targets, f"the {phase} history")
+                no_leak(split.dataset, moved_into(history, user, item), [targets], f"the {phase} history")
             assert str(error.value).startswith(f"the {phase} history of user 'u{user}' holds item 'i{item}'")
+
+
+def random_sequences(rng: np.random.Generator, data: Interactions, users: int, size: int) -> Sequences:
+    """So many interactions, drawn one by one, that the same may be drawn again."""
+    rows = rng.integers(len(data), size=size)
+    rows = rows[np.argsort(data.user[rows], kind="stable")]
+    offsets = np.searchsorted(data.user[rows], np.arange(users + 1))
+    return Sequences(offsets, data.item[rows], None, None)
+
+
+def counted(sequences: Sequences) -> Counter[tuple[int, int]]:
+    return Counter((u, int(i)) for u in range(len(sequences.offsets) - 1) for i in sequences.of(u))
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "size", "read", "predicted"),
+    [(40, 30, 2000, 900, 40), (3000, 200, 60_000, 20_000, 3), (3000, 5000, 60_000, 20_000, 4000), (1, 9, 50, 9, 0)],
+)
+def test_counts_are_those_of_plain_loops(users, items, size, read, predicted, monkeypatch):
+    # Some of the pairs on both sides leak and others do not. Parts end within users, as those of large data do.
+    monkeypatch.setattr(leaks, "_AT_ONCE", 1000)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        dataset = random_dataset(seed, users=users, items=items, size=size)
+        data = dataset.interactions
+        history, *targets = (random_sequences(rng, data, users, n) for n in (read, predicted, predicted // 2))
+        there = Counter(zip(data.user.tolist(), data.item.tolist(), strict=True))
+        one, other = counted(history), sum(map(counted, targets), Counter())
+        leaked = sorted(pair for pair in other if one[pair] and one[pair] + other[pair] > there[pair])
+        if not leaked:
+            no_leak(dataset, history, targets, "the history")
+            continue
+        with pytest.raises(Leak) as error:
+            no_leak(dataset, history, targets, "the history")
+        user, item = leaked[0]
+        assert f"user 'u{user}' holds item 'i{item}'" in str(error.value)
+        assert f"({len(leaked)} such pairs)" in str(error.value)
 
 
 class Leaking(Split):

@@ -19,6 +19,7 @@ from experiments import joining, launch, run_folder
 from llm4rec_jax import journal
 from tests.experiments.commands import ROOT, command, last_line
 from tests.experiments.joined import Joined
+from tests.test_processes import free_port
 
 OPTIONS = (
     "--config.loss.name=softmax", "--config.loss.num_negatives=3", "--config.train.log_every=1",
@@ -195,21 +196,40 @@ RANKS = {"SLURM": ("SLURM_PROCID", "SLURM_LOCALID"), "OMPI": ("OMPI_COMM_WORLD_R
 
 
 @pytest.mark.parametrize("cluster", [SLURM, pytest.param(OPEN_MPI, marks=pytest.mark.long)])
-def test_clusters_are_detected(cluster, tmp_path):
+def test_clusters_are_detected(cluster):
     script = (
         "import sys; from absl import flags; from experiments import joining; flags.FLAGS(sys.argv); "
         "print(joining.place(), joining.flags_of_others())"
     )
-    running = []
-    for i in range(2):
-        ranks = RANKS[next(iter(cluster)).split("_")[0]]
-        environment = {**os.environ, **cluster, **dict.fromkeys(ranks, str(i))}
-        command = [sys.executable, "-c", script, "--distributed"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
+    ranks = RANKS[next(iter(cluster)).split("_")[0]]
+    detected(script, [{**cluster, **dict.fromkeys(ranks, str(i))} for i in range(2)])
+
+
+def detected(script: str, variables: list[dict[str, str]]) -> None:
+    """Runs a script in several processes, which has to say which of them it is and the flags of others."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, "--distributed"],
+            cwd=ROOT, env={**os.environ, **own}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for own in variables
+    ]  # fmt: skip
     for i, process in enumerate(running):
         out, err = process.communicate(timeout=120)
-        assert out == f"({i}, 2) ('--distributed', '--heartbeat=100')\n", err
+        assert out == f"({i}, {len(variables)}) ('--distributed', '--heartbeat=100')\n", err
+
+
+@pytest.mark.long
+def test_a_tpu_pod_of_gke_is_detected():
+    """By the variables that GKE sets, on machines that JAX takes for those of a TPU."""
+    script = (
+        "import sys, jax; from absl import flags; from experiments import joining; flags.FLAGS(sys.argv); "
+        "from jax._src.clusters import cloud_tpu_cluster; cloud_tpu_cluster.running_in_cloud_tpu_vm = True; "
+        "joining.join(); print((jax.process_index(), jax.process_count()), joining.flags_of_others())"
+    )
+    gke = {"TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": str(free_port())}
+    one_slice = {"MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1", "MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}
+    detected(script, [{**gke, **one_slice, "JAX_PLATFORMS": "cpu", "TPU_WORKER_ID": str(i)} for i in range(2)])
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,10 @@ def test_other_data_is_refused(place, runs, tmp_path):
         ("hierarchical", {"loss.name": "bpr"}, "questions are learnt by 'bce_pointwise'"),
         ("hierarchical", {"peft.within": "users"}, "only 'encoder' is adapted"),
         ("text", {"text.user": "{likd}"}, "did you mean 'liked'"),
+        ("text", {"train.input_workers": 2}, "input_workers is 2, but a run that answers questions"),
+        ("text", {"train.micro_batches": 4}, "micro_batches is 4, but a run that answers questions"),
+        ("text", {"mesh.model": 2}, "mesh.model is 2, but a run that answers questions"),
+        ("text", {"mesh.fsdp": True}, "mesh.fsdp is True, but a run that answers questions"),
         ("gp", {"data.few_shot": 9999}, "asks for 9999 training questions"),
     ],
 )
