@@ -63,8 +63,8 @@ def parts(assembly: Assembly, params: Mapping[str, Any], cut: int = 0, dropout: 
     return Parts(Update(objective, tx_of, dropout), frozen, setting, trainable)
 
 
-def batches(assembly: Assembly, devices: int = 1) -> tuple[BatchBuilder, Any]:
-    """The input of a configuration, for so many devices on the data axis."""
+def batches(assembly: Assembly, multiple_of: int = 1, compact: bool = True) -> tuple[BatchBuilder, Any]:
+    """The input of a configuration: see `training_batches`."""
     config = assembly.config
     loss = LOSSES.lookup(config.loss.name)
     return training_batches(
@@ -76,8 +76,8 @@ def batches(assembly: Assembly, devices: int = 1) -> tuple[BatchBuilder, Any]:
         alpha=config.loss.alpha,
         tokens=assembly.tokens,
         seed=config.seed,
-        multiple_of=devices,
-        compact=devices == 1,
+        multiple_of=multiple_of,
+        compact=compact,
         workers=config.train.input_workers or 0,
     )
 
