@@ -48,6 +48,7 @@ from llm4rec_jax.runs import (
     unmoved,
 )
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
+from llm4rec_jax.update import Update
 
 
 def train(
@@ -247,23 +248,7 @@ def train_together(
 
     tx_of(first._asdict())  # raises what can be wrong with it
 
-    def update(
-        frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Batch
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        key = jax.random.wrap_key_data(setting["key"])
-        at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if dropout else None
-        value, grads = jax.value_and_grad(objective)(state["trainable"], frozen, batch, at)
-        updates, opt_state = tx_of(setting).update(grads, state["opt_state"], state["trainable"])
-        state = {
-            "step": state["step"] + 1,
-            "trainable": optax.apply_updates(state["trainable"], updates),
-            "opt_state": opt_state,
-        }
-        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state["trainable"])}
-        return state, {"loss": value, **norms}
-
-    def start(setting: Mapping[str, Any], trainable: Any) -> dict[str, Any]:
-        return {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": tx_of(setting).init(trainable)}
+    update = Update(objective, tx_of, dropout)
 
     # What is constant is computed once a run: a frozen encoder's vectors, or the states below the lowest trained block.
     weights = {**frozen["params"], **one["params"]}
@@ -280,7 +265,7 @@ def train_together(
         # Every run has the whole catalogue in its batches: it is held once, like what is frozen.
         whole = chosen.negatives == "catalogue"
         axes = Batch._make(None if whole and name in ("items", "tokens", "candidates") else 0 for name in Batch._fields)
-    begin = jax.vmap(start) if many else start
+    begin = jax.vmap(update.start) if many else update.start
     # Moments of the optimizer lie where their parameters do, and stay there from step to step.
     layout = sharding.shardings(jax.eval_shape(begin, setting, trainable), mesh, rules, strict=False)
     layout["trainable"] = jax.tree.map(lambda a: a.sharding, trainable)
