@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command
-from experiments.benches import attention, machine, rank, step, trials
+from experiments.benches import attention, encode, machine, rank, step, trials
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
@@ -23,6 +23,7 @@ Bench = Callable[[], Iterator[Mapping[str, Any]]]
 
 BENCHES: Registry[Bench] = Registry("benchmark")
 BENCHES["attention"] = attention.run
+BENCHES["encode"] = encode.run
 BENCHES["rank"] = rank.run
 BENCHES["step"] = step.run
 BENCHES["trials"] = trials.run
