@@ -27,14 +27,15 @@ FILMS = "{title} ({year}). {genres}"
 
 # Titles have 2 to 10 words, as often as the short texts of an Amazon catalogue of cosmetics.
 WORD_COUNTS = (0.012, 0.060, 0.152, 0.243, 0.264, 0.175, 0.069, 0.021, 0.004)
-WORDS = """
-nail polish lacquer shimmer gloss hair brush comb dryer straightener curling iron shampoo conditioner serum argan oil
-coconut keratin repair moisturizing daily facial cleanser scrub exfoliating toner vitamin retinol night cream eye gel
-wrinkle anti aging sunscreen spf lotion body wash soap bar lavender rose vanilla perfume eau de toilette spray men
-women travel set kit palette eyeshadow eyeliner mascara waterproof lipstick matte nude red pink violet pearl concealer
-foundation powder blush bronzer mineral natural organic sensitive skin dry oily mask charcoal peel acne treatment
-tweezers mirror sponge makeup case razor shaving beard balm tea tree aloe vera e55 no2 100ml 3oz pack of with and for
-""".split()
+WORDS = (
+    "nail polish lacquer shimmer gloss hair brush comb dryer straightener curling iron shampoo conditioner serum "
+    "argan oil coconut keratin repair moisturizing daily facial cleanser scrub exfoliating toner vitamin retinol "
+    "night cream eye gel wrinkle anti aging sunscreen spf lotion body wash soap bar lavender rose vanilla perfume "
+    "eau de toilette spray men women travel set kit palette eyeshadow eyeliner mascara waterproof lipstick matte "
+    "nude red pink violet pearl concealer foundation powder blush bronzer mineral natural organic sensitive skin "
+    "dry oily mask charcoal peel acne treatment tweezers mirror sponge makeup case razor shaving beard balm tea "
+    "tree aloe vera e55 no2 100ml 3oz pack of with and for"
+)
 
 
 def run() -> Iterator[dict[str, Any]]:
@@ -49,8 +50,9 @@ def run() -> Iterator[dict[str, Any]]:
 def titles(count: int) -> list[str]:
     """Random titles, the same ones at each call."""
     rng = np.random.default_rng(0)
+    words = WORDS.split()
     sizes = rng.choice(np.arange(2, 2 + len(WORD_COUNTS)), count, p=WORD_COUNTS)
-    return [" ".join(rng.choice(WORDS, size, replace=False)) for size in sizes]
+    return [" ".join(rng.choice(words, size, replace=False)) for size in sizes]
 
 
 def measure(name: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def ours(texts: Sequence[str]) -> Callable[[], np.ndarray]:
 
 
 def peer(texts: Sequence[str]) -> Callable[[int], np.ndarray]:
-    """By texts at once: SDPA, inference mode, all cores, texts sorted by length, as `SentenceTransformer.encode` does."""
+    """By texts at once: SDPA, inference mode, all cores; it sorts texts by length."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
