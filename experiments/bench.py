@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command
-from experiments.benches import attention, cache, machine, rank, sasrec, scaling, step, trials
+from experiments.benches import attention, cache, encode, machine, rank, sasrec, scaling, step, trials
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
@@ -24,6 +24,7 @@ Bench = Callable[[], Iterator[Mapping[str, Any]]]
 BENCHES: Registry[Bench] = Registry("benchmark")
 BENCHES["attention"] = attention.run
 BENCHES["cache"] = cache.run
+BENCHES["encode"] = encode.run
 BENCHES["rank"] = rank.run
 BENCHES["sasrec"] = sasrec.run
 BENCHES["scaling"] = scaling.run

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batches import TokenGroup, histories, token_bucket, token_group
+from llm4rec_jax.data.batches import TokenGroup, histories, token_group
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
@@ -49,6 +50,15 @@ class Scorer(Protocol):
         ...
 
 
+def text_bucket(length: int) -> int:
+    """The smallest of 4, 8, …, 32, 40, …, 64, 80, … that holds a text of so many tokens.
+
+    Finer than the buckets of batches: a catalogue is cut into as few programs as it has buckets, and each runs long.
+    """
+    step = max(4, (1 << max(length - 1, 0).bit_length()) // 8)
+    return max(-(-length // step), 1) * step
+
+
 def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable[..., np.ndarray]:
     """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over all devices.
 
@@ -62,30 +72,38 @@ def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable
       (params, *numpy arrays [n, …]) -> [n, …] on the host.
     """
     split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    function = jax.jit(function)  # is traced once though it is asked for its shape first
 
     @jax.jit
-    def run(params: Any, *arrays: jax.Array) -> jax.Array:
-        def local(params: Any, *arrays: jax.Array) -> jax.Array:
-            return jax.lax.map(lambda parts: function(params, *parts), arrays)
+    def run(params: Any, tiles: int, *arrays: jax.Array) -> jax.Array:
+        def local(params: Any, tiles: jax.Array, *arrays: jax.Array) -> jax.Array:
+            def one(i: jax.Array, out: jax.Array) -> jax.Array:
+                return out.at[i].set(function(params, *(a[i] for a in arrays)))
 
-        specs = (whole, *(split for _ in arrays))
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(params, *arrays)
+            made = jax.eval_shape(function, params, *(a[0] for a in arrays))
+            # Beyond the tiles that hold rows nothing is computed.
+            return jax.lax.fori_loop(0, tiles, one, jnp.zeros((len(arrays[0]), *made.shape), made.dtype))
 
-    def block(params: Any, *arrays: np.ndarray) -> jax.Array:
+        specs = (whole, whole, *(split for _ in arrays))
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(params, tiles, *arrays)
+
+    def block(params: Any, *arrays: np.ndarray) -> np.ndarray:
         n = len(arrays[0])
-        least = tile * mesh.size
-        # Powers of two tiles, so that few programs are compiled whatever the number of rows.
-        size = least << max((n - 1) // least, 0).bit_length()
-        padded = [np.pad(a, ((0, size - n), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in arrays]
-        tiles = [a.reshape(-1, tile, *a.shape[1:]) for a in padded]
-        return run(params, *(put(a, NamedSharding(mesh, split)) for a in tiles))
+        each = -(-n // (tile * mesh.size))  # tiles of a device
+        # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
+        room = 1 << max(each - 1, 0).bit_length()
+        laid = []
+        for array in arrays:
+            whole_tiles = np.pad(array, ((0, each * tile * mesh.size - n), *((0, 0),) * (array.ndim - 1)), mode="edge")
+            of_devices = whole_tiles.reshape(mesh.size, each, tile, *array.shape[1:])
+            spacious = np.pad(of_devices, ((0, 0), (0, room - each), *((0, 0),) * array.ndim))
+            laid.append(put(spacious.reshape(-1, tile, *array.shape[1:]), NamedSharding(mesh, split)))
+        out = fetch(run(params, each, *laid))
+        return out.reshape(mesh.size, room, *out.shape[1:])[:, :each].reshape(-1, *out.shape[2:])[:n]
 
     def call(params: Any, *arrays: np.ndarray) -> np.ndarray:
         n, most = len(arrays[0]), BLOCK * tile * mesh.size
-        parts = []
-        for start in range(0, max(n, 1), most):
-            out = fetch(block(params, *(a[start : start + most] for a in arrays)))
-            parts.append(out.reshape(-1, *out.shape[2:])[: n - start])
+        parts = [block(params, *(a[start : start + most] for a in arrays)) for start in range(0, max(n, 1), most)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     return call
@@ -149,7 +167,7 @@ class RecommenderScorer:
 
     def encode_texts(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
-        lengths = np.array([token_bucket(n) for n in tokens.lengths])
+        lengths = np.array([text_bucket(int(n)) for n in tokens.lengths])
         parts, order = [], []
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)

@@ -17,7 +17,7 @@ from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.peft import create, within
 from llm4rec_jax.peft.core import Peft, forward
-from llm4rec_jax.scoring import Prompts, RecommenderScorer, tiled
+from llm4rec_jax.scoring import Prompts, RecommenderScorer, text_bucket, tiled
 from llm4rec_jax.sharding import make_mesh
 
 ITEMS, USERS, HISTORY = 150, 139, 7
@@ -151,6 +151,12 @@ def test_the_head_scores_pairs_and_stays_the_same_function(parts):
     np.testing.assert_allclose(pairs(params, profiles, contexts), profiles @ contexts.T, rtol=1e-5, atol=1e-5)
     # So ranking is compiled once.
     assert pairs is parts.scorer.of(*parts.weights).head[0]
+
+
+def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
+    assert [text_bucket(n) for n in (0, 1, 4, 5, 32, 33, 64, 65, 511, 513)] == [4, 4, 4, 8, 32, 40, 64, 80, 512, 640]
+    assert all(n <= text_bucket(n) <= max(n + 3, 1.25 * n) for n in range(1, 3000))
+    assert len({text_bucket(n) for n in range(513)}) == 24
 
 
 @pytest.mark.parametrize("devices", [1, 8])
