@@ -1,7 +1,7 @@
 """What XLA's own analysis says of the training step on many devices, and the largest encoder that a device holds.
 
-Nothing is trained: programs are compiled from shapes. Devices are CPU's, eight in a process of their own; others lay out
-and fuse otherwise, so bytes beside parameters and moments are a guide there.
+Nothing is trained: programs are compiled from shapes. Devices are CPU's, eight in a process of their own; others lay
+out and fuse otherwise, so bytes beside parameters and moments are a guide there.
 """
 
 import json
@@ -121,7 +121,7 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
 
 
 class OfSize(Assembly):
-    """A recommender over texts whose encoder has BERT-large's proportions and n heads of 64: (16: BERT-large itself)."""
+    """A recommender over texts whose encoder has BERT-large's proportions and so many heads of 64: 16 in BERT-large."""
 
     def __init__(self, config: ConfigDict, heads: int) -> None:
         super().__init__(config)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.attention import attend
+from llm4rec_jax.models.linear import dot_general
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -90,7 +91,7 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
 
 def _dense(config: BertConfig, features: int, name: str) -> nn.Dense:
     init = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, dtype=config.dtype, kernel_init=init, name=name)
+    return nn.Dense(features, dtype=config.dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
 def _dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.attention import attend
+from llm4rec_jax.models.linear import dot_general
 from llm4rec_jax.registry import Registry
 
 USERS: Registry = Registry("user model")
@@ -145,8 +146,8 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
         shape = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
-        q, k, v = (nn.Dense(x.shape[-1], name=name)(x).reshape(shape) for name in ("query", "key", "value"))
-        return nn.Dense(x.shape[-1], name="output")(self.attend(q, k, v, allowed).reshape(x.shape))
+        q, k, v = (_dense(x.shape[-1], name)(x).reshape(shape) for name in ("query", "key", "value"))
+        return _dense(x.shape[-1], "output")(self.attend(q, k, v, allowed).reshape(x.shape))
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array) -> jax.Array:
         """q: [B, H, heads, D / heads]; k, v: [B, S, heads, D / heads]; allowed: [B, H, S] bool."""
@@ -161,7 +162,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        return nn.Dense(width, name="down")(jax.nn.gelu(nn.Dense(self.multiple * width, name="up")(x)))
+        return _dense(width, "down")(jax.nn.gelu(_dense(self.multiple * width, "up")(x)))
 
 
 @USERS.register("tower")
@@ -219,6 +220,10 @@ class Gru(nn.Module):
         states = nn.RNN(nn.GRUCell(items.shape[-1]), name="gru")(x)
         assert isinstance(states, jax.Array)
         return states
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, dot_general=dot_general, name=name)
 
 
 def _causal(mask: jax.Array) -> jax.Array:

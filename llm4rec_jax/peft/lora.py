@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models.linear import product
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
@@ -37,7 +38,7 @@ def lora(
         if (ab := delta.get(site)) is None:
             return y
         x = drop(call, args[0].astype(y.dtype), dropout)
-        return y + scale * (x @ ab["a"].astype(y.dtype) @ ab["b"].astype(y.dtype))
+        return y + scale * product(product(x, ab["a"].astype(y.dtype)), ab["b"].astype(y.dtype))
 
     def merge(params: Params, delta: Delta) -> Params:
         linear = sites(params, "kernel")
