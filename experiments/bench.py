@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command
-from experiments.benches import attention, cache, encode, machine, rank, sasrec, scaling, step, trials
+from experiments.benches import attention, cache, encode, machine, rank, sasrec, scaling, step, train, trials
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
@@ -29,6 +29,7 @@ BENCHES["rank"] = rank.run
 BENCHES["sasrec"] = sasrec.run
 BENCHES["scaling"] = scaling.run
 BENCHES["step"] = step.run
+BENCHES["train"] = train.run
 BENCHES["trials"] = trials.run
 
 

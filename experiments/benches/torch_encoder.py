@@ -24,9 +24,9 @@ def load(folder: Path) -> BertModel:
 
 
 def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
-    """peft's LoRA over query and value with our arrays."""
+    """peft's LoRA at the sites of our arrays, {site: {"a", "b"}}, with them."""
     rank = next(iter(delta.values()))["a"].shape[1]
-    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"])
+    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[torch_name(site) for site in delta])
     adapted = hf.get_peft_model(model, config)
     arrays = dict(adapted.named_parameters())
     for path, array in flatten(delta).items():

@@ -53,7 +53,11 @@ class SasRec(nn.Module):
         self.norm = nn.LayerNorm(sizes.width, eps=1e-6)
 
     def forward(self, history: Tensor) -> Tensor:
-        x = functional.dropout(self.items(history) + self.position[: history.shape[1]], self.dropout, self.training)
+        return self.over(self.items(history))
+
+    def over(self, contexts: Tensor) -> Tensor:
+        """The same from the contexts of histories, [B, H, D]."""
+        x = functional.dropout(contexts + self.position[: contexts.shape[1]], self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -48,7 +48,7 @@ def test_a_measurement_says_what_it_was_made_on():
     about = machine.describe()
     assert set(about["versions"]) == set(machine.PACKAGES)
     assert about["cores"] >= 1
-    assert set(BENCHES) == {"attention", "cache", "encode", "rank", "sasrec", "scaling", "step", "trials"}
+    assert set(BENCHES) == {"attention", "cache", "encode", "rank", "sasrec", "scaling", "step", "train", "trials"}
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.assemble import Assembly
-from experiments.benches import cache, sasrec
+from experiments.benches import cache, sasrec, train
 from tests import tiny
 
 
@@ -40,3 +40,22 @@ def test_states_computed_once_train_to_the_same_losses(lowest, sides, tmp_path):
     assert measured["largest_relative_difference_of_losses"] < 1e-5
     # Texts of six tokens, what stands around them included, 16 floats each.
     assert measured["states_mib"] == (40 * 6 * 16 * 4 / 2**20 if lowest else None)
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_both_sides_of_training_over_texts_compute_the_same(method, tmp_path):
+    config = train.configuration(method)
+    config.model.width, config.train.batch_size, config.train.history = 8, 16, 5
+    folder = tiny.encoder_folder(tmp_path)
+    config.encoder.path, config.text.item = str(folder), "the {title}."
+    if method == "lora":
+        config.peft.options.lora.target = "layer_1/.*"
+    assembly = Assembly(config)
+    assembly.__dict__["dataset"] = tiny.dataset()
+    measured = train.measure(assembly, folder, repeats=1, usual_repeats=1)
+    assert measured["parity_loss"] < 1e-5
+    assert measured["parity_gradients"] < 1e-4
+    assert {"ratio_usual", "ratio_strong", "ratio_sorted", "examples_per_s_ours", "examples_per_s_usual"} < set(
+        measured
+    )
+    assert (measured["items"], measured["states_cached_below"]) == (40, 1 if method == "lora" else 0)
