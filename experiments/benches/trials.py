@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 # LoRA tunes the last layer; states below it are computed once and held once.
 _LAST_LAYER = {"peft.options.lora.target": r"layer_5/.*", "train.batch_size": 32, "loss.name": "in_batch"}
-CASES = (Case("id", 8, 60), Case("lora", 4, 8, _LAST_LAYER))
+CASES = (Case("id", 8, 60), *(Case("lora", trials, 8, _LAST_LAYER) for trials in (1, 4, 16)))
 
 
 def run() -> Iterator[dict[str, Any]]:
