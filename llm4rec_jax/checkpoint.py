@@ -45,9 +45,9 @@ def _arrays(tree: Any) -> dict[str, str]:
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     # Without its handlers a manager that has not saved yet cannot say what a checkpoint holds.
     handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(
-        folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers
-    )
+    # Nothing of a checkpoint is read before its checksums are compared: a manager reads metadata when it is made.
+    chosen = ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
+    return ocp.CheckpointManager(folder.absolute(), options=chosen, item_handlers=handlers)
 
 
 class Checkpoints:

@@ -231,6 +231,26 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
     again.close()
 
 
+def test_damage_that_orbax_refuses_on_opening_is_named_too(tmp_path):
+    """Its metadata is read when a manager is made, unless that is forbidden."""
+    opened = three_steps(tmp_path)
+    opened.save("best", 3, state(3), {})
+    opened.close()
+    files = [opened.folder / name / "3" / "_CHECKPOINT_METADATA" for name in ("last", "best")]
+    for file in files:
+        content = file.read_text()
+        assert '"performance_metrics": {}' in content
+        file.write_text(content.replace('"performance_metrics": {}', '"performance_metrics": 5'))
+    with pytest.warns(UserWarning, match=f"{files[0]} is damaged.*going on from the checkpoint of step 2"):
+        assert latest_step(tmp_path) == 2
+    again = Checkpoints(tmp_path, BASE)
+    with pytest.warns(UserWarning, match="is damaged"):
+        same(again.restore("last", state()).state, state(2))
+    with pytest.raises(CheckpointError, match=f"{files[1]} is damaged, .*bring it back from a copy"):
+        again.restore("best", state())
+    again.close()
+
+
 def test_what_comes_after_the_step_that_one_goes_back_to_is_no_more(tmp_path):
     opened = three_steps(tmp_path)
     opened.save("last", 2, state(9), {})
