@@ -40,6 +40,7 @@ def test_collectives_are_counted_in_a_program():
     assert moved == 8 * 4 * 4 + 2 * 2 + 4
 
 
+@pytest.mark.long
 def test_the_largest_encoder_is_the_last_that_fits():
     found = scaling.largest("side", most=150 * 2**20, texts=2, tokens=4)
     assert found["held_mib"] <= found["device_mib"] < found["next_held_mib"]
