@@ -71,16 +71,39 @@ def catalogue_softmax(scores: ArrayLike, target: ArrayLike, where: ArrayLike | N
     scores [..., N], target int [...], where [..., N] -> [...]. A target outside [0, N) gives NaN or, if negative,
     counts from the end: under jit it cannot raise.
     """
-    scores = _float32(scores)
-    target = jnp.asarray(target)[..., None]
-    positive = jnp.take_along_axis(scores, target, axis=-1)[..., 0]
+    scores, target = _float32(scores), jnp.asarray(target)
     if where is not None:
-        kept = _mask(where, scores) | (jnp.arange(scores.shape[-1]) == target)
+        kept = _mask(where, scores) | (jnp.arange(scores.shape[-1]) == target[..., None])
         scores = jnp.where(kept, scores, -jnp.inf)
+    return _cross_entropy(scores, target)
+
+
+@jax.custom_vjp
+def _cross_entropy(scores: jax.Array, target: jax.Array) -> jax.Array:
+    """log Σ e^s - s_target. scores [..., N], target [...] -> [...].
+
+    Its gradient is written out, softmax less one at the target: [..., N] is read once for it, and nothing of that size
+    is kept but the scores.
+    """
+    return _cross_entropy_forward(scores, target)[0]
+
+
+def _cross_entropy_forward(scores: jax.Array, target: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    positive = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
     # The highest score is taken out of both terms: their difference stays precise however large the scores are.
-    highest = jax.lax.stop_gradient(scores.max(axis=-1))
+    highest = scores.max(axis=-1)
     total = jnp.exp(scores - highest[..., None]).sum(axis=-1)
-    return jnp.log(total) + (highest - positive)
+    return jnp.log(total) + (highest - positive), (scores, target, highest, total)
+
+
+def _cross_entropy_backward(saved: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array, None]:
+    scores, target, highest, total = saved
+    share = jnp.exp(scores - highest[..., None]) * (grad / total)[..., None]
+    own = jnp.arange(scores.shape[-1]) == target[..., None]
+    return jnp.where(own, share - grad[..., None], share), None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def in_batch_softmax(

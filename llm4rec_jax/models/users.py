@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.attention import attend
+from llm4rec_jax.models.dropout import Drops, dropout
 from llm4rec_jax.models.linear import dot_general
 from llm4rec_jax.registry import Registry
 
@@ -91,13 +92,11 @@ class Transformer(nn.Module):
         return blocks(self, items, _causal(mask), self.positions)
 
 
-class _Attends(Protocol):
+class _Attends(Drops, Protocol):
     layers: int
     heads: int
     ffn: int
     dropout: float
-
-    def has_rng(self, name: str) -> bool: ...
 
 
 def blocks(model: _Attends, x: jax.Array, allowed: jax.Array, positions: int) -> jax.Array:
@@ -116,7 +115,7 @@ def blocks(model: _Attends, x: jax.Array, allowed: jax.Array, positions: int) ->
         raise ValueError(f"the width {width} is not a multiple of {model.heads} heads")
     init = nn.initializers.normal(0.02)
     x = x + nn.Embed(positions, width, embedding_init=init, name="position")(jnp.arange(length))
-    x = nn.Dropout(model.dropout, deterministic=not model.has_rng("dropout"))(x)
+    x = dropout(model, x, model.dropout)
     for i in range(model.layers):
         x = Block(model.heads, model.ffn, model.dropout, name=f"layer_{i}")(x, allowed)
     return nn.LayerNorm(name="norm")(x)
@@ -131,11 +130,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
-        off = not self.has_rng("dropout")
         attended = SelfAttention(self.heads, name="attention")(nn.LayerNorm(name="attention_norm")(x), allowed)
-        x = x + nn.Dropout(self.dropout, deterministic=off)(attended)
+        x = x + dropout(self, attended, self.dropout)
         transformed = FeedForward(self.ffn, name="ffn")(nn.LayerNorm(name="ffn_norm")(x))
-        return x + nn.Dropout(self.dropout, deterministic=off)(transformed)
+        return x + dropout(self, transformed, self.dropout)
 
 
 class SelfAttention(nn.Module):
@@ -181,7 +179,7 @@ class Tower(nn.Module):
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
         x = nn.LayerNorm(name="norm")(Mean()(items, mask))
         x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(x))
-        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+        x = dropout(self, x, self.dropout)
         return nn.Dense(items.shape[-1], name="output")(x)
 
 
@@ -215,7 +213,7 @@ class Gru(nn.Module):
 
     @nn.compact
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
-        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(items)
+        x = dropout(self, items, self.dropout)
         # Padding comes last, so the states at real positions never see it.
         states = nn.RNN(nn.GRUCell(items.shape[-1]), name="gru")(x)
         assert isinstance(states, jax.Array)
