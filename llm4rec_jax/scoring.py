@@ -82,8 +82,8 @@ def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable
     function = jax.jit(function)  # is traced once though it is asked for its shape first
 
     @jax.jit
-    def run(params: Any, tiles: int, *arrays: jax.Array) -> jax.Array:
-        def local(params: Any, tiles: jax.Array, *arrays: jax.Array) -> jax.Array:
+    def run(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
+        def local(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
             def one(i: jax.Array, out: jax.Array) -> jax.Array:
                 return out.at[i].set(function(params, *(a[i] for a in arrays)))
 
