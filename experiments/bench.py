@@ -14,7 +14,19 @@ from typing import Any
 from absl import flags
 
 from experiments import command
-from experiments.benches import attention, cache, encode, machine, rank, sasrec, scaling, step, train, trials
+from experiments.benches import (
+    attention,
+    cache,
+    encode,
+    machine,
+    rank,
+    sasrec,
+    scaling,
+    startup,
+    step,
+    train,
+    trials,
+)
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
@@ -28,6 +40,7 @@ BENCHES["encode"] = encode.run
 BENCHES["rank"] = rank.run
 BENCHES["sasrec"] = sasrec.run
 BENCHES["scaling"] = scaling.run
+BENCHES["startup"] = startup.run
 BENCHES["step"] = step.run
 BENCHES["train"] = train.run
 BENCHES["trials"] = trials.run

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from experiments import joining
+from experiments import compiled, joining
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -94,6 +94,7 @@ def run_on(main: Callable[[list[str]], None], what: str) -> None:
 
 def _run(main: Callable[[list[str]], None]) -> None:
     _keep_memory()
+    compiled.keep()
     # Orbax and Grain log every step they take, at a level that absl shows by default.
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)

@@ -5,7 +5,7 @@ on how many devices, or in which batch. Vectors go to the host block by block as
 ever holds those of a whole catalogue: of a table of vectors it is given the part that it works on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,6 +59,13 @@ def text_bucket(length: int) -> int:
     return max(-(-length // step), 1) * step
 
 
+def _by_length(tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows of texts that share a bucket, and the bucket."""
+    lengths = np.array([text_bucket(int(n)) for n in tokens.lengths])
+    for length in np.unique(lengths):
+        yield np.flatnonzero(lengths == length), int(length)
+
+
 def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable[..., np.ndarray]:
     """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over all devices.
 
@@ -75,8 +82,8 @@ def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable
     function = jax.jit(function)  # is traced once though it is asked for its shape first
 
     @jax.jit
-    def run(params: Any, tiles: int, *arrays: jax.Array) -> jax.Array:
-        def local(params: Any, tiles: jax.Array, *arrays: jax.Array) -> jax.Array:
+    def run(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
+        def local(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
             def one(i: jax.Array, out: jax.Array) -> jax.Array:
                 return out.at[i].set(function(params, *(a[i] for a in arrays)))
 
@@ -167,16 +174,14 @@ class RecommenderScorer:
 
     def encode_texts(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
-        lengths = np.array([text_bucket(int(n)) for n in tokens.lengths])
         parts, order = [], []
-        for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            parts.append(self.encode(weights, *token_group(tokens, rows, int(length))))
+        for rows, length in _by_length(tokens):
+            parts.append(self.encode(weights, *token_group(tokens, rows, length)))
             order.append(rows)
         return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
     def states(self, params: Params, delta: Delta, layer: int | None) -> np.ndarray:
-        """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W].
+        """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W], zeros beyond a bucket.
 
         With `layer` None, those before and after every block, [I, L, S, W].
         """
@@ -187,8 +192,16 @@ class RecommenderScorer:
                 return self._run("states_of_all", weights, ids, mask)
             return self._run("states_below", weights, ids, mask, layer)
 
-        texts = token_group(self._tokens, self._items, int(self._tokens.lengths.max()))
-        return tiled(states, self._mesh, TEXT_TILE)((params, delta), *texts)
+        read = tiled(states, self._mesh, TEXT_TILE)
+        longest = int(self._tokens.lengths.max())
+        found: np.ndarray | None = None
+        for rows, length in _by_length(self._tokens):
+            own = read((params, delta), *token_group(self._tokens, rows, length))[:, :longest]
+            if found is None:
+                found = np.zeros((len(self._items), longest, *own.shape[2:]), own.dtype)
+            found[rows, : own.shape[1]] = own
+        assert found is not None
+        return found
 
     def of(self, params: Params, delta: Delta, text: np.ndarray | jax.Array | None = None) -> "_Bound":
         """The scorer with these parameters; `text` [I, W] when it is known already."""

@@ -153,6 +153,22 @@ def test_the_head_scores_pairs_and_stays_the_same_function(parts):
     assert pairs is parts.scorer.of(*parts.weights).head[0]
 
 
+@pytest.mark.parametrize("layer", [0, 1, None])
+def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
+    encoder, params = pretrained.load(bert_folder, layers=1)
+    model = recommender(encoder=encoder, users="mean", project=None)
+    scorer = RecommenderScorer(model, create("frozen"), make_mesh(), TEXTS, None, HISTORY)
+    states = scorer.states({"encoder": params}, {}, layer)
+    longest = int(TEXTS.lengths.max())
+    ids, mask = token_group(TEXTS, np.arange(len(TEXTS.ids)), longest)
+    plain = encoder.apply({"params": params}, ids, mask, *(() if layer is None else (layer,)),
+                          method="every" if layer is None else "below")  # fmt: skip
+    assert states.shape == np.shape(plain)
+    np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
+    short = int(TEXTS.lengths.argmin())
+    assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()
+
+
 def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
     assert [text_bucket(n) for n in (0, 1, 4, 5, 32, 33, 64, 65, 511, 513)] == [4, 4, 4, 8, 32, 40, 64, 80, 512, 640]
     assert all(n <= text_bucket(n) <= max(n + 3, 1.25 * n) for n in range(1, 3000))

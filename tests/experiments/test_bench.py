@@ -48,7 +48,8 @@ def test_a_measurement_says_what_it_was_made_on():
     about = machine.describe()
     assert set(about["versions"]) == set(machine.PACKAGES)
     assert about["cores"] >= 1
-    assert set(BENCHES) == {"attention", "cache", "encode", "rank", "sasrec", "scaling", "step", "train", "trials"}
+    names = "attention cache encode rank sasrec scaling startup step train trials"
+    assert set(BENCHES) == set(names.split())
 
 
 @pytest.mark.long
