@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.attention import attend
-from llm4rec_jax.models.dropout import dropout
 from llm4rec_jax.models.linear import dot_general
 
 
@@ -95,6 +94,14 @@ def _dense(config: BertConfig, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=config.dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
+def _dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+    """Dropout that is on exactly when the caller gave a `dropout` rng."""
+    if rate == 0.0 or not module.has_rng("dropout"):
+        return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
 class Embeddings(nn.Module):
     """Sum of word, position and token type embeddings, normed. [B, L] -> [B, L, D]."""
 
@@ -113,7 +120,7 @@ class Embeddings(nn.Module):
         words = embed(c.vocab_size, name="word")(ids)
         positions = embed(c.max_position_embeddings, name="position")(jnp.arange(ids.shape[-1]))
         types = embed(c.type_vocab_size, name="token_type")(jnp.zeros_like(ids) if token_type is None else token_type)
-        return dropout(self, _norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
+        return _dropout(self, _norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
 
 
 class Attention(nn.Module):
@@ -139,7 +146,7 @@ class Attention(nn.Module):
           [B, L, heads, D / heads].
         """
         return attend(
-            q, k, v, mask[:, None, None], lambda w: dropout(self, w, self.config.attention_probs_dropout_prob)
+            q, k, v, mask[:, None, None], lambda w: _dropout(self, w, self.config.attention_probs_dropout_prob)
         )
 
 
@@ -164,9 +171,9 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         c = self.config
         attended = Attention(c, name="attention")(x, mask)
-        x = _norm(c, "attention_norm")(x + dropout(self, attended, c.hidden_dropout_prob))
+        x = _norm(c, "attention_norm")(x + _dropout(self, attended, c.hidden_dropout_prob))
         transformed = FeedForward(c, name="ffn")(x)
-        return _norm(c, "ffn_norm")(x + dropout(self, transformed, c.hidden_dropout_prob))
+        return _norm(c, "ffn_norm")(x + _dropout(self, transformed, c.hidden_dropout_prob))
 
 
 class Bert(nn.Module):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.bert import Bert
-from llm4rec_jax.models.dropout import dropout
 from llm4rec_jax.models.graph import Edges, LightGcn
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.pooling import POOLINGS
@@ -51,7 +50,7 @@ class MlpProjection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(nn.LayerNorm(name="norm")(x)))
-        x = dropout(self, x, self.dropout)
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         return nn.Dense(self.width, name="output")(x)
 
 

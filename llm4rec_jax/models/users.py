@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.attention import attend
-from llm4rec_jax.models.dropout import Drops, dropout
 from llm4rec_jax.models.linear import dot_general
 from llm4rec_jax.registry import Registry
 
@@ -92,11 +91,13 @@ class Transformer(nn.Module):
         return blocks(self, items, _causal(mask), self.positions)
 
 
-class _Attends(Drops, Protocol):
+class _Attends(Protocol):
     layers: int
     heads: int
     ffn: int
     dropout: float
+
+    def has_rng(self, name: str) -> bool: ...
 
 
 def blocks(model: _Attends, x: jax.Array, allowed: jax.Array, positions: int) -> jax.Array:
@@ -115,7 +116,7 @@ def blocks(model: _Attends, x: jax.Array, allowed: jax.Array, positions: int) ->
         raise ValueError(f"the width {width} is not a multiple of {model.heads} heads")
     init = nn.initializers.normal(0.02)
     x = x + nn.Embed(positions, width, embedding_init=init, name="position")(jnp.arange(length))
-    x = dropout(model, x, model.dropout)
+    x = nn.Dropout(model.dropout, deterministic=not model.has_rng("dropout"))(x)
     for i in range(model.layers):
         x = Block(model.heads, model.ffn, model.dropout, name=f"layer_{i}")(x, allowed)
     return nn.LayerNorm(name="norm")(x)
@@ -130,10 +131,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
+        off = not self.has_rng("dropout")
         attended = SelfAttention(self.heads, name="attention")(nn.LayerNorm(name="attention_norm")(x), allowed)
-        x = x + dropout(self, attended, self.dropout)
+        x = x + nn.Dropout(self.dropout, deterministic=off)(attended)
         transformed = FeedForward(self.ffn, name="ffn")(nn.LayerNorm(name="ffn_norm")(x))
-        return x + dropout(self, transformed, self.dropout)
+        return x + nn.Dropout(self.dropout, deterministic=off)(transformed)
 
 
 class SelfAttention(nn.Module):
@@ -179,7 +181,7 @@ class Tower(nn.Module):
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
         x = nn.LayerNorm(name="norm")(Mean()(items, mask))
         x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(x))
-        x = dropout(self, x, self.dropout)
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         return nn.Dense(items.shape[-1], name="output")(x)
 
 
@@ -213,7 +215,7 @@ class Gru(nn.Module):
 
     @nn.compact
     def __call__(self, items: jax.Array, mask: jax.Array) -> jax.Array:
-        x = dropout(self, items, self.dropout)
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(items)
         # Padding comes last, so the states at real positions never see it.
         states = nn.RNN(nn.GRUCell(items.shape[-1]), name="gru")(x)
         assert isinstance(states, jax.Array)
