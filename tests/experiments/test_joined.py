@@ -85,7 +85,7 @@ def test_two_processes_train_and_evaluate_as_one_and_write_once(config, one, tmp
     trained = Joined(tmp_path / "train", "train", f"--config={config}:id", f"--workdir={workdir}", *OPTIONS, *layout)
     trained.finish()
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
-    found, wanted = (json.loads((folder / "result.json").read_text()) for folder in (workdir, one))
+    found, wanted = (run_folder.read(folder / "result.json") for folder in (workdir, one))
     for phase in ("validation", "test"):
         assert but_for_vectors(found[phase]) == but_for_vectors(wanted[phase])
         users = [pl.read_parquet(folder / f"per_user_{phase}.parquet") for folder in (workdir, one)]
