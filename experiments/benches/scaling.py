@@ -31,9 +31,9 @@ from llm4rec_jax.peft.sites import constant_below, count
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (8, 8), (4, 2), (8, 2), (8, 4))
 METHODS = ("full", "lora", "side")
 DEVICE_BYTES = 16 * 10**9
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES: tuple[str, ...] = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Code that never runs need not be fast; buffers are the same.
-_QUICK = {"xla_backend_optimization_level": 0}
+_QUICK: Any = {"xla_backend_optimization_level": 0}
 
 
 def run() -> Iterator[dict[str, Any]]:
@@ -89,7 +89,7 @@ def compile_step(
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     read = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
     step = jax.jit(parts.update, donate_argnums=2, out_shardings=(jax.tree.map(lambda a: a.sharding, state), whole))
-    return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=dict(_QUICK))
+    return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=_QUICK)
 
 
 def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:

@@ -75,20 +75,20 @@ class Training:
         encoder = torch_encoder.load(folder)
         names = torch_encoder.lora_name if method == "lora" else to_torch_name
         self._encoder = torch_encoder.with_lora(encoder, delta) if method == "lora" else encoder
-        width, hidden = params["project/output/kernel"].shape[1], params["project/hidden/kernel"].shape
+        width, (wide, hidden) = params["project/output/kernel"].shape[1], params["project/hidden/kernel"].shape
         length = params["users/position/embedding"].shape[0]
         layers = sum(path.endswith("ffn/up/kernel") for path in params)
         # The table of ids is not used: contexts come from texts.
         self._users = SasRec(Sizes(1, width, layers, heads, length, 0.0))
-        self._project = Projection(*hidden, width)
+        self._project = Projection(wide, hidden, width)
         arrays = dict(self._encoder.named_parameters())
-        own = flatten(delta)
+        own = flatten(dict(delta))
         self._places = {path: (arrays[names(path)], slice(None)) for path in own}
         self._places |= {path: place for path, place in places(self._users).items() if path != "ids/embedding"}
-        for name, layer in self._project.named_children():
-            kernel = "scale" if name == "norm" else "kernel"
-            self._places[f"project/{name}/{kernel}"] = layer.weight, slice(None)
-            self._places[f"project/{name}/bias"] = layer.bias, slice(None)
+        for name, parameter in self._project.named_parameters():
+            kernel = "scale" if name.startswith("norm") else "kernel"
+            path = name.replace(".", "/").replace("weight", kernel)
+            self._places[f"project/{path}"] = parameter, slice(None)
         if missing := set(self._places) ^ {*own, *params}:
             raise RuntimeError(f"weights on one side only: {', '.join(sorted(missing))}")
         for path, array in {**own, **params}.items():

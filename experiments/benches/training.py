@@ -88,18 +88,20 @@ class Stepper:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._update = jax.jit(parts.update, donate_argnums=2)
+        self._shapes: set[tuple[Any, ...]] = set()
         own = jax.tree.map(jnp.copy, parts.trainable)
         self.state = jax.jit(parts.update.start)(parts.setting, own)
 
     def __call__(self, batch: Batch) -> jax.Array:
         """A step; the loss, which may not have been computed yet."""
+        self._shapes.add(tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch)))
         self.state, figures = self._update(self._parts.frozen, self._parts.setting, self.state, jax.device_put(batch))
         return figures["loss"]
 
     @property
     def programs(self) -> int:
         """How many the step has been compiled to."""
-        return self._update._cache_size()
+        return len(self._shapes)
 
     def wait(self) -> None:
         """Returns when the last step is done."""
