@@ -3,12 +3,9 @@
 import importlib.metadata
 import os
 import platform
-import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "sentence-transformers")
 
@@ -29,16 +26,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def product_rate(size: int = 2048, dtype: Any = jnp.float32, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product on the default device, the median of some calls."""
-    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(a, a).block_until_ready()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(a, a).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / float(np.median(seconds))

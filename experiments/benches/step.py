@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.benches import machine, timing
-from llm4rec_jax import peft
+from experiments.benches import timing
+from llm4rec_jax import peft, speed
 from llm4rec_jax.data import assets
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.bert import Bert, BertConfig
@@ -49,7 +49,7 @@ def measure(name: str, texts: int, length: int, repeats: int = 20) -> dict[str, 
     step = Step(encoder, params, method, delta)
     peer = torch_encoder.Step(assets.minilm(), name, delta, RATE, TEMPERATURE)
     parity = compare(step.probe(ids, mask), peer.probe(ids, mask))
-    rate = machine.product_rate()
+    rate = speed.product_rate(size=2048)
     times = timing.interleaved({"ours": lambda: step(ids, mask), "torch": lambda: peer(ids, mask)}, repeats)
     work = flops(encoder.config, count(encoder_weights(params)), texts * length, length, frozen=name != "full")
     figures = timing.summary(times)

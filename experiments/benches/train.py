@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from configs import movielens_100k
 from experiments.assemble import Assembly
-from experiments.benches import machine, timing, training
+from experiments.benches import timing, training
 from experiments.benches.sasrec import read
+from llm4rec_jax import speed
 from llm4rec_jax.data import assets
 from llm4rec_jax.models.pretrained import flatten
 from llm4rec_jax.peft.sites import constant_below
@@ -96,7 +97,7 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
         **{key: max(each[key] for each in parity.values()) for key in parity["usual"]},
         "states_cached_below": cut,
         "programs": step.programs,
-        "product_gflop_per_s": machine.product_rate() / 1e9,
+        "product_gflop_per_s": speed.product_rate(size=2048) / 1e9,
     }
 
 
