@@ -44,7 +44,11 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None, profile: Path 
 
 
 def _run(config: Any, workdir: Path, say: Any, profile: Path | None) -> dict[str, Any]:
-    if pointwise_runs.takes(config):
+    on_questions = pointwise_runs.takes(config)
+    if profile is not None and (on_questions or config.baseline.name is not None):
+        what = "questions are trained by another loop" if on_questions else "a baseline in closed form has no steps"
+        raise ValueError(f"--profile traces training steps, but {what}: leave it out")
+    if on_questions:
         return pointwise_runs.run(config, workdir, say)
     assembly = Assembly(config)
     if config.baseline.name is not None:

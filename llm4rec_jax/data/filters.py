@@ -41,10 +41,14 @@ def k_core(dataset: Dataset, k: int, *, user_k: int | None = None, item_k: int |
         item_k: the fewest of an item, where it differs from `k`.
 
     Raises:
-        DataError: if nothing is left.
+        DataError: if nothing is left, or a number is below 1.
     """
     user_k = k if user_k is None else user_k
     item_k = k if item_k is None else item_k
+    if min(user_k, item_k) < 1:
+        raise DataError(
+            f"k_core with {user_k} interactions a user and {item_k} an item: give 1 or more, or leave it out"
+        )
     user, item = dataset.interactions.user, dataset.interactions.item
     rows = np.arange(len(user))
     while True:

@@ -122,3 +122,9 @@ def test_deduplicate_agrees_with_loops(seed, keep, timed):
 def test_deduplicate_refuses_other_choices():
     with pytest.raises(ValueError, match="'first' or 'last'"):
         deduplicate(random_dataset(0), "best")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_core_of_nothing_is_refused(k):
+    with pytest.raises(DataError, match=f"k_core with {k} interactions a user .*give 1 or more, or leave it out"):
+        k_core(random_dataset(0), k)
