@@ -271,7 +271,7 @@ def train_together(
     layout["trainable"] = jax.tree.map(lambda a: a.sharding, trainable)
     state = jax.jit(begin, out_shardings=layout)(setting, trainable)
     step_function = jax.jit(
-        jax.vmap(update, in_axes=(None, 0, 0, axes)) if many else update,
+        jax.vmap(update.step, in_axes=(None, 0, 0, axes)) if many else update.step,
         donate_argnums=2,
         out_shardings=(layout, replicated),
     )

@@ -31,7 +31,7 @@ class Update:
         moments = self.optimizer(setting).init(trainable)
         return {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": moments}
 
-    def __call__(
+    def step(
         self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Batch
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         """The next state, and the loss and norms of this one's gradient and the next one's arrays."""

@@ -284,7 +284,7 @@ def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder,
     with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         train_text(split, tokens, encoder_folder, tmp_path, "lora", mesh=mesh, loss="in_batch", steps=8)
-    compiled = sum("Finished XLA compilation of jit(update)" in record.getMessage() for record in caplog.records)
+    compiled = sum("Finished XLA compilation of jit(step)" in record.getMessage() for record in caplog.records)
     programs = [r for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "program"]
     assert compiled == len(programs) == programs[-1]["number"] > 0
 

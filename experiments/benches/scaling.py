@@ -88,7 +88,7 @@ def compile_step(
     state["trainable"] = both["trainable"]
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     read = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
-    step = jax.jit(parts.update, donate_argnums=2, out_shardings=(jax.tree.map(lambda a: a.sharding, state), whole))
+    step = jax.jit(parts.update.step, donate_argnums=2, out_shardings=(jax.tree.map(lambda a: a.sharding, state), whole))
     return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=_QUICK)
 
 

@@ -18,7 +18,7 @@ from llm4rec_jax.update import Update
 
 
 class Parts(NamedTuple):
-    """What a step is made of and called with: `update(frozen, setting, state, batch)`."""
+    """What a step is made of and called with: `update.step(frozen, setting, state, batch)`."""
 
     update: Update
     frozen: dict[str, Any]
@@ -87,7 +87,7 @@ class Stepper:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._update = jax.jit(parts.update, donate_argnums=2)
+        self._update = jax.jit(parts.update.step, donate_argnums=2)
         self._shapes: set[tuple[Any, ...]] = set()
         own = jax.tree.map(jnp.copy, parts.trainable)
         self.state = jax.jit(parts.update.start)(parts.setting, own)
