@@ -88,7 +88,8 @@ def compile_step(
     state["trainable"] = both["trainable"]
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     read = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
-    step = jax.jit(parts.update.step, donate_argnums=2, out_shardings=(jax.tree.map(lambda a: a.sharding, state), whole))
+    layout = jax.tree.map(lambda a: a.sharding, state)
+    step = jax.jit(parts.update.step, donate_argnums=2, out_shardings=(layout, whole))
     return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=_QUICK)
 
 
