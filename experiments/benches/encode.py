@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.benches import timing
+from experiments.benches import machine, timing
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data import assets, sources, text, tokens
 from llm4rec_jax.models import pretrained
@@ -22,7 +22,7 @@ _TEXTS = flags.DEFINE_string("texts", None, "Of the benchmark `encode`: a file w
 
 MAX_TOKENS = 64
 # How many texts sentence-transformers takes at once; the fastest is timed.
-PEER_BATCHES = (32, 64, 128)
+PEER_BATCHES = (32, 64, 128, 512)
 FILMS = "{title} ({year}). {genres}"
 
 # Titles have 2 to 10 words, as often as the short texts of an Amazon catalogue of cosmetics.
@@ -40,11 +40,12 @@ WORDS = (
 
 def run() -> Iterator[dict[str, Any]]:
     """12,000 made-up titles, the films of MovieLens-100k, and the lines of --texts."""
-    yield measure("titles", titles(12_000), repeats=5)
-    yield measure("movielens_100k", text.item_texts(sources.load("movielens_100k").items, FILMS), repeats=20)
+    how = {"folder": machine.encoder(), "dtype": machine.dtype()}
+    yield measure("titles", titles(12_000), 5, **how)
+    yield measure("movielens_100k", text.item_texts(sources.load("movielens_100k").items, FILMS), 20, **how)
     if _TEXTS.value is not None:
         path = Path(_TEXTS.value)
-        yield measure(path.name, path.read_text(encoding="utf-8").splitlines(), repeats=5)
+        yield measure(path.name, path.read_text(encoding="utf-8").splitlines(), 5, **how)
 
 
 def titles(count: int) -> list[str]:
@@ -55,19 +56,24 @@ def titles(count: int) -> list[str]:
     return [" ".join(rng.choice(words, size, replace=False)) for size in sizes]
 
 
-def measure(name: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
+def measure(
+    name: str, texts: Sequence[str], repeats: int, folder: Path | None = None, dtype: str = "float32"
+) -> dict[str, Any]:
     """From strings to vectors, tokenising included, pooled by the mean and not normed."""
-    encode, encode_by = ours(texts), peer(texts)
+    folder = folder or assets.minilm()
+    encode, encode_by = ours(texts, folder, dtype), peer(texts, folder, dtype)
     vectors, theirs = encode(), encode_by(PEER_BATCHES[0])
     trial = timing.interleaved({str(size): partial(encode_by, size) for size in PEER_BATCHES}, repeats=1, warm=0)
     fastest = min(PEER_BATCHES, key=lambda size: trial[str(size)][0])
     times = timing.interleaved({"ours": encode, "torch": partial(encode_by, fastest)}, repeats, warm=1)
-    tokenizer = tokens.tokenizer(assets.minilm())
+    tokenizer = tokens.tokenizer(folder)
     begun = time.perf_counter()
     read = tokens.encode(texts, tokenizer, MAX_TOKENS)
     tokenising = time.perf_counter() - begun
     return {
         "what": name,
+        "encoder": folder.name,
+        "dtype": dtype,
         "texts": len(texts),
         "tokens": int(read.lengths.sum()),
         "longest": int(read.lengths.max()),
@@ -79,25 +85,33 @@ def measure(name: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
     }
 
 
-def ours(texts: Sequence[str]) -> Callable[[], np.ndarray]:
+def ours(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[], np.ndarray]:
     """`RecommenderScorer.encode_texts`, as evaluation and `text_vectors` call it."""
-    encoder, params = pretrained.load(assets.minilm(), dropout=0.0)
+    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype)
     model, method = recommender(encoder=encoder, users="mean", project=None), peft.create("frozen")
     scorer = RecommenderScorer(model, method, sharding.make_mesh(), None, None, 1)
     weights = {"encoder": params}, method.init(jax.random.key(0), {"encoder": params})
-    tokenizer = tokens.tokenizer(assets.minilm())
+    tokenizer = tokens.tokenizer(folder)
     return lambda: scorer.encode_texts(weights, tokens.encode(texts, tokenizer, MAX_TOKENS))
 
 
-def peer(texts: Sequence[str]) -> Callable[[int], np.ndarray]:
-    """By texts at once: SDPA, inference mode, all cores; it sorts texts by length."""
+def peer(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[int], np.ndarray]:
+    """By texts at once: SDPA, inference mode, all cores or the GPU; it sorts texts by length.
+
+    In bfloat16 its weights are, too.
+    """
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
+    from experiments.benches import torch_device
+
     torch.set_num_threads(os.cpu_count() or 1)
-    reader = Transformer(str(assets.minilm()), max_seq_length=MAX_TOKENS, model_kwargs={"attn_implementation": "sdpa"})
-    encoder = SentenceTransformer(modules=[reader, Pooling(reader.get_embedding_dimension())], device="cpu")
+    model = {"attn_implementation": "sdpa", "dtype": dtype}
+    reader = Transformer(str(folder), max_seq_length=MAX_TOKENS, model_kwargs=model)
+    encoder = SentenceTransformer(
+        modules=[reader, Pooling(reader.get_embedding_dimension())], device=str(torch_device.DEVICE)
+    )
 
     def encode(batch: int) -> np.ndarray:
         return encoder.encode(list(texts), batch_size=batch, show_progress_bar=False)

@@ -1,11 +1,21 @@
-"""What a figure was measured on."""
+"""What a figure is measured on, and in."""
 
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import jax
+from absl import flags
+
+from llm4rec_jax import speed
+from llm4rec_jax.data import assets
+
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of activations, on both sides, in step, train, encode and trials."
+)
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a BERT for step and encode in place of MiniLM-L6.")
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "sentence-transformers")
 
@@ -18,6 +28,21 @@ def describe() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
     }
+
+
+def dtype() -> str:
+    """What activations are computed in."""
+    return _DTYPE.value
+
+
+def encoder() -> Path:
+    """The folder of the encoder that is measured."""
+    return assets.minilm() if _ENCODER.value is None else Path(_ENCODER.value)
+
+
+def product_rate(dtype: str = "float32") -> float:
+    """FLOP/s of a matrix product, of a size at which the device is busy with it for a millisecond or more."""
+    return speed.product_rate(dtype, size=2048 if jax.default_backend() == "cpu" else 8192)
 
 
 def _version(package: str) -> str | None:

@@ -1,21 +1,27 @@
 """One training step of the encoder on one batch: ours against torch with peft, the same weights and tokens."""
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
-from experiments.benches import timing
-from llm4rec_jax import peft, speed
+from experiments.benches import machine, timing
+from llm4rec_jax import peft
 from llm4rec_jax.data import assets
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.models.pooling import Mean
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.sites import count
+
+_SHAPES = flags.DEFINE_list("shapes", [], "Of the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
+_COMPILED = flags.DEFINE_bool("compiled", False, "Of the benchmark `step`: torch.compile is a peer too.")
 
 SHAPES = ((64, 16), (32, 64), (16, 128))
 METHODS = ("full", "lora")
@@ -24,17 +30,34 @@ TEMPERATURE = 20.0
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """MiniLM-L6: both methods at every shape."""
+    """Both methods at every shape."""
+    shapes = [tuple(map(int, shape.split("x"))) for shape in _SHAPES.value] or SHAPES
     for method in METHODS:
-        for texts, length in SHAPES:
-            yield measure(method, texts, length)
+        for texts, length in shapes:
+            yield measure(
+                method, texts, length, folder=machine.encoder(), dtype=machine.dtype(), compiled=_COMPILED.value
+            )
 
 
-def measure(name: str, texts: int, length: int, repeats: int = 20) -> dict[str, Any]:
-    """A step of an in-batch softmax between the first half of the texts and the second, AdamW, no dropout."""
+def measure(
+    name: str,
+    texts: int,
+    length: int,
+    repeats: int = 20,
+    *,
+    folder: Path | None = None,
+    dtype: str = "float32",
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """A step of an in-batch softmax between the first half of the texts and the second, AdamW, no dropout.
+
+    In bfloat16 "torch" has its parameters in float32, as ours, by automatic mixed precision, and "torch_half" all of
+    them in bfloat16, the moments of its optimizer too.
+    """
     from experiments.benches import torch_encoder
 
-    encoder, params = pretrained.load(assets.minilm(), dropout=0.0)
+    folder = folder or assets.minilm()
+    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype)
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, encoder.config.vocab_size, (texts, length)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -47,14 +70,22 @@ def measure(name: str, texts: int, length: int, repeats: int = 20) -> dict[str, 
             for i, (site, ab) in enumerate(delta.items())
         }
     step = Step(encoder, params, method, delta)
-    peer = torch_encoder.Step(assets.minilm(), name, delta, RATE, TEMPERATURE)
-    parity = compare(step.probe(ids, mask), peer.probe(ids, mask))
-    rate = speed.product_rate(size=2048)
-    times = timing.interleaved({"ours": lambda: step(ids, mask), "torch": lambda: peer(ids, mask)}, repeats)
+    kinds = {"torch": (dtype, False)}
+    if dtype != "float32":
+        kinds["torch_half"] = ("half", False)
+    if compiled:
+        kinds["torch_compiled"] = (dtype if dtype == "float32" else "half", True)
+    peers = {kind: torch_encoder.Step(folder, name, delta, RATE, TEMPERATURE, *how) for kind, how in kinds.items()}
+    parity = compare(step.probe(ids, mask), peers["torch"].probe(ids, mask))
+    rate = machine.product_rate(dtype)
+    sides = {"ours": step, **peers}
+    times = timing.interleaved({side: partial(run_step, ids, mask) for side, run_step in sides.items()}, repeats)
     work = flops(encoder.config, count(encoder_weights(params)), texts * length, length, frozen=name != "full")
     figures = timing.summary(times)
     return {
         "method": name,
+        "encoder": folder.name,
+        "dtype": dtype,
         "texts": texts,
         "tokens": length,
         **figures,
@@ -62,7 +93,7 @@ def measure(name: str, texts: int, length: int, repeats: int = 20) -> dict[str, 
         "gflop": work / 1e9,
         "product_gflop_per_s": rate / 1e9,
         "share_of_product": work / figures["ours_s"] / rate,
-        "share_of_product_torch": work / figures["torch_s"] / rate,
+        **{f"share_of_product_{kind}": work / figures[f"{kind}_s"] / rate for kind in peers},
     }
 
 

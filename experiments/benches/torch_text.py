@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.benches import torch_encoder
+from experiments.benches import torch_device, torch_encoder
+from experiments.benches.torch_device import put
 from experiments.benches.torch_sasrec import SasRec, Sizes, places
 from llm4rec_jax.models.pretrained import flatten, to_torch_name
 
@@ -54,6 +55,7 @@ class Training:
       params: the projection and the user model, ours by path.
       data: see `Data`.
       rate, clip, heads: of training and of the user model.
+      dtype: what is computed in; parameters are float32.
       reading: "usual" encodes every real position of every history, "strong" each item of the batch once, padded to the
         longest, "sorted" in groups of a length. All encode the catalogue that targets are compared with once a step.
     """
@@ -69,9 +71,10 @@ class Training:
         rate: float,
         clip: float,
         heads: int,
+        dtype: str,
         reading: Reading,
     ) -> None:
-        self._data, self._reading, self._clip = data, reading, clip
+        self._data, self._reading, self._clip, self._dtype = data, reading, clip, dtype
         encoder = torch_encoder.load(folder)
         names = torch_encoder.lora_name if method == "lora" else to_torch_name
         self._encoder = torch_encoder.with_lora(encoder, delta) if method == "lora" else encoder
@@ -79,8 +82,8 @@ class Training:
         length = params["users/position/embedding"].shape[0]
         layers = sum(path.endswith("ffn/up/kernel") for path in params)
         # The table of ids is not used: contexts come from texts.
-        self._users = SasRec(Sizes(1, width, layers, heads, length, 0.0))
-        self._project = Projection(wide, hidden, width)
+        self._users = SasRec(Sizes(1, width, layers, heads, length, 0.0)).to(torch_device.DEVICE)
+        self._project = Projection(wide, hidden, width).to(torch_device.DEVICE)
         arrays = dict(self._encoder.named_parameters())
         own = flatten(dict(delta))
         self._places = {path: (arrays[names(path)], slice(None)) for path in own}
@@ -93,7 +96,7 @@ class Training:
             raise RuntimeError(f"weights on one side only: {', '.join(sorted(missing))}")
         for path, array in {**own, **params}.items():
             parameter, rows = self._places[path]
-            parameter.data[rows] = torch.from_numpy(_turned(path, np.array(array)))
+            parameter.data[rows] = put(_turned(path, np.array(array)))
         # Query, key and value are rows of one.
         self._trained = list({id(parameter): parameter for parameter, _ in self._places.values()}.values())
         self._adam = torch.optim.Adam(self._trained, lr=rate, fused=True)
@@ -104,8 +107,8 @@ class Training:
         """Of these items, [U, D], padded to the longest."""
         lengths = self._data.lengths[rows]
         longest = lengths.max()
-        mask = torch.from_numpy(np.arange(longest) < lengths[:, None])
-        ids = torch.from_numpy(self._data.ids[rows, :longest]).long()
+        mask = put(np.arange(longest) < lengths[:, None])
+        ids = put(self._data.ids[rows, :longest]).long()
         states = self._encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         weights = mask[..., None].to(states.dtype)
         return self._project((states * weights).sum(1) / weights.sum(1))
@@ -117,28 +120,34 @@ class Training:
         group = -(-self._data.lengths[known] // 4)
         members = [np.flatnonzero(group == g) for g in np.unique(group)]
         vectors = torch.cat([self._contexts(known[each]) for each in members])
-        return vectors[torch.from_numpy(np.argsort(np.concatenate(members)))]
+        return vectors[put(np.argsort(np.concatenate(members)))]
 
     def _backward(self, numbers: np.ndarray) -> float:
         """Adds the gradients of the mean loss of these windows, which it returns."""
-        catalogue = self._catalogue()
+        with torch_device.computing_in(self._dtype):
+            catalogue = self._catalogue()
         leaf = catalogue.detach().requires_grad_()
         positions, value = int(self._data.real[numbers].sum()), 0.0
         for part in self._parts(numbers):
-            rows, real = self._data.windows[part], self._data.real[part]
-            if self._reading == "usual":
-                flat = self._contexts(rows[:, :-1][real])
-                at = np.where(real, np.cumsum(real).reshape(real.shape) - 1, 0)
-                history = flat[torch.from_numpy(at)]
-            else:
-                history = leaf[torch.from_numpy(self._place[rows[:, :-1]])]
-            profiles = self._users.over(history).flatten(0, 1)[torch.from_numpy(np.flatnonzero(real))]
-            wanted = torch.from_numpy(self._place[rows[:, 1:][real]])
-            loss = functional.cross_entropy(profiles @ leaf.T, wanted, reduction="sum") / positions
+            with torch_device.computing_in(self._dtype):
+                loss = self._loss(part, leaf) / positions
             loss.backward()
             value += float(loss.detach())
         catalogue.backward(leaf.grad)
         return value
+
+    def _loss(self, numbers: np.ndarray, catalogue: Tensor) -> Tensor:
+        """The sum over the real positions of these windows."""
+        rows, real = self._data.windows[numbers], self._data.real[numbers]
+        if self._reading == "usual":
+            flat = self._contexts(rows[:, :-1][real])
+            at = np.where(real, np.cumsum(real).reshape(real.shape) - 1, 0)
+            history = flat[put(at)]
+        else:
+            history = catalogue[put(self._place[rows[:, :-1]])]
+        profiles = self._users.over(history).flatten(0, 1)[put(np.flatnonzero(real))]
+        wanted = put(self._place[rows[:, 1:][real]])
+        return functional.cross_entropy(profiles @ catalogue.T, wanted, reduction="sum")
 
     def _parts(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         size = TOGETHER if self._reading == "usual" else len(numbers)
@@ -150,6 +159,7 @@ class Training:
         nn.utils.clip_grad_norm_(self._trained, self._clip, foreach=True)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        torch_device.wait()
         return value
 
     def probe(self, numbers: np.ndarray) -> dict[str, Any]:
@@ -158,7 +168,7 @@ class Training:
         grads = {}
         for path, (parameter, rows) in self._places.items():
             assert parameter.grad is not None, path
-            grads[path] = _turned(path, parameter.grad[rows].numpy()).copy()
+            grads[path] = _turned(path, torch_device.get(parameter.grad[rows])).copy()
         self._adam.zero_grad(set_to_none=True)
         return {"loss": loss, "grads": grads}
 

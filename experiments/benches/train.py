@@ -9,9 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import movielens_100k
 from experiments.assemble import Assembly
-from experiments.benches import timing, training
+from experiments.benches import machine, timing, training
 from experiments.benches.sasrec import read
-from llm4rec_jax import speed
 from llm4rec_jax.data import assets
 from llm4rec_jax.models.pretrained import flatten
 from llm4rec_jax.peft.sites import constant_below
@@ -22,13 +21,14 @@ METHODS = ("lora", "full")
 def run() -> Iterator[dict[str, Any]]:
     """configs/movielens_100k.py with its batches of 256 windows of 100, each against the whole catalogue."""
     for method in METHODS:
-        yield measure(Assembly(configuration(method)), assets.minilm())
+        yield measure(Assembly(configuration(method, machine.dtype())), assets.minilm())
 
 
-def configuration(method: str) -> ConfigDict:
+def configuration(method: str, dtype: str = "float32") -> ConfigDict:
     """Of one method, without dropout."""
     config: Any = movielens_100k.get_config(method)
     config.train.dropout = False
+    config.encoder.dtype = dtype
     return config
 
 
@@ -62,6 +62,7 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
             rate=config.train.learning_rate,
             clip=config.train.clip,
             heads=config.model.user_options.transformer.heads,
+            dtype=config.encoder.dtype,
             reading=name,
         )
         for name in ("usual", "strong", "sorted")
@@ -87,6 +88,7 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
     tokens = int(assembly.tokens.lengths[known].sum())
     return {
         "method": config.peft.method,
+        "dtype": config.encoder.dtype,
         "batch_size": size,
         "history": builder.history,
         "items": len(known),
@@ -97,7 +99,7 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
         **{key: max(each[key] for each in parity.values()) for key in parity["usual"]},
         "states_cached_below": cut,
         "programs": step.programs,
-        "product_gflop_per_s": speed.product_rate(size=2048) / 1e9,
+        "product_gflop_per_s": machine.product_rate(config.encoder.dtype) / 1e9,
     }
 
 

@@ -9,6 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import flags
+
+from experiments.benches import machine
+
+_TRIALS = flags.DEFINE_list("trials", ["1", "4", "16"], "Of the benchmark `trials`: how many LoRA trials.")
+
 # Trials that differ in their learning rate, by the arguments of configs/movielens_100k.py.
 STUDY = '''
 """Trials that differ in their learning rate."""
@@ -43,12 +49,18 @@ class Case(NamedTuple):
 
 # LoRA tunes the last layer; states below it are computed once and held once.
 _LAST_LAYER = {"peft.options.lora.target": r"layer_5/.*", "train.batch_size": 32, "loss.name": "in_batch"}
-CASES = (Case("id", 8, 60), *(Case("lora", trials, 8, _LAST_LAYER) for trials in (1, 4, 16)))
+IDS = Case("id", 8, 60)
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Each case as two sweeps in fresh folders, each with a compilation cache of its own."""
-    for case in CASES:
+    """Trials of ids and of LoRA, as two sweeps in fresh folders, each with a compilation cache of its own."""
+    overrides = {**_LAST_LAYER, "encoder.dtype": machine.dtype()}
+    yield from measure(IDS, *(Case("lora", int(trials), 8, overrides) for trials in _TRIALS.value))
+
+
+def measure(*cases: Case) -> Iterator[dict[str, Any]]:
+    """See `run`."""
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             alone, apart = _sweep(case, Path(folder), 1)
             together, beside = _sweep(case, Path(folder), case.trials)

@@ -53,8 +53,7 @@ def test_a_measurement_says_what_it_was_made_on():
 
 
 @pytest.mark.long
-def test_trials_together_come_to_the_same_losses(monkeypatch):
-    monkeypatch.setattr(trials, "CASES", (trials.Case("id", 2, 12, {"train.log_every": 4}),))
-    (measured,) = trials.run()
+def test_trials_together_come_to_the_same_losses():
+    (measured,) = trials.measure(trials.Case("id", 2, 12, {"train.log_every": 4}))
     assert measured["largest_relative_difference_of_losses"] < 1e-5
     assert measured["ratio"] == pytest.approx(measured["together_per_hour"] / measured["one_by_one_per_hour"])
