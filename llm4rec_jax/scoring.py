@@ -25,9 +25,8 @@ from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params, parts_of
 from llm4rec_jax.sharding import fetch, put
 
-TEXT_TILE, USER_TILE = 64, 64
-# Tiles that a device computes before what it has goes to the host.
-BLOCK = 256
+# Rows that a device computes before what it has goes to the host.
+BLOCK = 16384
 
 Prompts = Callable[[Sequence[np.ndarray], np.ndarray], TokenGroup]
 """(histories, user rows) -> their prompts' tokens [B, L]."""
@@ -66,19 +65,24 @@ def _by_length(tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
         yield np.flatnonzero(lengths == length), int(length)
 
 
-def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable[..., np.ndarray]:
+def rows_of_a_tile(mesh: Mesh) -> int:
+    """As many as a CPU's cache takes; other devices would idle with so few."""
+    return 64 if mesh.devices.flat[0].platform == "cpu" else 512
+
+
+def tiled(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., np.ndarray]:
     """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over all devices.
 
-    Memory is that of `BLOCK` tiles on each device, however many rows there are.
+    Memory is that of `BLOCK` rows on each device, however many there are.
 
     Args:
       function: (params, *arrays [tile, …]) -> [tile, …].
-      mesh, tile: see the module.
+      mesh: whose devices have a tile each at a time.
 
     Returns:
       (params, *numpy arrays [n, …]) -> [n, …] on the host.
     """
-    split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    split, whole, tile = PartitionSpec(mesh.axis_names), PartitionSpec(), rows_of_a_tile(mesh)
     function = jax.jit(function)  # is traced once though it is asked for its shape first
 
     @jax.jit
@@ -109,7 +113,7 @@ def tiled(function: Callable[..., jax.Array], mesh: Mesh, tile: int) -> Callable
         return out.reshape(mesh.size, room, *out.shape[1:])[:, :each].reshape(-1, *out.shape[2:])[:n]
 
     def call(params: Any, *arrays: np.ndarray) -> np.ndarray:
-        n, most = len(arrays[0]), BLOCK * tile * mesh.size
+        n, most = len(arrays[0]), BLOCK * mesh.size
         parts = [block(params, *(a[start : start + most] for a in arrays)) for start in range(0, max(n, 1), most)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
@@ -138,30 +142,29 @@ class RecommenderScorer:
             return forward(model, method, *params, *args, apply=apply)
 
         self._run = run
-        self.encode = tiled(partial(run, "encode"), mesh, TEXT_TILE)
-        self._context = tiled(partial(run, "context"), mesh, TEXT_TILE)
-        self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh, TEXT_TILE)
+        self.encode = tiled(partial(run, "encode"), mesh)
+        self._context = tiled(partial(run, "context"), mesh)
+        self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh)
         # Of a table of ids a tile is given its own rows, so that no device holds the table.
-        cut = None if model.num_items is None or isinstance(model.users, LightGcn) else model.clone(num_items=TEXT_TILE)
+        tile = rows_of_a_tile(mesh)
+        cut = None if model.num_items is None or isinstance(model.users, LightGcn) else model.clone(num_items=tile)
         self._has_rows = cut is not None
 
         def context_of_rows(params: tuple[Params, Delta], rows: jax.Array, *text: jax.Array) -> jax.Array:
             weights, delta = {**params[0], "ids": {"embedding": rows}}, params[1]
             assert cut is not None
-            return forward(cut, method, weights, delta, np.arange(TEXT_TILE), *(text or (None,)), apply="context")
+            return forward(cut, method, weights, delta, np.arange(tile), *(text or (None,)), apply="context")
 
-        self._context_of_rows = tiled(context_of_rows, mesh, TEXT_TILE)
+        self._context_of_rows = tiled(context_of_rows, mesh)
         self._prompt_profile = tiled(
-            lambda params, ids, mask: run("prompt_profile", params, run("encode", params, ids, mask)), mesh, TEXT_TILE
+            lambda params, ids, mask: run("prompt_profile", params, run("encode", params, ids, mask)), mesh
         )
 
         def profile(params: Any, vectors: jax.Array, mask: jax.Array) -> jax.Array:
             return user_models.last(run("profiles", params, vectors, mask), mask)
 
-        self._profile = tiled(profile, mesh, USER_TILE)
-        self._profile_of_user = tiled(
-            lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh, USER_TILE
-        )
+        self._profile = tiled(profile, mesh)
+        self._profile_of_user = tiled(lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh)
         self._known_users = model.users.num_users if isinstance(model.users, (User, LightGcn)) else None
         self.pairs = partial(run, "pairs")
         self._num_items = model.num_items
@@ -192,7 +195,7 @@ class RecommenderScorer:
                 return self._run("states_of_all", weights, ids, mask)
             return self._run("states_below", weights, ids, mask, layer)
 
-        read = tiled(states, self._mesh, TEXT_TILE)
+        read = tiled(states, self._mesh)
         longest = int(self._tokens.lengths.max())
         found: np.ndarray | None = None
         for rows, length in _by_length(self._tokens):

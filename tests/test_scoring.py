@@ -178,7 +178,8 @@ def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("n", [1, 3, 4, 33, 100])
 def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypatch):
-    monkeypatch.setattr(scoring, "BLOCK", 2)
+    monkeypatch.setattr(scoring, "BLOCK", 8)
+    monkeypatch.setattr(scoring, "rows_of_a_tile", lambda mesh: 4)
     shapes = []
 
     def function(scale: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -188,7 +189,7 @@ def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypat
     rng = np.random.default_rng(n)
     x, y = rng.normal(size=n).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32)
     mesh = make_mesh(devices=jax.devices()[:devices])
-    out = tiled(function, mesh, tile=4)(jnp.float32(2), x, y)
+    out = tiled(function, mesh)(jnp.float32(2), x, y)
     assert isinstance(out, np.ndarray)
     np.testing.assert_allclose(out, 2 * x + y[:, 0], rtol=1e-6)
     assert set(shapes) == {((4,), (4, 2))}

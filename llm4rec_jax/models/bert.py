@@ -116,10 +116,12 @@ class Embeddings(nn.Module):
                 "truncate the text when tokenising"
             )
         init = nn.initializers.normal(c.initializer_range)
-        embed = partial(nn.Embed, features=c.hidden_size, embedding_init=init, dtype=c.dtype)
+        # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
+        embed = partial(nn.Embed, features=c.hidden_size, embedding_init=init)
         words = embed(c.vocab_size, name="word")(ids)
         positions = embed(c.max_position_embeddings, name="position")(jnp.arange(ids.shape[-1]))
-        types = embed(c.type_vocab_size, name="token_type")(jnp.zeros_like(ids) if token_type is None else token_type)
+        kinds = jnp.int32(0) if token_type is None else token_type
+        types = embed(c.type_vocab_size, name="token_type")(kinds)
         return _dropout(self, _norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
 
 

@@ -49,7 +49,8 @@ def prompt(length: int = 20) -> Peft:
                 )
             return call(jnp.arange(needed))
         if site == token_type:
-            return call(jnp.pad(args[0], ((0, 0), (length, 0))))
+            # One for all, or of each token.
+            return call(args[0] if args[0].ndim == 0 else jnp.pad(args[0], ((0, 0), (length, 0))))
         if site == ".layers":
             states, mask = args
             mask = jnp.pad(mask, ((0, 0), (length, 0)), constant_values=True)

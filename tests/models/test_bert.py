@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.models.bert import Attention, Bert, BertConfig, first_layers
+from llm4rec_jax.models.pretrained import flatten
 
 CONFIG = BertConfig(
     vocab_size=24,
@@ -125,6 +126,23 @@ def test_bfloat16_computes_with_float32_parameters(params):
     exact = np.asarray(encoder().apply({"params": params}, IDS, MASK))
     error = np.abs(np.asarray(states, np.float32) - exact)[MASK].max()
     assert 0 < error < 2e-2 * np.abs(exact).max()
+
+
+def test_bfloat16_loses_no_gradient_of_what_many_tokens_share(params):
+    ids = np.random.default_rng(2).integers(1, 5, (2000, 8))
+    toward = np.random.default_rng(3).normal(0.5, 1.0, (*ids.shape, 16)).astype(np.float32)
+
+    def grads(dtype):
+        def loss(params):
+            states = encoder(compute_dtype=dtype).apply({"params": params}, ids, np.ones(ids.shape, bool))
+            return (states.astype(jnp.float32) * toward).mean()
+
+        return jax.grad(loss)(params)
+
+    exact, rounded = flatten(grads("float32")), flatten(grads("bfloat16"))
+    largest = {name: float(np.abs(rounded[name] - exact[name]).max() / np.abs(exact[name]).max()) for name in exact}
+    # What a key's bias adds is the same for all keys of a softmax: its gradient is zero.
+    assert {name: error for name, error in largest.items() if error > 0.05 and "key/bias" not in name} == {}
 
 
 def test_remat_keeps_values_and_gradients(params):
