@@ -61,6 +61,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     encoder.layers = placeholder(int)
     encoder.dtype = "float32"
     encoder.remat = False
+    encoder.attention = "xla"
     encoder.dropout = 0.0
     encoder.pooling = "mean"
 

@@ -33,7 +33,12 @@ INPUTS = ("text", "id", "id+text")
 def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
     """The encoder at a path, and its parameters, as `config.encoder` wants it."""
     return pretrained.load(
-        path, layers=config.layers, compute_dtype=config.dtype, remat=config.remat, dropout=config.dropout
+        path,
+        layers=config.layers,
+        compute_dtype=config.dtype,
+        remat=config.remat,
+        attention=config.attention,
+        dropout=config.dropout,
     )
 
 

@@ -21,6 +21,7 @@ from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.sites import count
 
 _SHAPES = flags.DEFINE_list("shapes", [], "Of the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
+_ATTENTION = flags.DEFINE_enum("attention", "xla", ["xla", "cudnn"], "Of the benchmark `step`: our attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "Of the benchmark `step`: torch.compile is a peer too.")
 
 SHAPES = ((64, 16), (32, 64), (16, 128))
@@ -35,7 +36,13 @@ def run() -> Iterator[dict[str, Any]]:
     for method in METHODS:
         for texts, length in shapes:
             yield measure(
-                method, texts, length, folder=machine.encoder(), dtype=machine.dtype(), compiled=_COMPILED.value
+                method,
+                texts,
+                length,
+                folder=machine.encoder(),
+                dtype=machine.dtype(),
+                attention=_ATTENTION.value,
+                compiled=_COMPILED.value,
             )
 
 
@@ -47,6 +54,7 @@ def measure(
     *,
     folder: Path | None = None,
     dtype: str = "float32",
+    attention: str = "xla",
     compiled: bool = False,
 ) -> dict[str, Any]:
     """A step of an in-batch softmax between the first half of the texts and the second, AdamW, no dropout.
@@ -57,7 +65,7 @@ def measure(
     from experiments.benches import torch_encoder
 
     folder = folder or assets.minilm()
-    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype)
+    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype, attention=attention)
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, encoder.config.vocab_size, (texts, length)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -86,6 +94,7 @@ def measure(
         "method": name,
         "encoder": folder.name,
         "dtype": dtype,
+        "attention": attention,
         "texts": texts,
         "tokens": length,
         **figures,

@@ -46,7 +46,8 @@ class BertConfig:
     """What a Hugging Face `config.json` says of a BERT; field names are Hugging Face's.
 
     `compute_dtype` is what activations are computed in; parameters stay float32. `remat` recomputes each block in the
-    backward pass instead of storing its activations.
+    backward pass instead of storing its activations. `attention` is "xla", or "cudnn" for cuDNN's kernel, which holds
+    no weights of attention and so cannot drop any: for NVIDIA GPUs, in 16 bits, without dropout on those weights.
     """
 
     vocab_size: int = 30522
@@ -64,6 +65,7 @@ class BertConfig:
     pad_token_id: int = 0
     compute_dtype: str = "float32"
     remat: bool = False
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -78,6 +80,16 @@ class BertConfig:
             raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is not one of float32, bfloat16, float16")
+        if self.attention not in ("xla", "cudnn"):
+            raise ValueError(f"attention {self.attention!r} is not one of xla, cudnn")
+        if self.attention == "cudnn":
+            if self.compute_dtype == "float32":
+                raise ValueError("cuDNN's attention computes in 16 bits: give bfloat16 as compute_dtype, or xla")
+            if self.attention_probs_dropout_prob > 0:
+                raise ValueError(
+                    f"cuDNN's attention drops no weights, but {self.attention_probs_dropout_prob:g} of them are to be: "
+                    "give an encoder dropout of 0, or xla"
+                )
 
     @property
     def dtype(self) -> Any:
@@ -147,9 +159,10 @@ class Attention(nn.Module):
         Returns:
           [B, L, heads, D / heads].
         """
-        return attend(
-            q, k, v, mask[:, None, None], lambda w: _dropout(self, w, self.config.attention_probs_dropout_prob)
-        )
+        allowed = mask[:, None, None]
+        if self.config.attention == "cudnn":
+            return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
+        return attend(q, k, v, allowed, lambda w: _dropout(self, w, self.config.attention_probs_dropout_prob))
 
 
 class FeedForward(nn.Module):

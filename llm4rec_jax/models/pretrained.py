@@ -55,6 +55,9 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (r"(?:pooler|cls|classifier|qa_outputs)\..*", None),
 )
 
+# What a `BertConfig` says beside what a `config.json` does.
+_OURS = {"compute_dtype", "remat", "attention"}
+
 
 def load(
     path_or_hub_name: str | os.PathLike[str],
@@ -62,6 +65,7 @@ def load(
     layers: int | None = None,
     compute_dtype: str = "float32",
     remat: bool = False,
+    attention: str = "xla",
     dropout: float | None = None,
 ) -> tuple[Bert, dict[str, Any]]:
     """Reads a BERT encoder.
@@ -72,19 +76,22 @@ def load(
       layers: keep only the first so many layers.
       compute_dtype: what activations are computed in; parameters are float32.
       remat: recompute blocks in the backward pass.
+      attention: "xla" or "cudnn", see `BertConfig`.
       dropout: replaces both of the config's dropout rates.
 
     Returns:
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
 
     Raises:
+      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout.
       PretrainedError: not a BERT, a file that is missing or damaged, a tensor that is missing, unused or misshapen.
     """
     folder = resolve(path_or_hub_name)
     config = _read_config(folder / "config.json")
-    config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat)
-    if dropout is not None:
-        config = dataclasses.replace(config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    rates = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention, **rates)
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError(f"cuDNN's attention runs on an NVIDIA GPU, and this is a {jax.default_backend()}: give xla")
     flat = _convert(_read_tensors(folder), folder)
     _check(flat, config, folder)
     encoder, params = Bert(config), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
@@ -144,12 +151,11 @@ def save(
     flat = {p: np.asarray(a, np.float32) for p, a in flatten(params).items()}
     _check(flat, encoder.config, folder)
     tensors = {to_torch_name(p): np.ascontiguousarray(a.T if p.endswith("/kernel") else a) for p, a in flat.items()}
-    ours = {"compute_dtype", "remat"}
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
         "position_embedding_type": "absolute",
-        **{k: v for k, v in dataclasses.asdict(encoder.config).items() if k not in ours},
+        **{k: v for k, v in dataclasses.asdict(encoder.config).items() if k not in _OURS},
     }
     # The weights go last and by rename, so that a folder with weights is a whole one.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -219,9 +225,7 @@ def _read_config(file: Path) -> BertConfig:
     for unsupported in ("is_decoder", "add_cross_attention"):
         if raw.get(unsupported):
             raise PretrainedError(f"{file}: {unsupported} is set; only encoders can be read")
-    given = {
-        f: raw[f.name] for f in dataclasses.fields(BertConfig) if f.name in raw.keys() - {"compute_dtype", "remat"}
-    }
+    given = {f: raw[f.name] for f in dataclasses.fields(BertConfig) if f.name in raw.keys() - _OURS}
     for field, value in given.items():
         kind = type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):

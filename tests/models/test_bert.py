@@ -145,6 +145,22 @@ def test_bfloat16_loses_no_gradient_of_what_many_tokens_share(params):
     assert {name: error for name, error in largest.items() if error > 0.05 and "key/bias" not in name} == {}
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's attention runs on NVIDIA GPUs only")
+def test_cudnn_attention_computes_the_same(params):
+    toward = np.random.default_rng(3).normal(size=(*IDS.shape, 16)).astype(np.float32) * MASK[..., None]
+
+    def run(attention):
+        def loss(params):
+            model = encoder(compute_dtype="bfloat16", attention=attention)
+            return (model.apply({"params": params}, IDS, MASK).astype(jnp.float32) * toward).mean()
+
+        return flatten(jax.grad(loss)(params))
+
+    ours, cudnn = run("xla"), run("cudnn")
+    for name, value in ours.items():
+        np.testing.assert_allclose(cudnn[name], value, atol=0.05 * max(np.abs(value).max(), 1e-3), err_msg=name)
+
+
 def test_remat_keeps_values_and_gradients(params):
     def run(model):
         def loss(params):
@@ -220,6 +236,12 @@ def test_first_layers_out_of_range(params, k):
         ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ({"hidden_act": "gleu"}, "hidden_act 'gleu' is not one of gelu, gelu_new"),
         ({"compute_dtype": "float8"}, "compute_dtype 'float8' is not one of float32, bfloat16, float16"),
+        ({"attention": "flash"}, "attention 'flash' is not one of xla, cudnn"),
+        ({"attention": "cudnn"}, "computes in 16 bits: give bfloat16"),
+        (
+            {"attention": "cudnn", "compute_dtype": "bfloat16", "attention_probs_dropout_prob": 0.1},
+            "drops no weights, but 0.1 of them are to be: give an encoder dropout of 0",
+        ),
     ],
 )
 def test_impossible_configs(changes, message):

@@ -135,6 +135,12 @@ def test_config_becomes_the_encoder(tmp_path):
     assert (config.compute_dtype, config.remat, config.num_hidden_layers) == ("bfloat16", True, 2)
 
 
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is one")
+def test_cudnn_attention_without_its_gpu(bert_folder):
+    with pytest.raises(ValueError, match="runs on an NVIDIA GPU, and this is a cpu: give xla"):
+        pretrained.load(bert_folder, compute_dtype="bfloat16", dropout=0.0, attention="cudnn")
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_layers(bert_folder, expected, layers):
     parts = ("embeddings", *(f"layer_{i}" for i in range(layers)))
