@@ -90,6 +90,10 @@ class BertConfig:
                     f"cuDNN's attention drops no weights, but {self.attention_probs_dropout_prob:g} of them are to be: "
                     "give an encoder dropout of 0, or xla"
                 )
+            if (width := self.hidden_size // self.num_attention_heads) % 8:
+                raise ValueError(
+                    f"cuDNN's attention wants heads of a multiple of 8, and these are {width} wide: give xla"
+                )
 
     @property
     def dtype(self) -> Any:
@@ -161,6 +165,12 @@ class Attention(nn.Module):
         """
         allowed = mask[:, None, None]
         if self.config.attention == "cudnn":
+            if q.shape[1] % 2 or k.shape[1] % 2:
+                raise ValueError(
+                    f"cuDNN's attention wants an even number of tokens, and there are {q.shape[1]} over {k.shape[1]}: "
+                    "give xla as the encoder's attention"
+                )
+            allowed = jnp.broadcast_to(allowed, (len(q), 1, q.shape[1], k.shape[1]))
             return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
         return attend(q, k, v, allowed, lambda w: _dropout(self, w, self.config.attention_probs_dropout_prob))
 

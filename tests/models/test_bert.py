@@ -151,7 +151,7 @@ def test_cudnn_attention_computes_the_same(params):
 
     def run(attention):
         def loss(params):
-            model = encoder(compute_dtype="bfloat16", attention=attention)
+            model = encoder(compute_dtype="bfloat16", attention=attention, num_attention_heads=2)
             return (model.apply({"params": params}, IDS, MASK).astype(jnp.float32) * toward).mean()
 
         return flatten(jax.grad(loss)(params))
@@ -159,6 +159,12 @@ def test_cudnn_attention_computes_the_same(params):
     ours, cudnn = run("xla"), run("cudnn")
     for name, value in ours.items():
         np.testing.assert_allclose(cudnn[name], value, atol=0.05 * max(np.abs(value).max(), 1e-3), err_msg=name)
+
+
+def test_cudnn_attention_wants_an_even_number_of_tokens(params):
+    model = encoder(compute_dtype="bfloat16", attention="cudnn", num_attention_heads=2)
+    with pytest.raises(ValueError, match="an even number of tokens, and there are 5 over 5"):
+        model.apply({"params": params}, IDS[:, :5], MASK[:, :5])
 
 
 def test_remat_keeps_values_and_gradients(params):
@@ -242,6 +248,7 @@ def test_first_layers_out_of_range(params, k):
             {"attention": "cudnn", "compute_dtype": "bfloat16", "attention_probs_dropout_prob": 0.1},
             "drops no weights, but 0.1 of them are to be: give an encoder dropout of 0",
         ),
+        ({"attention": "cudnn", "compute_dtype": "bfloat16"}, "wants heads of a multiple of 8, and these are 4 wide"),
     ],
 )
 def test_impossible_configs(changes, message):
