@@ -125,14 +125,14 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        stored = prepared.stored_tokens(self.dataset, text.item, self._tokenizer, text.max_tokens)
+        stored = prepared.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
         if stored is not None:
             return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of texts, from the cache when they have been tokenised before."""
-        return tokenise(texts, self._tokenizer, max_tokens)
+        return tokenise(texts, pretrained.resolve(self.encoder_path), max_tokens)
 
     @cached_property
     def _tokenizer(self) -> Any:

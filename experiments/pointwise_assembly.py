@@ -17,7 +17,7 @@ from llm4rec_jax.baselines.answers import Features, Predictor
 from llm4rec_jax.data import assets, sources
 from llm4rec_jax.data.pointwise import PointwiseData, Rows, few_shot
 from llm4rec_jax.data.text import UserTemplate, item_texts
-from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
+from llm4rec_jax.data.tokens import Tokens, tokenise
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.answers import ANSWERS
 from llm4rec_jax.models.recommender import Recommender, init, recommender
@@ -75,8 +75,8 @@ class PointwiseAssembly:
         return self.config.encoder.path or assets.minilm()
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return tokenizer(pretrained.resolve(self._encoder_path))
+    def _tokenizer_folder(self) -> Path:
+        return pretrained.resolve(self._encoder_path)
 
     @cached_property
     def model(self) -> Recommender:
@@ -108,7 +108,9 @@ class PointwiseAssembly:
         chosen, text, items = self.config.baseline, self.config.text, self.whole.items
         if chosen.name == "liked_share":
             return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
-        texts = [tokenise(item_texts(items, template), self._tokenizer, text.max_tokens) for template in text.views]
+        texts = [
+            tokenise(item_texts(items, template), self._tokenizer_folder, text.max_tokens) for template in text.views
+        ]
         number = None
         if text.number is not None:
             if text.number not in items.columns:
@@ -152,7 +154,7 @@ class PointwiseAssembly:
         else:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
-        tokens = [tokenise(own, self._tokenizer, length) for own in texts]
+        tokens = [tokenise(own, self._tokenizer_folder, length) for own in texts]
         # Of the training prompts, or of all items.
         centre = self.vectors(tokens[-1]).mean(0)
         vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])

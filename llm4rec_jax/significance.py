@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 
 class Interval(NamedTuple):
@@ -31,6 +30,8 @@ class Comparison(NamedTuple):
 
 def interval(values: np.ndarray, resamples: int = 2000) -> Interval:
     """Mean over users [n], with the percentile bootstrap's 95% interval (Efron 1979)."""
+    import scipy.stats  # takes a second to import
+
     found = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=resamples, batch=200, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval

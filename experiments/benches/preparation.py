@@ -75,7 +75,8 @@ def read(folder: Path) -> dict[str, Any]:
     split = stored_split(dataset, "leave_one_out", {})
     tokens = None
     if _TOKENIZER.value is not None:
-        tokens = stored_tokens(dataset, _TEMPLATE, tokenizer(_TOKENIZER.value), _MAX_TOKENS)
+        loaded = tokenizer(_TOKENIZER.value)
+        tokens = stored_tokens(dataset, _TEMPLATE, lambda: loaded, _MAX_TOKENS)
     assert split is not None
     builder, batches = training_batches(
         split, batch_size=_BATCH, history=_HISTORY, tokens=tokens, workers=_WORKERS.value

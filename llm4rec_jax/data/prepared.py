@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,12 +141,15 @@ def opened_split(dataset: Dataset, folder: Path, manifest: dict[str, Any]) -> Pr
 
 
 def stored_tokens(
-    dataset: Dataset, template: str, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+    dataset: Dataset, template: str, tokenizer: Callable[[], "PreTrainedTokenizerFast"], max_tokens: int
 ) -> Tokens | None:
-    """The items' tokens that were prepared with a data set, if they are of this template, tokenizer and length."""
+    """The items' tokens that were prepared with a data set, if they are of this template, tokenizer and length.
+
+    The tokenizer is asked for only if there are some.
+    """
     if not isinstance(dataset, PreparedDataset) or dataset.manifest is None or dataset.folder is None:
         return None
-    wanted = {"template": template, "settings": settings_hash(tokenizer, max_tokens).hexdigest()}
+    wanted = {"template": template, "settings": settings_hash(tokenizer(), max_tokens).hexdigest()}
     if dataset.manifest["tokens"] != wanted:
         return None
     files = dataset.manifest["files"]

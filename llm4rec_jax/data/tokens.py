@@ -1,6 +1,7 @@
 """Tokens of texts, cached on disk."""
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,11 +51,13 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
 
 def tokenise(
     texts: Sequence[str],
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: "PreTrainedTokenizerFast | Path",
     max_length: int,
     cache_dir: str | Path | None = None,
 ) -> Tokens:
     """Tokens of the texts with the tokenizer's special tokens, each cut to max_length tokens with these kept.
+
+    A tokenizer may be given by its folder: it is loaded when there is something to tokenise, which takes seconds.
 
     The result is kept in `cache_dir` (by default llm4rec_jax/tokens in $XDG_CACHE_HOME or ~/.cache) under a hash of
     texts, tokenizer and max_length. A damaged file is rebuilt, and a folder that cannot be written is done without,
@@ -62,23 +65,42 @@ def tokenise(
     TOKENIZERS_PARALLELISM unset, or false, where forked workers tokenise too: if true, they deadlock.
 
     Raises:
-        ValueError: if max_length leaves no room beside the special tokens.
+        ValueError: if max_length leaves no room beside the special tokens, or a folder has no tokenizer.
     """
-    special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
-        raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
-    folder = Path(cache_dir) if cache_dir is not None else cache.default_folder("tokens")
-    key = _content_hash(texts, tokenizer, max_length)
-    return Tokens(**cache.kept(folder, key, "tokens", lambda: encode(texts, tokenizer, max_length)._asdict()))
-
-
-def _content_hash(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> str:
-    """SHA-256, in hex, of all that the tokens depend on."""
-    digest = settings_hash(tokenizer, max_length)
+    by_folder = isinstance(tokenizer, Path)
+    digest = _files_hash(tokenizer, max_length) if by_folder else settings_hash(tokenizer, max_length)
+    if not by_folder:
+        _check_room(tokenizer, max_length)
     for text in texts:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
+    folder = Path(cache_dir) if cache_dir is not None else cache.default_folder("tokens")
+
+    def made() -> dict[str, NDArray[np.int32]]:
+        loaded = _loaded(tokenizer)
+        _check_room(loaded, max_length)
+        return encode(texts, loaded, max_length)._asdict()
+
+    return Tokens(**cache.kept(folder, digest.hexdigest(), "tokens", made))
+
+
+def _loaded(given: "PreTrainedTokenizerFast | Path") -> "PreTrainedTokenizerFast":
+    return tokenizer(given) if isinstance(given, Path) else given
+
+
+def _check_room(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
+
+
+def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":
+    """SHA-256 of all that the tokens of a folder's tokenizer depend on beside the texts."""
+    digest = hashlib.sha256(f"{_FORMAT_VERSION} {max_length} {importlib.metadata.version('transformers')}".encode())
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")):
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)} ".encode() + content)
+    return digest
 
 
 def settings_hash(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> "hashlib._Hash":

@@ -115,12 +115,12 @@ def test_data_in_order_of_input_without_ratings_or_times(tmp_path):
 def test_tokens_are_those_of_the_texts_and_of_no_others(folder, encoder):
     data, _ = opened(folder)
     loaded = tokenizer(encoder)
-    found = stored_tokens(data, TEMPLATE, loaded, 16)
+    found = stored_tokens(data, TEMPLATE, lambda: loaded, 16)
     assert found is not None
     same(found, encode(item_texts(data.items, TEMPLATE), loaded, 16))
-    assert stored_tokens(data, "{title}", loaded, 16) is None
-    assert stored_tokens(data, TEMPLATE, loaded, 15) is None
-    assert stored_tokens(shuffled(), TEMPLATE, loaded, 16) is None
+    assert stored_tokens(data, "{title}", lambda: loaded, 16) is None
+    assert stored_tokens(data, TEMPLATE, lambda: loaded, 15) is None
+    assert stored_tokens(shuffled(), TEMPLATE, lambda: loaded, 16) is None
 
 
 def test_a_reduced_split_has_none_of_what_is_stored(folder):

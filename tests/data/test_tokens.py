@@ -1,6 +1,7 @@
 """Tokens against the tokenizer called directly, with caches that are damaged, shared or out of reach."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -65,6 +66,25 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer, tmp_path, max_length):
     again = tokenise(TEXTS, tokenizer, max_length, tmp_path)
     np.testing.assert_array_equal(again.ids, tokens.ids)
     np.testing.assert_array_equal(again.lengths, tokens.lengths)
+
+
+def test_a_folder_is_loaded_only_when_there_is_something_to_tokenise(tokenizer, word_pieces, tmp_path, monkeypatch):
+    expected = tokenise(TEXTS, tokenizer, 8, tmp_path / "loaded")
+    first = tokenise(TEXTS, word_pieces, 8, tmp_path / "folder")
+    np.testing.assert_array_equal(first.ids, expected.ids)
+    loads = []
+    monkeypatch.setattr(tokens_module, "tokenizer", lambda folder: loads.append(folder) or tokenizer)
+    np.testing.assert_array_equal(tokenise(TEXTS, word_pieces, 8, tmp_path / "folder").ids, expected.ids)
+    assert not loads
+    tokenise(TEXTS, word_pieces, 7, tmp_path / "folder")
+    tokenise(TEXTS[1:], word_pieces, 8, tmp_path / "folder")
+    changed = shutil.copytree(word_pieces, tmp_path / "changed")
+    settings = changed / "tokenizer.json"
+    settings.write_text(settings.read_text() + " ")
+    tokenise(TEXTS, changed, 8, tmp_path / "folder")
+    assert len(loads) == 3
+    with pytest.raises(ValueError, match="max_length 2 leaves no room"):
+        tokenise(TEXTS, word_pieces, 2, tmp_path / "folder")
 
 
 def test_batches_of_texts_are_joined(tokenizer, tmp_path, monkeypatch):
