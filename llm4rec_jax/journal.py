@@ -165,6 +165,22 @@ class Journal:
         return json.dumps({**record, _CHECK: self._link}) + "\n"
 
 
+@contextlib.contextmanager
+def _unseen(package: str) -> Iterator[None]:
+    """Imports find no such package, unless it has been imported before.
+
+    tensorboardX imports torch where it is installed, for arrays that it is not given here: two seconds of a start.
+    """
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType] # as the import system has it
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 class _Events:
     """TensorBoard's file of a run: at each start another, which takes the place of the earlier ones from a step on.
 
@@ -173,10 +189,10 @@ class _Events:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        # It imports torch where that is installed, which takes seconds.
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import masked_crc32c
-        from tensorboardX.summary import scalar
+        with _unseen("torch"):
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.record_writer import masked_crc32c
+            from tensorboardX.summary import scalar
 
         messages: Any = event_pb2  # generated when it is imported, which type checkers do not see
         self._event, self._sum, self._scalar = messages.Event, masked_crc32c, scalar

@@ -1,6 +1,8 @@
 """The records of a run that is interrupted and goes on."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +35,20 @@ def test_records_are_lines_and_events(tmp_path):
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"train/loss" in events
     assert b"validation/ndcg_10" in events
+
+
+def test_torch_is_neither_imported_nor_hidden(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from llm4rec_jax.journal import Journal
+with Journal(Path({str(tmp_path)!r}), -1, 10, 4, 0.0) as journal:
+    journal.record("train", 0, {{"loss": 1.0}})
+assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+import torch
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):
