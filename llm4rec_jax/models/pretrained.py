@@ -86,12 +86,12 @@ def load(
       ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout.
       PretrainedError: not a BERT, a file that is missing or damaged, a tensor that is missing, unused or misshapen.
     """
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError(f"cuDNN's attention runs on an NVIDIA GPU, and this is a {jax.default_backend()}: give xla")
     folder = resolve(path_or_hub_name)
     config = _read_config(folder / "config.json")
     rates = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention, **rates)
-    if attention == "cudnn" and jax.default_backend() != "gpu":
-        raise ValueError(f"cuDNN's attention runs on an NVIDIA GPU, and this is a {jax.default_backend()}: give xla")
     flat = _convert(_read_tensors(folder), folder)
     _check(flat, config, folder)
     encoder, params = Bert(config), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
