@@ -69,8 +69,6 @@ def tokenise(
     """
     by_folder = isinstance(tokenizer, Path)
     digest = _files_hash(tokenizer, max_length) if by_folder else settings_hash(tokenizer, max_length)
-    if not by_folder:
-        _check_room(tokenizer, max_length)
     for text in texts:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
@@ -78,7 +76,9 @@ def tokenise(
 
     def made() -> dict[str, NDArray[np.int32]]:
         loaded = _loaded(tokenizer)
-        _check_room(loaded, max_length)
+        special = loaded.num_special_tokens_to_add()
+        if max_length <= special:
+            raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
         return encode(texts, loaded, max_length)._asdict()
 
     return Tokens(**cache.kept(folder, digest.hexdigest(), "tokens", made))
@@ -86,12 +86,6 @@ def tokenise(
 
 def _loaded(given: "PreTrainedTokenizerFast | Path") -> "PreTrainedTokenizerFast":
     return tokenizer(given) if isinstance(given, Path) else given
-
-
-def _check_room(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
-    special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
-        raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
 
 
 def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":
