@@ -135,7 +135,7 @@ def test_config_becomes_the_encoder(tmp_path):
     assert (config.compute_dtype, config.remat, config.num_hidden_layers) == ("bfloat16", True, 2)
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is one")
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="this is about a machine without a GPU")
 def test_cudnn_attention_without_its_gpu(bert_folder):
     with pytest.raises(ValueError, match="runs on an NVIDIA GPU, and this is a cpu: give xla"):
         pretrained.load(bert_folder, compute_dtype="bfloat16", dropout=0.0, attention="cudnn")
