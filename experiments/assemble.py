@@ -15,7 +15,8 @@ from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.data import assets, filters, prepared, sources, splits
-from llm4rec_jax.data.batches import TokenGroup, token_bucket, token_group
+from llm4rec_jax.data.batches import TokenGroup, token_group
+from llm4rec_jax.data.buckets import token_bucket
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.text import UserTemplate, item_texts

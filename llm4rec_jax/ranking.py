@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batches import bucket
+from llm4rec_jax.data.buckets import bucket
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.metrics import Ranks
 from llm4rec_jax.sharding import fetch, put

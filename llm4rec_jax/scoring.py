@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batches import TokenGroup, histories, token_group
+from llm4rec_jax.data.buckets import text_bucket
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models
@@ -24,6 +25,7 @@ from llm4rec_jax.models.users import User
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params, parts_of
 from llm4rec_jax.sharding import fetch, put
+from llm4rec_jax.sizes import rows_of_a_tile
 
 # Rows that a device computes before what it has goes to the host.
 BLOCK = 16384
@@ -49,25 +51,11 @@ class Scorer(Protocol):
         ...
 
 
-def text_bucket(length: int) -> int:
-    """The smallest of 4, 8, …, 32, 40, …, 64, 80, … that holds a text of so many tokens.
-
-    Finer than the buckets of batches: a catalogue is cut into as few programs as it has buckets, and each runs long.
-    """
-    step = max(4, (1 << max(length - 1, 0).bit_length()) // 8)
-    return max(-(-length // step), 1) * step
-
-
 def _by_length(tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
     """Rows of texts that share a bucket, and the bucket."""
     lengths = np.array([text_bucket(int(n)) for n in tokens.lengths])
     for length in np.unique(lengths):
         yield np.flatnonzero(lengths == length), int(length)
-
-
-def rows_of_a_tile(mesh: Mesh) -> int:
-    """As many as a CPU's cache takes; other devices would idle with so few."""
-    return 64 if mesh.devices.flat[0].platform == "cpu" else 512
 
 
 def tiled(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., np.ndarray]:

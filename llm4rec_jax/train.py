@@ -48,6 +48,7 @@ from llm4rec_jax.runs import (
     unmoved,
 )
 from llm4rec_jax.scoring import Prompts, RecommenderScorer
+from llm4rec_jax.sizes import group_cost
 from llm4rec_jax.update import Update
 
 
@@ -209,6 +210,7 @@ def train_together(
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=mesh.shape["data"],
             compact=mesh.size == 1 and parts_of_batch == 1,
+            group_cost=group_cost(mesh),
             workers=input_workers or 0,
         )
         for run in runs

@@ -11,13 +11,14 @@ import pytest
 
 from llm4rec_jax import scoring
 from llm4rec_jax.data.batches import TokenGroup, token_group
+from llm4rec_jax.data.buckets import text_bucket
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.peft import create, within
 from llm4rec_jax.peft.core import Peft, forward
-from llm4rec_jax.scoring import Prompts, RecommenderScorer, text_bucket, tiled
+from llm4rec_jax.scoring import Prompts, RecommenderScorer, tiled
 from llm4rec_jax.sharding import make_mesh
 
 ITEMS, USERS, HISTORY = 150, 139, 7
@@ -167,12 +168,6 @@ def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
     np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
     short = int(TEXTS.lengths.argmin())
     assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()
-
-
-def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
-    assert [text_bucket(n) for n in (0, 1, 4, 5, 32, 33, 64, 65, 511, 513)] == [4, 4, 4, 8, 32, 40, 64, 80, 512, 640]
-    assert all(n <= text_bucket(n) <= max(n + 3, 1.25 * n) for n in range(1, 3000))
-    assert len({text_bucket(n) for n in range(513)}) == 24
 
 
 @pytest.mark.parametrize("devices", [1, 8])

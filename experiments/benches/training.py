@@ -14,6 +14,8 @@ from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.runs import separate
+from llm4rec_jax.sharding import make_mesh
+from llm4rec_jax.sizes import group_cost
 from llm4rec_jax.update import Update
 
 
@@ -78,6 +80,7 @@ def batches(assembly: Assembly, multiple_of: int = 1, compact: bool = True) -> t
         seed=config.seed,
         multiple_of=multiple_of,
         compact=compact,
+        group_cost=group_cost(make_mesh()),
         workers=config.train.input_workers or 0,
     )
 

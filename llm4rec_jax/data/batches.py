@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from llm4rec_jax.data import mapped
+from llm4rec_jax.data.buckets import bucket, group_lengths, token_bucket
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.leaks import no_leak, within_users
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
@@ -29,8 +30,6 @@ Array: TypeAlias = "np.ndarray | jax.Array"
 
 # Outside of every array: what gathers there is cut to the last place, what scatters there is dropped.
 NOWHERE = np.iinfo(np.int32).max
-
-TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class TokenGroup(NamedTuple):
@@ -87,20 +86,6 @@ class Gaps(NamedTuple):
 
     share: float
     only_last: float
-
-
-def bucket(size: int, multiple_of: int = 1) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size`, rounded up to a multiple of `multiple_of`."""
-    power = 16
-    while size > power * 3 // 2:
-        power *= 2
-    smallest = power if size <= power else power * 3 // 2
-    return -(-smallest // multiple_of) * multiple_of
-
-
-def token_bucket(length: int) -> int:
-    """The smallest token bucket that holds a text of so many tokens; beyond the last, a multiple of it."""
-    return next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
 
 
 class Examples(NamedTuple):
@@ -162,9 +147,10 @@ class BatchBuilder:
         first: bool = False,
         gaps: Gaps | None = None,
         compact: bool = False,
+        group_cost: int = 0,
         share: slice = slice(None),
     ) -> None:
-        self._share = share
+        self._share, self._group_cost = share, group_cost
         self.sequences, targets = split.training()
         self._is_target = targets
         self._every_position, self._gaps, self._compact = every_position, gaps, compact
@@ -291,7 +277,7 @@ class BatchBuilder:
         # The whole catalogue is the same every time, so finer groups cost no further programs; elsewhere there is one.
         lengths = self._tokens.lengths[unique]
         if self._mode == "catalogue":
-            lengths = -(-lengths // 4) * 4
+            lengths = group_lengths(lengths, self._group_cost)
         else:
             longest = self._tokens.lengths[self._known].max() if self._fixed_shapes else lengths.max()
             lengths = np.full(len(unique), token_bucket(longest))
@@ -345,6 +331,7 @@ def training_batches(
     first: bool = False,
     gaps: Gaps | None = None,
     compact: bool = False,
+    group_cost: int = 0,
     workers: int = 0,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
     """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
@@ -366,6 +353,7 @@ def training_batches(
       first: with one example a target, users' first items are targets too, for a model that reads no history.
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
       compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
+      group_cost: padding that one more group of a catalogue's texts has to save, in tokens.
       workers: processes that make batches, the same ones whatever their number; 0 for threads of this one. An
         iterator's state goes with their number. Close the iterator to end them.
 
@@ -399,6 +387,7 @@ def training_batches(
         first=first,
         gaps=gaps,
         compact=compact,
+        group_cost=group_cost,
         share=slice(index * batch_size // count, (index + 1) * batch_size // count),
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)

@@ -14,14 +14,13 @@ from llm4rec_jax.data.batches import (
     Batch,
     Examples,
     Gaps,
-    bucket,
     histories,
     single_targets,
-    token_bucket,
     token_group,
     training_batches,
     windows,
 )
+from llm4rec_jax.data.buckets import bucket, token_bucket
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.splits import few_shot, global_time, leave_one_out
@@ -93,16 +92,6 @@ def test_windows_and_single_targets_are_those_of_plain_python(history, seed):
         single += [(user, max(int(first), t - history), t) for t in range(int(first) + 1, int(end))]
     assert triples(windows(sequences, history)) == cut
     assert triples(single_targets(sequences, history)) == single
-
-
-def test_buckets_hold_the_size_and_are_few():
-    assert [bucket(n) for n in (1, 16, 17, 25, 33, 49, 65, 97)] == [16, 16, 24, 32, 48, 64, 96, 128]
-    for multiple_of in range(1, 13):
-        sizes = [bucket(n, multiple_of) for n in range(1, 500)]
-        assert all(size >= n and size % multiple_of == 0 for n, size in enumerate(sizes, 1))
-        assert sizes == sorted(sizes)
-        assert len(set(sizes)) <= 11
-    assert [token_bucket(n) for n in (0, 8, 9, 33, 512, 513, 1025)] == [8, 8, 16, 48, 512, 1024, 1536]
 
 
 def target_rows(split: Split, batches: Iterable[Batch]) -> Counter[int]:
@@ -251,6 +240,17 @@ def check_tokens(batch: Batch, tokens: Tokens | None, mode: str) -> None:
             assert not kept[length:].any()
     assert at == len(items)
     assert (len(batch.tokens) > 1) == (mode == "catalogue")
+
+
+def test_a_group_of_a_catalogue_saves_what_it_costs():
+    def groups(cost: int) -> Any:
+        options: Any = {"batch_size": 8, "history": 5, "negatives": "catalogue", "group_cost": cost}
+        return next(iter(training_batches(leave_one_out(dataset()), tokens=token_table(), **options)[1]))
+
+    many, one = groups(0), groups(10**6)
+    assert len(many.tokens) > 1 == len(one.tokens)
+    np.testing.assert_array_equal(one.items[one.target], many.items[many.target])
+    check_tokens(many, token_table(), "catalogue")
 
 
 def test_prompts_are_written_from_the_history_alone():

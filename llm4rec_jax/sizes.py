@@ -1,0 +1,20 @@
+"""Sizes of what a device is given at a time, by its kind."""
+
+from jax.sharding import Mesh
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+def rows_of_a_tile(mesh: Mesh) -> int:
+    """As many as a CPU's cache takes; other devices would idle with so few."""
+    return 64 if _on_cpu(mesh) else 512
+
+
+def group_cost(mesh: Mesh) -> int:
+    """Padding, in tokens, that one more group of texts in a training step has to save to be worth its compilation.
+
+    A GPU passes over thousands of tokens in a millisecond, and takes seconds to compile a group.
+    """
+    return 512 if _on_cpu(mesh) else 4096
