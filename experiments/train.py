@@ -99,7 +99,7 @@ def finish(assembly: Assembly, trained: Trained, workdir: Path, together: int = 
       together: how many runs were trained in its program; its costs are its share of theirs.
     """
     weights = {**trained.frozen["params"], **trained.trainable["params"]}
-    scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
+    scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"], trained.frozen["states"])
     result = {
         **results.evaluate_run(assembly, scorer, workdir),
         **results.trained(trained.best_step, trained.step, trained.trainable, trained.frozen["params"]),

@@ -5,9 +5,10 @@ on how many devices, or in which batch. Vectors go to the host block by block as
 ever holds those of a whole catalogue: of a table of vectors it is given the part that it works on.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from llm4rec_jax.models.graph import LightGcn
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.models.users import User
 from llm4rec_jax.peft.core import Peft, forward
-from llm4rec_jax.peft.sites import Delta, Params, parts_of
+from llm4rec_jax.peft.sites import Delta, Params, constant_below, parts_of
 from llm4rec_jax.sharding import fetch, put
 from llm4rec_jax.sizes import rows_of_a_tile
 
@@ -108,6 +109,22 @@ def tiled(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., np.nd
     return call
 
 
+Known: TypeAlias = np.ndarray | jax.Array | None
+
+
+def _on_host(known: Known) -> np.ndarray | None:
+    return fetch(known) if isinstance(known, jax.Array) else known
+
+
+def _from_states(
+    run: Callable[..., jax.Array], layer: int | None, weights: Any, states: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Pooled vectors [n, W] from the hidden states before block `layer`, [n, L, W], or of all blocks, [n, L, S, W]."""
+    if layer is None:
+        return run("encode_over", weights, states, mask)
+    return run("encode_above", weights, states, mask, layer)
+
+
 class RecommenderScorer:
     """Scores with a recommender and a method. Built once a run; `of` gives it parameters.
 
@@ -131,6 +148,9 @@ class RecommenderScorer:
 
         self._run = run
         self.encode = tiled(partial(run, "encode"), mesh)
+        # By the block that states are the input of, None for states of all blocks.
+        self._encode_from = functools.cache(lambda layer: tiled(partial(_from_states, run, layer), mesh))
+        self._depth = 0 if model.encoder is None else model.encoder.config.num_hidden_layers
         self._context = tiled(partial(run, "context"), mesh)
         self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh)
         # Of a table of ids a tile is given its own rows, so that no device holds the table.
@@ -158,16 +178,31 @@ class RecommenderScorer:
         self._num_items = model.num_items
         self._reads_text = model.encoder is not None
 
-    def text(self, params: Params, delta: Delta) -> np.ndarray:
-        """Pooled text vectors of the catalogue, [I, W]."""
-        assert self._tokens is not None
-        return self.encode_texts((params, delta), self._tokens)
+    def text(self, params: Params, delta: Delta, states: np.ndarray | None = None) -> np.ndarray:
+        """Pooled text vectors of the catalogue, [I, W].
 
-    def encode_texts(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
+        Args:
+          states: what `states` gave for the lowest block that the delta changes (`sites.constant_below`), where it is
+            known: the blocks below are not computed again then.
+        """
+        assert self._tokens is not None
+        return self.encode_texts((params, delta), self._tokens, states)
+
+    def encode_texts(
+        self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None
+    ) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
+        layer, every = constant_below(weights[1], self._depth)
         parts, order = [], []
         for rows, length in _by_length(tokens):
-            parts.append(self.encode(weights, *token_group(tokens, rows, length)))
+            group = token_group(tokens, rows, length)
+            if states is None:
+                parts.append(self.encode(weights, *group))
+            else:
+                known = states[rows, :length]
+                # The longest text may be shorter than its bucket.
+                known = np.pad(known, ((0, 0), (0, length - known.shape[1]), *((0, 0),) * (known.ndim - 2)))
+                parts.append(self._encode_from(None if every else layer)(weights, known, group.mask))
             order.append(rows)
         return np.concatenate(parts)[np.argsort(np.concatenate(order))]
 
@@ -194,9 +229,9 @@ class RecommenderScorer:
         assert found is not None
         return found
 
-    def of(self, params: Params, delta: Delta, text: np.ndarray | jax.Array | None = None) -> "_Bound":
-        """The scorer with these parameters; `text` [I, W] when it is known already."""
-        return _Bound(self, params, delta, fetch(text) if isinstance(text, jax.Array) else text)
+    def of(self, params: Params, delta: Delta, text: Known = None, states: Known = None) -> "_Bound":
+        """The scorer with these parameters; the catalogue's text [I, W], or its states (see `text`), where known."""
+        return _Bound(self, params, delta, _on_host(text), _on_host(states))
 
     def contexts_of(self, weights: tuple[Params, Delta], items: np.ndarray, text: np.ndarray | None) -> np.ndarray:
         """Item rows [n] and their text vectors [n, W] to contexts [n, D]."""
@@ -227,10 +262,12 @@ class RecommenderScorer:
         items, mask = histories(history, users, self._history)
         return self._profile(weights, contexts[items], mask)
 
-    def catalogue(self, weights: tuple[Params, Delta], text: np.ndarray | None) -> np.ndarray:
-        """Contexts of every item, [I, D]."""
+    def catalogue(
+        self, weights: tuple[Params, Delta], text: np.ndarray | None, states: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Contexts of every item, [I, D]; see `of`."""
         if self._reads_text and text is None:
-            text = self.text(*weights)
+            text = self.text(*weights, states)
         items = self._items if self._num_items is None else np.arange(self._num_items)
         return self.contexts_of(weights, items, text)
 
@@ -238,14 +275,21 @@ class RecommenderScorer:
 class _Bound:
     """A `RecommenderScorer` with its parameters: a `Scorer`."""
 
-    def __init__(self, scorer: RecommenderScorer, params: Params, delta: Delta, text: np.ndarray | None) -> None:
-        self._scorer, self._weights, self._text = scorer, (params, delta), text
+    def __init__(
+        self,
+        scorer: RecommenderScorer,
+        params: Params,
+        delta: Delta,
+        text: np.ndarray | None,
+        states: np.ndarray | None,
+    ) -> None:
+        self._scorer, self._weights, self._text, self._states = scorer, (params, delta), text, states
         self._contexts: np.ndarray | None = None
 
     def contexts(self) -> np.ndarray:
         # Validation, test and recommendations ask for the same.
         if self._contexts is None:
-            self._contexts = self._scorer.catalogue(self._weights, self._text)
+            self._contexts = self._scorer.catalogue(self._weights, self._text, self._states)
         return self._contexts
 
     def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:

@@ -335,7 +335,7 @@ def train_together(
     def validate() -> None:
         for k in going():
             record, own = records[k], of_run(state["trainable"], k, many)
-            bound = scorer.of({**frozen["params"], **own["params"]}, own["delta"], frozen["text"])
+            bound = scorer.of({**frozen["params"], **own["params"]}, own["delta"], frozen["text"], frozen["states"])
             summary = evaluate(bound, runs[k].split, "validation", mesh=mesh, ks=ks).summary
             journals[k].record("validation", step, summary)
             better = record["best_value"] is None or summary[metric] > record["best_value"]

@@ -33,7 +33,9 @@ def main(workdir: Path, losses: str, index: int, count: int, port: int) -> None:
             mesh=mesh, steps=8, batch_size=16, history=8, eval_every=8, log_every=1, dropout=False, num_negatives=2,
         )  # fmt: skip
         weights = {**trained.frozen["params"], **trained.trainable["params"]}
-        scorer = trained.scorer.of(weights, trained.trainable["delta"], trained.frozen["text"])
+        scorer = trained.scorer.of(
+            weights, trained.trainable["delta"], trained.frozen["text"], trained.frozen["states"]
+        )
         found = evaluate.evaluate(scorer, split, "test", mesh=mesh, beyond_accuracy=True)
         summary = {name: float(value) for name, value in found.summary.items()}
         ranks = found.per_user["mean_rank"].to_list()

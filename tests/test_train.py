@@ -229,6 +229,12 @@ def test_states_that_training_does_not_change_are_computed_once(
         assert (trained.frozen["states"] is None) == (name == "whole")
         assert (said in capsys.readouterr().err.replace("\n", " ")) == (name == "cached")
         curves.append(losses(tmp_path / name))
+        if name == "cached":
+            weights = {**trained.frozen["params"], **trained.trainable["params"]}, trained.trainable["delta"]
+            states = trained.frozen["states"]
+            contexts = trained.scorer.of(*weights).contexts()
+            np.testing.assert_array_equal(trained.scorer.of(*weights, states=states).contexts(), contexts)
+            assert (trained.scorer.of(*weights, states=states[::-1]).contexts() != contexts).any()
     np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
