@@ -1,8 +1,6 @@
 """Contexts of a whole catalogue and profiles of all users, as evaluation and recommendation need them.
 
-Everything is computed in tiles of one fixed shape, so that a vector does not depend on what else is computed with it,
-on how many devices, or in which batch. Vectors go to the host block by block as they are computed, so that no device
-ever holds those of a whole catalogue: of a table of vectors it is given the part that it works on.
+Everything is computed in `tiles`, so that a vector does not depend on what else is computed with it.
 """
 
 import functools
@@ -11,9 +9,8 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from llm4rec_jax.data.batches import TokenGroup, histories, token_group
 from llm4rec_jax.data.buckets import text_bucket
@@ -25,11 +22,9 @@ from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.models.users import User
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params, constant_below, parts_of
-from llm4rec_jax.sharding import fetch, put
+from llm4rec_jax.sharding import fetch
 from llm4rec_jax.sizes import rows_of_a_tile
-
-# Rows that a device computes before what it has goes to the host.
-BLOCK = 16384
+from llm4rec_jax.tiles import Tiled
 
 Prompts = Callable[[Sequence[np.ndarray], np.ndarray], TokenGroup]
 """(histories, user rows) -> their prompts' tokens [B, L]."""
@@ -59,56 +54,6 @@ def _by_length(tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
         yield np.flatnonzero(lengths == length), int(length)
 
 
-def tiled(function: Callable[..., jax.Array], mesh: Mesh) -> Callable[..., np.ndarray]:
-    """`function(params, *arrays)` over the first axis of the arrays, a tile at a time, tiles split over all devices.
-
-    Memory is that of `BLOCK` rows on each device, however many there are.
-
-    Args:
-      function: (params, *arrays [tile, …]) -> [tile, …].
-      mesh: whose devices have a tile each at a time.
-
-    Returns:
-      (params, *numpy arrays [n, …]) -> [n, …] on the host.
-    """
-    split, whole, tile = PartitionSpec(mesh.axis_names), PartitionSpec(), rows_of_a_tile(mesh)
-    function = jax.jit(function)  # is traced once though it is asked for its shape first
-
-    @jax.jit
-    def run(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
-        def local(params: Any, tiles: int | jax.Array, *arrays: jax.Array) -> jax.Array:
-            def one(i: jax.Array, out: jax.Array) -> jax.Array:
-                return out.at[i].set(function(params, *(a[i] for a in arrays)))
-
-            made = jax.eval_shape(function, params, *(a[0] for a in arrays))
-            # Beyond the tiles that hold rows nothing is computed.
-            return jax.lax.fori_loop(0, tiles, one, jnp.zeros((len(arrays[0]), *made.shape), made.dtype))
-
-        specs = (whole, whole, *(split for _ in arrays))
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(params, tiles, *arrays)
-
-    def block(params: Any, *arrays: np.ndarray) -> np.ndarray:
-        n = len(arrays[0])
-        each = -(-n // (tile * mesh.size))  # tiles of a device
-        # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
-        room = 1 << max(each - 1, 0).bit_length()
-        laid = []
-        for array in arrays:
-            whole_tiles = np.pad(array, ((0, each * tile * mesh.size - n), *((0, 0),) * (array.ndim - 1)), mode="edge")
-            of_devices = whole_tiles.reshape(mesh.size, each, tile, *array.shape[1:])
-            spacious = np.pad(of_devices, ((0, 0), (0, room - each), *((0, 0),) * array.ndim))
-            laid.append(put(spacious.reshape(-1, tile, *array.shape[1:]), NamedSharding(mesh, split)))
-        out = fetch(run(params, each, *laid))
-        return out.reshape(mesh.size, room, *out.shape[1:])[:, :each].reshape(-1, *out.shape[2:])[:n]
-
-    def call(params: Any, *arrays: np.ndarray) -> np.ndarray:
-        n, most = len(arrays[0]), BLOCK * mesh.size
-        parts = [block(params, *(a[start : start + most] for a in arrays)) for start in range(0, max(n, 1), most)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    return call
-
-
 Known: TypeAlias = np.ndarray | jax.Array | None
 
 
@@ -123,6 +68,13 @@ def _from_states(
     if layer is None:
         return run("encode_over", weights, states, mask)
     return run("encode_above", weights, states, mask, layer)
+
+
+def _known_of(states: np.ndarray, tokens: Tokens, rows: np.ndarray, length: int) -> tuple[np.ndarray, Any]:
+    """States of some texts, as long as their bucket, and their mask: the longest text may be shorter than that."""
+    known = states[rows, :length]
+    known = np.pad(known, ((0, 0), (0, length - known.shape[1]), *((0, 0),) * (known.ndim - 2)))
+    return known, token_group(tokens, rows, length).mask
 
 
 class RecommenderScorer:
@@ -147,12 +99,12 @@ class RecommenderScorer:
             return forward(model, method, *params, *args, apply=apply)
 
         self._run = run
-        self.encode = tiled(partial(run, "encode"), mesh)
+        self.encode = Tiled(partial(run, "encode"), mesh)
         # By the block that states are the input of, None for states of all blocks.
-        self._encode_from = functools.cache(lambda layer: tiled(partial(_from_states, run, layer), mesh))
+        self._encode_from = functools.cache(lambda layer: Tiled(partial(_from_states, run, layer), mesh))
         self._depth = 0 if model.encoder is None else model.encoder.config.num_hidden_layers
-        self._context = tiled(partial(run, "context"), mesh)
-        self._context_of_ids = tiled(lambda params, items: run("context", params, items, None), mesh)
+        self._context = Tiled(partial(run, "context"), mesh)
+        self._context_of_ids = Tiled(lambda params, items: run("context", params, items, None), mesh)
         # Of a table of ids a tile is given its own rows, so that no device holds the table.
         tile = rows_of_a_tile(mesh)
         cut = None if model.num_items is None or isinstance(model.users, LightGcn) else model.clone(num_items=tile)
@@ -163,16 +115,16 @@ class RecommenderScorer:
             assert cut is not None
             return forward(cut, method, weights, delta, np.arange(tile), *(text or (None,)), apply="context")
 
-        self._context_of_rows = tiled(context_of_rows, mesh)
-        self._prompt_profile = tiled(
+        self._context_of_rows = Tiled(context_of_rows, mesh)
+        self._prompt_profile = Tiled(
             lambda params, ids, mask: run("prompt_profile", params, run("encode", params, ids, mask)), mesh
         )
 
         def profile(params: Any, vectors: jax.Array, mask: jax.Array) -> jax.Array:
             return user_models.last(run("profiles", params, vectors, mask), mask)
 
-        self._profile = tiled(profile, mesh)
-        self._profile_of_user = tiled(lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh)
+        self._profile = Tiled(profile, mesh)
+        self._profile_of_user = Tiled(lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh)
         self._known_users = model.users.num_users if isinstance(model.users, (User, LightGcn)) else None
         self.pairs = partial(run, "pairs")
         self._num_items = model.num_items
@@ -192,19 +144,15 @@ class RecommenderScorer:
         self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None
     ) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
-        layer, every = constant_below(weights[1], self._depth)
-        parts, order = [], []
-        for rows, length in _by_length(tokens):
-            group = token_group(tokens, rows, length)
-            if states is None:
-                parts.append(self.encode(weights, *group))
-            else:
-                known = states[rows, :length]
-                # The longest text may be shorter than its bucket.
-                known = np.pad(known, ((0, 0), (0, length - known.shape[1]), *((0, 0),) * (known.ndim - 2)))
-                parts.append(self._encode_from(None if every else layer)(weights, known, group.mask))
-            order.append(rows)
-        return np.concatenate(parts)[np.argsort(np.concatenate(order))]
+        groups = list(_by_length(tokens))
+        if states is None:
+            parts = self.encode.each(weights, (token_group(tokens, *group) for group in groups))
+        else:
+            layer, every = constant_below(weights[1], self._depth)
+            known = (_known_of(states, tokens, *group) for group in groups)
+            parts = self._encode_from(None if every else layer).each(weights, known)
+        vectors = np.concatenate(list(parts))
+        return vectors[np.argsort(np.concatenate([rows for rows, _ in groups]))]
 
     def states(self, params: Params, delta: Delta, layer: int | None) -> np.ndarray:
         """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W], zeros beyond a bucket.
@@ -218,11 +166,13 @@ class RecommenderScorer:
                 return self._run("states_of_all", weights, ids, mask)
             return self._run("states_below", weights, ids, mask, layer)
 
-        read = tiled(states, self._mesh)
-        longest = int(self._tokens.lengths.max())
+        read = Tiled(states, self._mesh)
+        longest, tokens = int(self._tokens.lengths.max()), self._tokens
+        groups = list(_by_length(tokens))
         found: np.ndarray | None = None
-        for rows, length in _by_length(self._tokens):
-            own = read((params, delta), *token_group(self._tokens, rows, length))[:, :longest]
+        computed = read.each((params, delta), (token_group(tokens, *group) for group in groups))
+        for (rows, _), own in zip(groups, computed, strict=True):
+            own = own[:, :longest]
             if found is None:
                 found = np.zeros((len(self._items), longest, *own.shape[2:]), own.dtype)
             found[rows, : own.shape[1]] = own

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax import scoring
 from llm4rec_jax.data.batches import TokenGroup, token_group
 from llm4rec_jax.data.buckets import text_bucket
 from llm4rec_jax.data.split import Sequences
@@ -18,7 +16,7 @@ from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.peft import create, within
 from llm4rec_jax.peft.core import Peft, forward
-from llm4rec_jax.scoring import Prompts, RecommenderScorer, tiled
+from llm4rec_jax.scoring import Prompts, RecommenderScorer
 from llm4rec_jax.sharding import make_mesh
 
 ITEMS, USERS, HISTORY = 150, 139, 7
@@ -168,23 +166,3 @@ def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
     np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
     short = int(TEXTS.lengths.argmin())
     assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("n", [1, 3, 4, 33, 100])
-def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypatch):
-    monkeypatch.setattr(scoring, "BLOCK", 8)
-    monkeypatch.setattr(scoring, "rows_of_a_tile", lambda mesh: 4)
-    shapes = []
-
-    def function(scale: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-        shapes.append((x.shape, y.shape))
-        return scale * x + y[:, 0]
-
-    rng = np.random.default_rng(n)
-    x, y = rng.normal(size=n).astype(np.float32), rng.normal(size=(n, 2)).astype(np.float32)
-    mesh = make_mesh(devices=jax.devices()[:devices])
-    out = tiled(function, mesh)(jnp.float32(2), x, y)
-    assert isinstance(out, np.ndarray)
-    np.testing.assert_allclose(out, 2 * x + y[:, 0], rtol=1e-6)
-    assert set(shapes) == {((4,), (4, 2))}
