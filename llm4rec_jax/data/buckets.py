@@ -20,12 +20,12 @@ def token_bucket(length: int) -> int:
 
 
 def text_bucket(length: int) -> int:
-    """The smallest of 4, 8, …, 32, 40, …, 64, 80, … that holds a text of so many tokens.
+    """The smallest of 8, 12, …, 32, 40, …, 64, 80, … that holds a text of so many tokens.
 
     Finer than the buckets of batches: a catalogue is cut into as few programs as it has buckets, and each runs long.
     """
     step = max(4, (1 << max(length - 1, 0).bit_length()) // 8)
-    return max(-(-length // step), 1) * step
+    return max(-(-length // step) * step, 8)
 
 
 def group_lengths(lengths: np.ndarray, cost: int) -> np.ndarray:

@@ -14,7 +14,7 @@ A joint is a method call that can be intercepted, named by the module's path and
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -105,8 +105,14 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
+@cache
+def _normal(scale: float) -> Any:
+    # Whenever a module is called, Flax traces how its parameters would be drawn, for their shapes: jitted, just once.
+    return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
+
+
 def _dense(config: BertConfig, features: int, name: str) -> nn.Dense:
-    init = nn.initializers.normal(config.initializer_range)
+    init = _normal(config.initializer_range)
     return nn.Dense(features, dtype=config.dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
@@ -131,7 +137,7 @@ class Embeddings(nn.Module):
                 f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
                 "truncate the text when tokenising"
             )
-        init = nn.initializers.normal(c.initializer_range)
+        init = _normal(c.initializer_range)
         # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
         embed = partial(nn.Embed, features=c.hidden_size, embedding_init=init)
         words = embed(c.vocab_size, name="word")(ids)

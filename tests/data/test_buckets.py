@@ -19,9 +19,9 @@ def test_buckets_hold_the_size_and_are_few():
 
 
 def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
-    assert [text_bucket(n) for n in (0, 1, 4, 5, 32, 33, 64, 65, 511, 513)] == [4, 4, 4, 8, 32, 40, 64, 80, 512, 640]
-    assert all(n <= text_bucket(n) <= max(n + 3, 1.25 * n) for n in range(1, 3000))
-    assert len({text_bucket(n) for n in range(513)}) == 24
+    assert [text_bucket(n) for n in (0, 1, 4, 5, 32, 33, 64, 65, 511, 513)] == [8, 8, 8, 8, 32, 40, 64, 80, 512, 640]
+    assert all(n <= text_bucket(n) <= max(n + 3, 1.25 * n, 8) for n in range(1, 3000))
+    assert len({text_bucket(n) for n in range(513)}) == 23
 
 
 @pytest.mark.parametrize("cost", [0, 1, 30, 300, 10**6])
