@@ -102,7 +102,7 @@ class RecommenderScorer:
         self.encode = Tiled(partial(run, "encode"), mesh)
         # By the block that states are the input of, None for states of all blocks.
         self._encode_from = functools.cache(lambda layer: Tiled(partial(_from_states, run, layer), mesh))
-        self._depth = 0 if model.encoder is None else model.encoder.config.num_hidden_layers
+        self._encoder = None if model.encoder is None else model.encoder.config
         self._context = Tiled(partial(run, "context"), mesh)
         self._context_of_ids = Tiled(lambda params, items: run("context", params, items, None), mesh)
         # Of a table of ids a tile is given its own rows, so that no device holds the table.
@@ -148,11 +148,26 @@ class RecommenderScorer:
         if states is None:
             parts = self.encode.each(weights, (token_group(tokens, *group) for group in groups))
         else:
-            layer, every = constant_below(weights[1], self._depth)
+            assert self._encoder is not None
+            layer, every = constant_below(weights[1], self._encoder.num_hidden_layers)
             known = (_known_of(states, tokens, *group) for group in groups)
             parts = self._encode_from(None if every else layer).each(weights, known)
         vectors = np.concatenate(list(parts))
         return vectors[np.argsort(np.concatenate([rows for rows, _ in groups]))]
+
+    def shape_of_text(self) -> jax.ShapeDtypeStruct:
+        """That of `text`."""
+        assert self._tokens is not None
+        assert self._encoder is not None
+        return jax.ShapeDtypeStruct((len(self._tokens.ids), self._encoder.hidden_size), np.float32)
+
+    def shape_of_states(self, layer: int | None) -> jax.ShapeDtypeStruct:
+        """That of `states`."""
+        assert self._tokens is not None
+        assert self._encoder is not None
+        longest, c = int(self._tokens.lengths.max()), self._encoder
+        blocks = () if layer is not None else (c.num_hidden_layers + 1,)
+        return jax.ShapeDtypeStruct((len(self._tokens.ids), longest, *blocks, c.hidden_size), c.dtype)
 
     def states(self, params: Params, delta: Delta, layer: int | None) -> np.ndarray:
         """Hidden states of the catalogue's texts before the encoder's block `layer`, [I, L, W], zeros beyond a bucket.
@@ -167,16 +182,12 @@ class RecommenderScorer:
             return self._run("states_below", weights, ids, mask, layer)
 
         read = Tiled(states, self._mesh)
-        longest, tokens = int(self._tokens.lengths.max()), self._tokens
+        tokens, shape = self._tokens, self.shape_of_states(layer)
         groups = list(_by_length(tokens))
-        found: np.ndarray | None = None
+        found, longest = np.zeros(shape.shape, shape.dtype), int(tokens.lengths.max())
         computed = read.each((params, delta), (token_group(tokens, *group) for group in groups))
-        for (rows, _), own in zip(groups, computed, strict=True):
-            own = own[:, :longest]
-            if found is None:
-                found = np.zeros((len(self._items), longest, *own.shape[2:]), own.dtype)
-            found[rows, : own.shape[1]] = own
-        assert found is not None
+        for (rows, length), own in zip(groups, computed, strict=True):
+            found[rows, :length] = own[:, :longest]
         return found
 
     def of(self, params: Params, delta: Delta, text: Known = None, states: Known = None) -> "_Bound":

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +220,11 @@ def train_together(
 
     # ------------------------------------------------------------------------------------------------------------ step
     replicated = NamedSharding(mesh, PartitionSpec())
-    cached = False
-    if c is not None and cut and tokens is not None and still and not constant:
-        size = int(tokens.lengths.max()) * len(tokens.ids) * c.hidden_size * c.dtype.itemsize
-        cached = size * (c.num_hidden_layers + 1 if every else 1) <= state_cache_bytes
     level = None if every else cut
+    states = None
+    if c is not None and cut and tokens is not None and still and not constant:
+        states = scorer.shape_of_states(level)
+        states = states if states.size * c.dtype.itemsize <= state_cache_bytes else None
     objective = Objective(
         model,
         method,
@@ -252,15 +253,6 @@ def train_together(
 
     update = Update(objective, tx_of, dropout)
 
-    # What is constant is computed once a run: a frozen encoder's vectors, or the states below the lowest trained block.
-    weights = {**frozen["params"], **one["params"]}
-    if constant:
-        frozen["text"] = scorer.text(weights, one["delta"])
-    if cached:
-        frozen["states"] = scorer.states(weights, one["delta"], level)
-    constants = {"frozen": {name: frozen[name] for name in ("text", "states")}}
-    frozen |= sharding.place(constants, mesh, rules, strict=False)["frozen"]
-
     setting = sharding.place(settings(runs), mesh)
     axes: Any = None
     if many:
@@ -277,6 +269,11 @@ def train_together(
         donate_argnums=2,
         out_shardings=(layout, replicated),
     )
+
+    def take() -> tuple[list[Batch], Any]:
+        """The next batch of every run, and all of them on the mesh."""
+        batches = [next(stream) for stream in streams]
+        return batches, sharding.place_together(batches, axes, mesh) if many else sharding.place_batch(batches[0], mesh)
 
     # ---------------------------------------------------------------------------------------------------------- resume
     every_run = range(len(runs))
@@ -298,6 +295,39 @@ def train_together(
         step = stands[0]
         for stream, record in zip(streams, records, strict=True):
             stream.set_state(record["input"])
+    failed: dict[int, NonFiniteLoss] = {}
+
+    def going() -> list[int]:
+        """The runs that have neither failed nor stopped early."""
+        return [k for k in every_run if k not in failed and not records[k]["stopped"]]
+
+    # ------------------------------------------------------------------------------------------------------- constants
+    # A frozen encoder's vectors, or the states below the lowest trained block, are computed once a run; the program of
+    # the first step is compiled meanwhile.
+    found: Any = {"frozen": {"text": scorer.shape_of_text() if constant else None, "states": states}}
+    where = sharding.shardings(found, mesh, rules, strict=False)
+    frozen |= jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), found, where)["frozen"]
+    positions = [stream.get_state() for stream in streams]
+    upcoming: list[Batch] = []  # batches that have been taken before their step
+    placed: Any = None
+    begun: dict[tuple[Any, ...], Future[jax.stages.Compiled]] = {}
+
+    def compiled(*arguments: Any) -> jax.stages.Compiled:
+        return step_function.lower(*arguments).compile()
+
+    if step < steps and going():
+        upcoming, placed = take()
+        compiler = ThreadPoolExecutor(1)
+        begun[_shapes(placed)] = compiler.submit(compiled, dict(frozen), setting, state, placed)
+        compiler.shutdown(wait=False)
+    weights = {**frozen["params"], **one["params"]}
+    if constant:
+        found["frozen"]["text"] = scorer.text(weights, one["delta"])
+    if states is not None:
+        found["frozen"]["states"] = scorer.states(weights, one["delta"], level)
+    frozen |= jax.tree.map(sharding.put, found, where)["frozen"]
+
+    # ------------------------------------------------------------------------------------------------------------ runs
     journals = [
         Journal(
             run.workdir,
@@ -315,11 +345,6 @@ def train_together(
     previous = None
     if threading.current_thread() is threading.main_thread():
         previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    failed: dict[int, NonFiniteLoss] = {}
-
-    def going() -> list[int]:
-        """The runs that have neither failed nor stopped early."""
-        return [k for k in every_run if k not in failed and not records[k]["stopped"]]
 
     def stopping() -> bool:
         """Whether to save and end here; several processes agree on it, at steps that are a log's."""
@@ -329,7 +354,8 @@ def train_together(
 
     def save_last(which: Sequence[int]) -> None:
         for k in which:
-            record = {**records[k], "input": streams[k].get_state(), "records": journals[k].records}
+            at = positions[k] if upcoming else streams[k].get_state()
+            record = {**records[k], "input": at, "records": journals[k].records}
             checkpoints[k].save("last", step, of_run(state, k, many), record)
 
     def validate() -> None:
@@ -385,7 +411,7 @@ def train_together(
                 f"of them in the delta), {count(frozen['params']):,} frozen; {len(inputs[0][0].examples.user):,} "
                 f"examples an epoch, {'starting' if fresh else f'going on after step {step}'}, {steps} steps"
             )
-            if cached:
+            if states is not None:
                 what = "is only read from beside" if every else f"has nothing to train in its first {cut} blocks"
                 say(f"the encoder {what}: each text passes there once")
             with aside(journals):
@@ -393,17 +419,17 @@ def train_together(
                     validate()
                     save_last(going())
             while step < steps and going():
-                batches: list[Batch] = [next(stream) for stream in streams]
-                placed = (
-                    sharding.place_together(batches, axes, mesh) if many else sharding.place_batch(batches[0], mesh)
-                )
-                if (shapes := tuple(a.shape for a in jax.tree.leaves(placed))) not in programs:
+                if not upcoming:
+                    upcoming, placed = take()
+                batches, upcoming = upcoming, []
+                if (shapes := _shapes(placed)) not in programs:
                     # Compiled once: the call below finds this program.
                     with aside(journals):
-                        compiled = step_function.lower(frozen, setting, state, placed).compile()
-                    programs[shapes] = (compiled.cost_analysis() or {}).get("flops", 0.0)
+                        early = begun.pop(shapes, None)
+                        program = early.result() if early else compiled(frozen, setting, state, placed)
+                    programs[shapes] = (program.cost_analysis() or {}).get("flops", 0.0)
                     for journal in journals:
-                        journal.program(step, len(programs), compiled)
+                        journal.program(step, len(programs), program)
                 if traced is not None and traced.step():
                     say(f"five steps are traced in {traced.folder}: open it with TensorBoard or ui.perfetto.dev")
                 for k in going():
@@ -472,3 +498,7 @@ def train_together(
     for kept in checkpoints:
         kept.close()
     return outcomes
+
+
+def _shapes(batch: Batch) -> tuple[Any, ...]:
+    return tuple(a.shape for a in jax.tree.leaves(batch))

@@ -286,8 +286,11 @@ def test_eight_devices_train_as_one(split, tokens, encoder_folder, tmp_path, met
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder, tmp_path, caplog, devices):
-    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder, tmp_path, caplog, request, devices):
+    # Not by `jax.log_compiles`, which is of one thread: the first program is compiled in another.
+    jax.config.update("jax_log_compiles", True)
+    request.addfinalizer(lambda: jax.config.update("jax_log_compiles", False))
+    with caplog.at_level("WARNING", logger="jax"):
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         train_text(split, tokens, encoder_folder, tmp_path, "lora", mesh=mesh, loss="in_batch", steps=8)
     compiled = sum("Finished XLA compilation of jit(step)" in record.getMessage() for record in caplog.records)
