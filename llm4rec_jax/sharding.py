@@ -1,5 +1,6 @@
 """One mesh with the axes ("data", "model"), and rules that place arrays on it."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -9,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batches import NOWHERE, Batch
+from llm4rec_jax.data.batches import NOWHERE, Batch, in_groups
 
 
 class Spread(NamedTuple):
@@ -179,6 +180,10 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
     Args:
       axes: a `Batch` with None in place of a field that all share, which is the first batch's then, and 0 elsewhere.
     """
+    if axes.items is not None:
+        of_batches = ([np.shape(ids) for ids, _ in batch.tokens] for batch in batches)
+        shapes = [np.max(group, axis=0).tolist() for group in itertools.zip_longest(*of_batches, fillvalue=(0, 0))]
+        batches = [in_groups(batch, shapes) for batch in batches]
     fields = {}
     for name, axis in axes._asdict().items():
         values = [getattr(batch, name) for batch in batches]
@@ -204,11 +209,8 @@ def _stacked(field: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
             padded.append(np.pad(array, [missing[0], (missing[1][1], 0)], constant_values=-1))
         elif field == "real":
             padded.append(np.pad(array, missing, constant_values=NOWHERE))
-        elif field in ("items", "tokens"):
-            # A text of padding only would have no mean: rows repeat the last text, columns are padding.
-            rows, *columns = missing
-            wide = np.pad(array, [(0, 0), *columns])
-            padded.append(np.pad(wide, [rows, *((0, 0) for _ in columns)], mode="edge"))
+        elif field == "items":
+            padded.append(np.pad(array, missing, mode="edge"))
         else:
             padded.append(np.pad(array, missing))
     return np.stack(padded)

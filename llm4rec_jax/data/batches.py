@@ -7,7 +7,7 @@ handful of programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import grain
@@ -19,6 +19,7 @@ from llm4rec_jax.data.buckets import bucket, group_lengths, token_bucket
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.leaks import no_leak, within_users
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
+from llm4rec_jax.data.room import SAMPLE, Group, Sizes, fit, room_of
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.tokens import Tokens
 
@@ -142,6 +143,7 @@ class BatchBuilder:
         ratings: bool,
         tokens: Tokens | None,
         prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None,
+        batch_size: int,
         multiple_of: int,
         most_examples: int | None,
         first: bool = False,
@@ -188,6 +190,9 @@ class BatchBuilder:
             NegativeSampler(self.sequences, split.known, popularity, alpha) if negatives == "sampled" else None
         )
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
+        self._room = None
+        if negatives != "catalogue" and not self._fixed_shapes:
+            self._room = room_of(list(self._sample(batch_size)), group_cost, multiple_of)
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
     def __getstate__(self) -> bytes:
@@ -197,8 +202,19 @@ class BatchBuilder:
     def __setstate__(self, state: bytes) -> None:
         self.__dict__.update(mapped.loads(state))
 
-    def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
-        """The examples of these numbers, of which a process builds its share; what is random is drawn for all."""
+    def _sample(self, batch_size: int) -> Iterator[Sizes]:
+        rng, all_examples = np.random.default_rng(0), len(self.examples.user)
+        for _ in range(SAMPLE):
+            # Drawing without repeats takes time with all examples, and repeats are few then.
+            repeats = batch_size > all_examples or all_examples > 2**17
+            drawn = self._draw(rng.choice(all_examples, batch_size, replace=repeats), rng)
+            items = np.unique(np.concatenate([part.ravel() for part in drawn.parts]))
+            lengths = np.zeros(len(items), np.int32) if self._tokens is None else self._tokens.lengths[items]
+            own = np.diff(self.sequences.offsets)[drawn.user].max()
+            yield Sizes(lengths, int(drawn.target_mask.sum()), int(own))
+
+    def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> _Drawn:
+        """The examples of these numbers."""
         user, start, stop = (column[numbers] for column in self.examples)
         width = stop - start
         column = np.arange(self.history)
@@ -217,11 +233,14 @@ class BatchBuilder:
         user, start, stop, at, history_mask, target_at, target_mask = (
             column[self._share] for column in (user, start, stop, at, history_mask, target_at, target_mask)
         )
-        history, target = self.sequences.items[at], self.sequences.items[target_at]
-
-        parts = [history, target]
+        parts = [self.sequences.items[at], self.sequences.items[target_at]]
         if drawn is not None:
-            parts.append(drawn.reshape(*target.shape, self._k))
+            parts.append(drawn.reshape(*target_at.shape, self._k))
+        return _Drawn(user, start, stop, parts, history_mask, target_at, target_mask, hidden)
+
+    def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
+        """The examples of these numbers, of which a process builds its share; what is random is drawn for all."""
+        user, start, stop, parts, history_mask, target_at, target_mask, hidden = self._draw(numbers, rng)
         if self._catalogue is not None:
             items, tokens, order = self._catalogue
             parts = [order[np.searchsorted(self._known, part)] for part in parts]
@@ -248,7 +267,8 @@ class BatchBuilder:
             batch = batch._replace(candidates=candidates, log_q=self._log_q[items], own=self._own(user))
         if self._compact and batch.candidates is not None:
             places = np.flatnonzero(target_mask)
-            real = np.full(bucket(len(places)), NOWHERE, np.int32)
+            size = bucket(len(places)) if self._room is None else fit(len(places), self._room.real)
+            real = np.full(size, NOWHERE, np.int32)
             real[: len(places)] = places
             batch = batch._replace(real=real)
         return batch
@@ -270,40 +290,51 @@ class BatchBuilder:
 
     def _with_tokens(self, unique: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
         """Distinct items to (items padded and ordered, their texts in groups, place of each of the distinct items)."""
-        if self._tokens is None:
-            size = self._size(len(unique))
-            padded = np.concatenate([unique, np.full(size - len(unique), unique[0], np.int32)])
-            return padded, (), np.arange(len(unique), dtype=np.int32)
-        # The whole catalogue is the same every time, so finer groups cost no further programs; elsewhere there is one.
-        lengths = self._tokens.lengths[unique]
-        if self._mode == "catalogue":
-            lengths = group_lengths(lengths, self._group_cost)
-        else:
-            longest = self._tokens.lengths[self._known].max() if self._fixed_shapes else lengths.max()
-            lengths = np.full(len(unique), token_bucket(longest))
-        items, groups, order, filled = [], [], np.empty(len(unique), np.int32), 0
-        for length in np.unique(lengths):
-            (members,) = np.nonzero(lengths == length)
-            size = self._size(len(members))
-            rows = unique[np.concatenate([members, np.full(size - len(members), members[0])])]
-            groups.append(token_group(self._tokens, rows, int(length)))
+        items, texts, order, filled = [], [], np.empty(len(unique), np.int32), 0
+        for members, length, size in self._groups(unique):
+            # What is room only repeats an item.
+            spare = np.full(size - len(members), members[0] if len(members) else 0)
+            rows = unique[np.concatenate([members, spare])]
+            if self._tokens is not None:
+                texts.append(token_group(self._tokens, rows, length))
             order[members] = filled + np.arange(len(members))
             items.append(rows)
             filled += size
-        return np.concatenate(items), tuple(groups), order
+        return np.concatenate(items), tuple(texts), order
 
-    def _size(self, items: int) -> int:
+    def _groups(self, unique: np.ndarray) -> list[Group]:
+        lengths = np.zeros(len(unique), np.int32) if self._tokens is None else self._tokens.lengths[unique]
+        if self._room is not None:
+            return self._room.groups(lengths)
         if self._mode == "catalogue":
-            return -(-items // self._multiple_of) * self._multiple_of
-        return bucket(self._most_items if self._fixed_shapes else items, self._multiple_of)
+            # The same every time, so that it needs no room.
+            lengths = group_lengths(lengths, self._group_cost)
+            members = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+            m = self._multiple_of
+            return [Group(each, int(lengths[each[0]]), -(-len(each) // m) * m) for each in members]
+        longest = 0 if self._tokens is None else token_bucket(self._tokens.lengths[self._known].max())
+        return [Group(np.arange(len(unique)), longest, bucket(self._most_items, self._multiple_of))]
 
     def _own(self, users: np.ndarray) -> np.ndarray:
         starts, stops = self.sequences.offsets[users], self.sequences.offsets[users + 1]
-        lengths = np.diff(self.sequences.offsets) if self._fixed_shapes else stops - starts
-        column = np.arange(bucket(int(lengths.max())))
+        lengths = np.diff(self.sequences.offsets) if self._room is None else stops - starts
+        column = np.arange(bucket(max(int(lengths.max()), 0 if self._room is None else self._room.own)))
         inside = column < (stops - starts)[:, None]
         rows = self.sequences.items[np.where(inside, starts[:, None] + column, 0)]
         return np.sort(np.where(inside, rows, -1), axis=1).astype(np.int32)
+
+
+class _Drawn(NamedTuple):
+    """Examples before their items are looked up: `parts` are rows of items, [B, H], [B, T] and, if drawn, [B, T, K]."""
+
+    user: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    parts: list[np.ndarray]
+    history_mask: np.ndarray
+    target_at: np.ndarray
+    target_mask: np.ndarray
+    hidden: np.ndarray | None
 
 
 def token_group(tokens: Tokens, rows: np.ndarray, length: int) -> TokenGroup:
@@ -311,6 +342,36 @@ def token_group(tokens: Tokens, rows: np.ndarray, length: int) -> TokenGroup:
     ids = tokens.ids[rows, :length]
     ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
     return TokenGroup(ids, np.arange(length) < tokens.lengths[rows][:, None])
+
+
+def in_groups(batch: Batch, shapes: Sequence[Sequence[int]]) -> Batch:
+    """The batch with its groups of texts padded to these rows and tokens, and with more groups where it has fewer."""
+    if [list(np.shape(group.ids)) for group in batch.tokens] == [list(shape) for shape in shapes]:
+        return batch
+    ids, masks = ([np.asarray(group[i]) for group in batch.tokens] for i in range(2))
+    rows, wanted = np.array([len(each) for each in ids] + [0] * (len(shapes) - len(ids))), [n for n, _ in shapes]
+    starts, new_starts = (np.concatenate([[0], np.cumsum(sizes)[:-1]]) for sizes in (rows, wanted))
+    place = (np.arange(rows.sum()) + np.repeat(new_starts - starts, rows)).astype(np.int32)
+    # What is room repeats the first item of its group, or of the batch.
+    source = np.repeat(np.where(rows, starts, 0), wanted)
+    source[place] = np.arange(len(place))
+    is_room = np.ones(len(source), bool)
+    is_room[place] = False
+    texts = []
+    for g, (n, length) in enumerate(shapes):
+        own = slice(new_starts[g], new_starts[g] + n)
+        of, row = (g, source[own] - starts[g]) if rows[g] else (0, source[own])
+        wide = ((0, 0), (0, max(length - ids[of].shape[1], 0)))
+        texts.append(TokenGroup(*(np.pad(each[of], wide)[row, :length] for each in (ids, masks))))
+    return batch._replace(
+        items=batch.items[source],
+        tokens=tuple(texts),
+        candidates=None if batch.candidates is None else batch.candidates[source] & ~is_room,
+        log_q=None if batch.log_q is None else batch.log_q[source],
+        history=place[batch.history],
+        target=place[batch.target],
+        negatives=None if batch.negatives is None else place[batch.negatives],
+    )
 
 
 def training_batches(
@@ -382,6 +443,7 @@ def training_batches(
         ratings=ratings,
         tokens=tokens,
         prompts=prompts,
+        batch_size=batch_size,
         multiple_of=multiple_of if negatives == "catalogue" else multiple_of // count,
         most_examples=None if count == 1 else batch_size // count,
         first=first,

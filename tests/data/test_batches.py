@@ -15,12 +15,13 @@ from llm4rec_jax.data.batches import (
     Examples,
     Gaps,
     histories,
+    in_groups,
     single_targets,
     token_group,
     training_batches,
     windows,
 )
-from llm4rec_jax.data.buckets import bucket, token_bucket
+from llm4rec_jax.data.buckets import bucket
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.splits import few_shot, global_time, leave_one_out
@@ -185,7 +186,6 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
         # Each item has one place; what is left are repeats, for padding.
         assert len(np.unique(items[places])) == len(places) == len(np.unique(items))
         assert len(items) % multiple_of == 0
-        assert mode == "catalogue" or len(items) == bucket(len(places), multiple_of)
         assert np.shape(batch.history) == np.shape(batch.history_mask) == (8, 5)
         assert np.shape(batch.target) == np.shape(batch.target_mask) == (8, 5 if every_position else 1)
 
@@ -206,7 +206,7 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
             assert batch.log_q is None
             assert batch.own is None
             assert (batch.candidates is not None) == (mode == "catalogue")
-        check_tokens(batch, tokens, mode)
+        check_tokens(batch, tokens)
 
 
 def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray) -> None:
@@ -221,7 +221,7 @@ def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray) -
         assert (np.diff(own) >= 0).all()
 
 
-def check_tokens(batch: Batch, tokens: Tokens | None, mode: str) -> None:
+def check_tokens(batch: Batch, tokens: Tokens | None) -> None:
     if tokens is None:
         assert batch.tokens == ()
         return
@@ -229,17 +229,65 @@ def check_tokens(batch: Batch, tokens: Tokens | None, mode: str) -> None:
     for ids, mask in batch.tokens:
         rows = items[at : at + len(ids)]
         at += len(ids)
-        longest = int(tokens.lengths[rows].max())
-        # The one shape of a catalogue may be tight; those of other batches are to be few.
-        assert np.shape(ids)[1] == (-(-longest // 4) * 4 if mode == "catalogue" else token_bucket(longest))
         for row, text, kept in zip(rows, np.asarray(ids), np.asarray(mask), strict=True):
-            length = tokens.lengths[row]
+            # Room in a group that no text of the batch is in repeats a text, cut.
+            length = min(tokens.lengths[row], len(text))
             np.testing.assert_array_equal(text[:length], tokens.ids[row, :length])
             assert not text[length:].any()
             assert kept[:length].all()
             assert not kept[length:].any()
     assert at == len(items)
-    assert (len(batch.tokens) > 1) == (mode == "catalogue")
+    # Each item that something points to is in the first group that holds it.
+    widths = [np.shape(ids)[1] for ids, _ in batch.tokens]
+    assert widths == sorted(set(widths))
+    assert len(widths) > 1
+    group = np.repeat(np.arange(len(widths)), [len(ids) for ids, _ in batch.tokens])
+    used = [np.ravel(part) for part in (batch.history, batch.target, batch.negatives) if part is not None]
+    places = np.unique(np.concatenate(used))
+    np.testing.assert_array_equal(group[places], np.searchsorted(widths, tokens.lengths[items[places]]))
+
+
+@pytest.mark.parametrize("mode", ["sampled", "in_batch", "none"])
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_nearly_all_batches_have_one_shape(mode, with_tokens):
+    options: Any = {"negatives": mode, "ratings": mode == "none", "compact": True, "group_cost": 100}
+    tokens = token_table() if with_tokens else None
+    _, stream = training_batches(leave_one_out(dataset(3000)), batch_size=16, history=9, tokens=tokens, **options)
+    shapes = Counter(shapes_of(batch) for batch in islice(stream, 300))
+    assert shapes.most_common(1)[0][1] > 285, shapes
+
+
+def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    arrays = [batch._replace(tokens=()), *(array for group in batch.tokens for array in group)]
+    return tuple(np.shape(array) for array in [*arrays[0], *arrays[1:]] if array is not None and len(array))
+
+
+@pytest.mark.parametrize("mode", ["sampled", "in_batch"])
+def test_more_room_in_a_batch_changes_nothing_else(mode):
+    tokens = token_table()
+    options: Any = {"batch_size": 4, "history": 5, "negatives": mode, "num_negatives": 2, "compact": True}
+    for batch in islice(training_batches(leave_one_out(dataset()), tokens=tokens, **options)[1], 5):
+        shapes = [np.shape(ids) for ids, _ in batch.tokens]
+        assert in_groups(batch, shapes) is batch
+        wide = in_groups(batch, [*((rows + 3 * g, length + g % 2) for g, (rows, length) in enumerate(shapes)), (2, 50)])
+        assert [np.shape(ids) for ids, _ in wide.tokens][-1] == (2, 50)
+        assert decoded(wide) == decoded(batch)
+        pointed_at = set(np.concatenate([wide.history.ravel(), wide.target.ravel()]).tolist())
+        at = 0
+        for ids, mask in wide.tokens:
+            for text, kept in zip(np.asarray(ids), np.asarray(mask), strict=True):
+                row = wide.items[at]
+                # A text without a token would have no mean.
+                assert kept.any()
+                assert at not in pointed_at or kept.sum() == tokens.lengths[row]
+                np.testing.assert_array_equal(text[: kept.sum()], tokens.ids[row, : kept.sum()])
+                at += 1
+        assert at == len(wide.items)
+        if mode == "sampled":
+            np.testing.assert_array_equal(wide.items[wide.negatives], batch.items[batch.negatives])
+        else:
+            np.testing.assert_array_equal(np.sort(wide.items[wide.candidates]), np.sort(batch.items[batch.candidates]))
+            np.testing.assert_array_equal(wide.log_q[wide.target], batch.log_q[batch.target])
 
 
 def test_a_group_of_a_catalogue_saves_what_it_costs():
@@ -250,7 +298,7 @@ def test_a_group_of_a_catalogue_saves_what_it_costs():
     many, one = groups(0), groups(10**6)
     assert len(many.tokens) > 1 == len(one.tokens)
     np.testing.assert_array_equal(one.items[one.target], many.items[many.target])
-    check_tokens(many, token_table(), "catalogue")
+    check_tokens(many, token_table())
 
 
 def test_prompts_are_written_from_the_history_alone():
