@@ -191,7 +191,7 @@ class BatchBuilder:
         )
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
         self._room = None
-        if negatives != "catalogue" and not self._fixed_shapes:
+        if not self._fixed_shapes:
             self._room = room_of(list(self._sample(batch_size)), group_cost, multiple_of)
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
@@ -304,14 +304,14 @@ class BatchBuilder:
 
     def _groups(self, unique: np.ndarray) -> list[Group]:
         lengths = np.zeros(len(unique), np.int32) if self._tokens is None else self._tokens.lengths[unique]
-        if self._room is not None:
-            return self._room.groups(lengths)
         if self._mode == "catalogue":
             # The same every time, so that it needs no room.
             lengths = group_lengths(lengths, self._group_cost)
             members = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
             m = self._multiple_of
             return [Group(each, int(lengths[each[0]]), -(-len(each) // m) * m) for each in members]
+        if self._room is not None:
+            return self._room.groups(lengths)
         longest = 0 if self._tokens is None else token_bucket(self._tokens.lengths[self._known].max())
         return [Group(np.arange(len(unique)), longest, bucket(self._most_items, self._multiple_of))]
 
