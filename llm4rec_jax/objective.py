@@ -66,13 +66,15 @@ class Objective(NamedTuple):
 
             return run
 
-        keys = iter(() if key is None else jax.random.split(key, len(batch.tokens) + 5))
+        keys = iter(() if key is None else jax.random.split(key, 5))
         run = runner(keys)
         text = None
         if frozen["text"] is not None:
             text = frozen["text"][batch.items]
         elif self.model.encoder is not None:
-            text = self.gather(jnp.concatenate(list(self._encode(frozen["states"], batch, run))))
+            # Keys of their own: how many groups the texts are in changes no other dropout.
+            own = () if key is None else jax.random.split(jax.random.fold_in(key, 1), len(batch.tokens))
+            text = self.gather(jnp.concatenate(list(self._encode(frozen["states"], batch, runner(iter(own))))))
         contexts = run("context", batch.items, text)
         if self.micro_batches == 1:
             return self._of_users(contexts, batch, run)

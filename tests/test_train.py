@@ -7,6 +7,7 @@ import signal
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from llm4rec_jax import journal, peft, sharding
 from llm4rec_jax.checkpoint import CheckpointError
-from llm4rec_jax.data.batches import TokenGroup
+from llm4rec_jax.data.batches import TokenGroup, training_batches
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.text import item_texts
 from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer
@@ -23,6 +24,7 @@ from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.graph import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users import USERS
+from llm4rec_jax.objective import Objective
 from llm4rec_jax.runs import NonFiniteLoss, Preempted, Trained, separate
 from llm4rec_jax.train import train
 from tests import tiny
@@ -236,6 +238,27 @@ def test_states_that_training_does_not_change_are_computed_once(
             np.testing.assert_array_equal(trained.scorer.of(*weights, states=states).contexts(), contexts)
             assert (trained.scorer.of(*weights, states=states[::-1]).contexts() != contexts).any()
     np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
+    encoder, params = pretrained.load(encoder_folder, dropout=0.0)
+    model = recommender(encoder=encoder, users="transformer", width=16, user_options={"dropout": 0.5})
+    rng, items, vocabulary = np.random.default_rng(0), split.dataset.num_items, encoder.config.vocab_size
+    lengths = rng.integers(1, 25, items, dtype=np.int32)
+    texts = Tokens(np.where(np.arange(24) < lengths[:, None], rng.integers(1, vocabulary, (items, 24)), 0), lengths)
+    method = peft.within(peft.create("bitfit"), "encoder")
+    trainable, frozen = separate(method, init(model, jax.random.key(0), params), jax.random.key(1))
+    objective = jax.jit(Objective(model, method, LOSSES["catalogue"]).__call__)
+    values, groups = [], []
+    for cost in (0, 10**6):
+        options: Any = {"batch_size": 8, "negatives": "catalogue", "tokens": texts, "group_cost": cost}
+        batch = next(iter(training_batches(split, **options)[1]))
+        groups.append(len(batch.tokens))
+        values.append([float(objective(trainable, frozen, batch, jax.random.key(seed))) for seed in range(3)])
+    assert groups[0] > 1 == groups[1]
+    assert np.isfinite(values).all()
+    np.testing.assert_allclose(*values, rtol=1e-5)
+    assert np.ptp(values[0]) > 1e-3
 
 
 def test_a_chain_of_beside_and_inside_caches_nothing(split, tokens, encoder_folder, tmp_path):
