@@ -204,14 +204,14 @@ class BatchBuilder:
 
     def _sample(self, batch_size: int) -> Iterator[Sizes]:
         rng, all_examples = np.random.default_rng(0), len(self.examples.user)
+        items_of_user = np.diff(self.sequences.offsets)
         for _ in range(SAMPLE):
             # Drawing without repeats takes time with all examples, and repeats are few then.
             repeats = batch_size > all_examples or all_examples > 2**17
             drawn = self._draw(rng.choice(all_examples, batch_size, replace=repeats), rng)
             items = np.unique(np.concatenate([part.ravel() for part in drawn.parts]))
             lengths = np.zeros(len(items), np.int32) if self._tokens is None else self._tokens.lengths[items]
-            own = np.diff(self.sequences.offsets)[drawn.user].max()
-            yield Sizes(lengths, int(drawn.target_mask.sum()), int(own))
+            yield Sizes(lengths, int(drawn.target_mask.sum()), int(items_of_user[drawn.user].max()))
 
     def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> _Drawn:
         """The examples of these numbers."""
@@ -414,7 +414,7 @@ def training_batches(
       first: with one example a target, users' first items are targets too, for a model that reads no history.
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
       compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
-      group_cost: padding that one more group of a catalogue's texts has to save, in tokens.
+      group_cost: padding that one more group of a batch's texts has to save, in tokens.
       workers: processes that make batches, the same ones whatever their number; 0 for threads of this one. An
         iterator's state goes with their number. Close the iterator to end them.
 
