@@ -25,6 +25,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.inputs = arg if arg in ("id", "id+text") else "text"
     # A finished run whose parts outside the encoder this one starts from.
     config.init_from = placeholder(str)
+    # Modules that register methods, losses or sources of your own, joined by spaces: see docs/adding_a_method.md.
+    config.imports = placeholder(str)
 
     # A baseline in closed form, in place of everything that is trained: see llm4rec_jax/baselines.
     config.baseline = ConfigDict({"name": placeholder(str), "options": ConfigDict()})

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import fetch
+from experiments import fetch, own_code
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.checkpoint import adopt
 from llm4rec_jax.data import assets, filters, prepared, sources, splits
-from llm4rec_jax.data.batches import TokenGroup, token_group
+from llm4rec_jax.data.batch import TokenGroup, token_group
 from llm4rec_jax.data.buckets import token_bucket
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.split import Split
@@ -53,6 +53,7 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
+        own_code.load(config)
         if self.config.data.source in sources.POINTWISE:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "

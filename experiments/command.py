@@ -1,8 +1,10 @@
 """What the commands share: flags, help, and errors as the person who gets them wants to read them."""
 
+import ast
 import ctypes
 import ctypes.util
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,8 +13,10 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from experiments import compiled, joining
+from llm4rec_jax.registry import unknown_name
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -92,6 +96,43 @@ def run_on(main: Callable[[list[str]], None], what: str) -> None:
     _run(with_arguments)
 
 
+def _unknown_key(arguments: list[str]) -> str | None:
+    """Words the error for the first --config.KEY that the configuration does not have; None where all are there."""
+    found = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(arguments))
+    if found is None:
+        return None
+    config = flags.FLAGS["config"].parser.parse(found[1])
+    for argument in arguments:
+        given = re.match(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument)
+        if given is None:
+            continue
+        table, keys = config, given[1].split(".")
+        for depth, key in enumerate(keys):
+            if not isinstance(table, ConfigDict):
+                break
+            if key not in table:
+                where = ".".join(["config", *keys[:depth]])
+                return unknown_name(f"key of {where}:", key, table.keys()) + _as_a_dictionary(keys, given[2])
+            table = table[key]
+    return None
+
+
+def _as_a_dictionary(keys: list[str], value: str | None) -> str:
+    """How to give an option that a file does not set: only its whole table is a key."""
+    at = next((i for i, key in enumerate(keys) if key.endswith("options")), None)
+    if at is None:
+        return ""
+    try:
+        ast.literal_eval(value or "True")
+        literal = value or "True"
+    except (SyntaxError, ValueError):
+        literal = repr(value)
+    for key in reversed(keys[at + 1 :]):
+        literal = f"{{{key!r}: {literal}}}"
+    table = ".".join(keys[: at + 1])
+    return f'. An option that the file does not set is given with its table: --config.{table}="{literal}"'
+
+
 def _run(main: Callable[[list[str]], None]) -> None:
     _keep_memory()
     compiled.keep()
@@ -131,10 +172,8 @@ def _run(main: Callable[[list[str]], None]) -> None:
                 traceback.print_exc()
                 print(f"error: --config: {type(error).__name__}: {error}", file=sys.stderr)
                 sys.exit(2)
-            # An unknown key or a missing file of --config; ml_collections writes its hint with the marks of a repr.
-            print(
-                "error: --config: " + str(error).strip("\"'").replace("\\n", " ").replace("\\'", "'"), file=sys.stderr
-            )
+            # An unknown key or a missing file of --config.
+            print(f"error: {_unknown_key(arguments[1:]) or f'--config: {error}'}", file=sys.stderr)
             sys.exit(2)
 
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import results, run_folder
+from experiments import own_code, results, run_folder
 from experiments.assemble import factors
 from experiments.pointwise_assembly import PointwiseAssembly
 from llm4rec_jax import answering, pointwise, pointwise_train
@@ -26,6 +26,7 @@ from llm4rec_jax.runs import separate
 
 def takes(config: Any) -> bool:
     """Whether a configuration is of a run on a pointwise source."""
+    own_code.load(config)
     return config.data.source in POINTWISE
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm4rec_jax.data.batches import token_group
+from llm4rec_jax.data.batch import token_group
 from llm4rec_jax.data.buckets import bucket, token_bucket
 from llm4rec_jax.data.pointwise import Rows
 from llm4rec_jax.data.tokens import Tokens

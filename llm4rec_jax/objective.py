@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.data.batch import Batch
 from llm4rec_jax.losses import Loss, reduce_mean
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llm4rec_jax.data.batches import TokenGroup, histories, token_group
+from llm4rec_jax.data.batch import TokenGroup, token_group
 from llm4rec_jax.data.buckets import text_bucket
+from llm4rec_jax.data.examples import histories
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.models import users as user_models

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.data.batch import Batch
 
 # Dense bfloat16 FLOP/s of one chip by the vendors' data sheets, by a regex on the device's kind. The first that
 # matches counts.

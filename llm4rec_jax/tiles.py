@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batches import Array
+from llm4rec_jax.data.batch import Array
 from llm4rec_jax.sharding import fetch, put
 from llm4rec_jax.sizes import rows_of_a_tile
 

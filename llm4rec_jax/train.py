@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax import sharding, speed
 from llm4rec_jax.checkpoint import Checkpoints, digest
-from llm4rec_jax.data.batches import Batch, Gaps, training_batches
+from llm4rec_jax.data.batch import Batch
+from llm4rec_jax.data.batches import Gaps, training_batches
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
@@ -34,6 +34,7 @@ from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below, count
+from llm4rec_jax.programs import Programs
 from llm4rec_jax.runs import (
     NonFiniteLoss,
     Preempted,
@@ -310,16 +311,10 @@ def train_together(
     positions = [stream.get_state() for stream in streams]
     upcoming: list[Batch] = []  # batches that have been taken before their step
     placed: Any = None
-    begun: dict[tuple[Any, ...], Future[jax.stages.Compiled]] = {}
-
-    def compiled(*arguments: Any) -> jax.stages.Compiled:
-        return step_function.lower(*arguments).compile()
-
+    programs = Programs(step_function)
     if step < steps and going():
         upcoming, placed = take()
-        compiler = ThreadPoolExecutor(1)
-        begun[_shapes(placed)] = compiler.submit(compiled, dict(frozen), setting, state, placed)
-        compiler.shutdown(wait=False)
+        programs.begin(dict(frozen), setting, state, placed)
     weights = {**frozen["params"], **one["params"]}
     if constant:
         found["frozen"]["text"] = scorer.text(weights, one["delta"])
@@ -379,7 +374,6 @@ def train_together(
                     say(f"{name}stopped early: {record['worse']} validations without a better {metric}")
 
     # ------------------------------------------------------------------------------------------------------------ loop
-    programs: dict[tuple[Any, ...], float] = {}  # shapes to FLOPs
     pending: deque[tuple[int, list[Batch], dict[str, jax.Array]]] = deque()
     windows: list[list[dict[str, float]]] = [[] for _ in runs]
     done: list[list[speed.Work]] = [[] for _ in runs]
@@ -422,18 +416,15 @@ def train_together(
                 if not upcoming:
                     upcoming, placed = take()
                 batches, upcoming = upcoming, []
-                if (shapes := _shapes(placed)) not in programs:
-                    # Compiled once: the call below finds this program.
+                if placed not in programs:
                     with aside(journals):
-                        early = begun.pop(shapes, None)
-                        program = early.result() if early else compiled(frozen, setting, state, placed)
-                    programs[shapes] = (program.cost_analysis() or {}).get("flops", 0.0)
+                        program = programs.compile(frozen, setting, state, placed)
                     for journal in journals:
                         journal.program(step, len(programs), program)
                 if traced is not None and traced.step():
                     say(f"five steps are traced in {traced.folder}: open it with TensorBoard or ui.perfetto.dev")
                 for k in going():
-                    done[k].append(speed.work(batches[k], programs[shapes]))
+                    done[k].append(speed.work(batches[k], programs.flops(placed)))
                 state, figures = step_function(frozen, setting, state, placed)
                 step += 1
                 pending.append((step, batches, figures))
@@ -498,7 +489,3 @@ def train_together(
     for kept in checkpoints:
         kept.close()
     return outcomes
-
-
-def _shapes(batch: Batch) -> tuple[Any, ...]:
-    return tuple(a.shape for a in jax.tree.leaves(batch))

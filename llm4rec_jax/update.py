@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm4rec_jax.data.batches import Batch
+from llm4rec_jax.data.batch import Batch
 from llm4rec_jax.objective import Objective
 
 

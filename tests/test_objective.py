@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.data.batches import NOWHERE, Batch
+from llm4rec_jax.data.batch import NOWHERE, Batch
 from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.objective import Objective

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm4rec_jax.data.batches import TokenGroup, token_group
+from llm4rec_jax.data.batch import TokenGroup, token_group
 from llm4rec_jax.data.buckets import text_bucket
 from llm4rec_jax.data.split import Sequences
 from llm4rec_jax.data.tokens import Tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm4rec_jax.data.batches import Batch, TokenGroup
+from llm4rec_jax.data.batch import Batch, TokenGroup
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.sharding import BERT_RULES, make_mesh, path_name, place, place_batch, specs
 from tests.conftest import random_bert

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax import speed
-from llm4rec_jax.data.batches import Batch, TokenGroup
+from llm4rec_jax.data.batch import Batch, TokenGroup
 
 
 def mask(*lengths: int, width: int) -> np.ndarray:

@@ -15,7 +15,8 @@ import pytest
 
 from llm4rec_jax import journal, peft, sharding
 from llm4rec_jax.checkpoint import CheckpointError
-from llm4rec_jax.data.batches import TokenGroup, training_batches
+from llm4rec_jax.data.batch import TokenGroup
+from llm4rec_jax.data.batches import training_batches
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.text import item_texts
 from llm4rec_jax.data.tokens import Tokens, tokenise, tokenizer

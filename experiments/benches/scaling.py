@@ -23,7 +23,7 @@ from configs import movielens_100k
 from experiments.assemble import Assembly
 from experiments.benches import training
 from llm4rec_jax import sharding
-from llm4rec_jax.data.batches import Batch, TokenGroup
+from llm4rec_jax.data.batch import Batch, TokenGroup
 from llm4rec_jax.models.bert import Bert, BertConfig
 from llm4rec_jax.peft.sites import constant_below, count
 

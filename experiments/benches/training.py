@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from experiments.assemble import Assembly
-from llm4rec_jax.data.batches import Batch, BatchBuilder, training_batches
+from llm4rec_jax.data.batch import Batch
+from llm4rec_jax.data.batches import BatchBuilder, training_batches
 from llm4rec_jax.losses import LOSSES
 from llm4rec_jax.objective import Objective
 from llm4rec_jax.optim import optimizer

@@ -7,74 +7,23 @@ handful of programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
 from llm4rec_jax.data import mapped
+from llm4rec_jax.data.batch import NOWHERE, Batch, TokenGroup, token_group
 from llm4rec_jax.data.buckets import bucket, group_lengths, token_bucket
+from llm4rec_jax.data.examples import Examples, single_targets, windows
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.leaks import no_leak, within_users
 from llm4rec_jax.data.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.room import SAMPLE, Group, Sizes, fit, room_of
-from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
-
-if TYPE_CHECKING:
-    import jax
-
-# A batch is made of numpy arrays here, and of device arrays by the time a model sees it.
-Array: TypeAlias = "np.ndarray | jax.Array"
-
-# Outside of every array: what gathers there is cut to the last place, what scatters there is dropped.
-NOWHERE = np.iinfo(np.int32).max
-
-
-class TokenGroup(NamedTuple):
-    """Texts of similar length: ids [U_g, L_g] int32 and mask [U_g, L_g] bool."""
-
-    ids: Array
-    mask: Array
-
-
-class Batch(NamedTuple):
-    """One training batch; what a model or loss has no use for is None.
-
-    Attributes:
-      users: [B] rows of the user table.
-      items: [U] rows of the item table, each once, padded with repeats.
-      history: [B, H] positions in `items`, padded at the end; history_mask: [B, H].
-      target: [B, T] positions in `items`; T is H where every position is trained on, else 1; target_mask: [B, T].
-      tokens: the texts of `items`, in that order, in groups by length.
-      prompt: the histories as text, for a user model that reads text.
-      rating: [B, T] float32 of the targets.
-      negatives: [B, T, K] positions in `items`.
-      candidates: [U] bool, the `items` that a target is compared with: the batch's targets, or the whole catalogue.
-      log_q: [U] log of the probability that a target is this item.
-      own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
-      hidden: [B, H] bool, the positions of the history that a user model has to fill; `target` is what stands there.
-      real: [P] where `target_mask` is true, as places in the flat [B * T], padded with `NOWHERE`: losses against many
-        candidates need not be computed elsewhere.
-    """
-
-    users: Array
-    items: Array
-    history: Array
-    history_mask: Array
-    target: Array
-    target_mask: Array
-    tokens: tuple[TokenGroup, ...] = ()
-    prompt: TokenGroup | None = None
-    rating: Array | None = None
-    negatives: Array | None = None
-    candidates: Array | None = None
-    log_q: Array | None = None
-    own: Array | None = None
-    hidden: Array | None = None
-    real: Array | None = None
 
 
 class Gaps(NamedTuple):
@@ -87,45 +36,6 @@ class Gaps(NamedTuple):
 
     share: float
     only_last: float
-
-
-class Examples(NamedTuple):
-    """Windows of training sequences: inputs are rows start…stop-1 of `Sequences`, targets start+1…stop of it.
-
-    Attributes:
-      user, start, stop: [E].
-    """
-
-    user: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-
-
-def windows(sequences: Sequences, history: int) -> Examples:
-    """Cuts each user's sequence into windows of at most `history` inputs whose targets together are all but the first.
-
-    Cut from the end, so that the most recent window is a full one.
-    """
-    lengths = np.diff(sequences.offsets) - 1
-    per_user = np.maximum(-(-lengths // history), 0)
-    user = np.repeat(np.arange(len(lengths)), per_user)
-    nth = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
-    stop = sequences.offsets[1:][user] - 1 - nth * history
-    start = np.maximum(stop - history, sequences.offsets[:-1][user])
-    return Examples(user, start, stop)
-
-
-def single_targets(sequences: Sequences, history: int, first: bool = False) -> Examples:
-    """One example a target: the inputs are the at most `history` items before it.
-
-    Args:
-      first: users' first items, which have no item before them, are targets too.
-    """
-    user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
-    stop = np.arange(len(user))
-    begin = sequences.offsets[:-1][user]
-    keep = stop >= begin if first else stop > begin
-    return Examples(user[keep], np.maximum(stop - history, begin)[keep], stop[keep])
 
 
 class BatchBuilder:
@@ -337,43 +247,6 @@ class _Drawn(NamedTuple):
     hidden: np.ndarray | None
 
 
-def token_group(tokens: Tokens, rows: np.ndarray, length: int) -> TokenGroup:
-    """Rows of a token table, cut or padded to `length` columns."""
-    ids = tokens.ids[rows, :length]
-    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
-    return TokenGroup(ids, np.arange(length) < tokens.lengths[rows][:, None])
-
-
-def in_groups(batch: Batch, shapes: Sequence[Sequence[int]]) -> Batch:
-    """The batch with its groups of texts padded to these rows and tokens, and with more groups where it has fewer."""
-    if [list(np.shape(group.ids)) for group in batch.tokens] == [list(shape) for shape in shapes]:
-        return batch
-    ids, masks = ([np.asarray(group[i]) for group in batch.tokens] for i in range(2))
-    rows, wanted = np.array([len(each) for each in ids] + [0] * (len(shapes) - len(ids))), [n for n, _ in shapes]
-    starts, new_starts = (np.concatenate([[0], np.cumsum(sizes)[:-1]]) for sizes in (rows, wanted))
-    place = (np.arange(rows.sum()) + np.repeat(new_starts - starts, rows)).astype(np.int32)
-    # What is room repeats the first item of its group, or of the batch.
-    source = np.repeat(np.where(rows, starts, 0), wanted)
-    source[place] = np.arange(len(place))
-    is_room = np.ones(len(source), bool)
-    is_room[place] = False
-    texts = []
-    for g, (n, length) in enumerate(shapes):
-        own = slice(new_starts[g], new_starts[g] + n)
-        of, row = (g, source[own] - starts[g]) if rows[g] else (0, source[own])
-        wide = ((0, 0), (0, max(length - ids[of].shape[1], 0)))
-        texts.append(TokenGroup(*(np.pad(each[of], wide)[row, :length] for each in (ids, masks))))
-    return batch._replace(
-        items=batch.items[source],
-        tokens=tuple(texts),
-        candidates=None if batch.candidates is None else batch.candidates[source] & ~is_room,
-        log_q=None if batch.log_q is None else batch.log_q[source],
-        history=place[batch.history],
-        target=place[batch.target],
-        negatives=None if batch.negatives is None else place[batch.negatives],
-    )
-
-
 def training_batches(
     split: Split,
     *,
@@ -462,16 +335,3 @@ def training_batches(
             flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
     return build, stream
-
-
-def histories(sequences: Sequences, users: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last `length` items of each user, padded at the end: items [B, length] and mask [B, length]."""
-    users = np.asarray(users)
-    stop = sequences.offsets[users + 1]
-    start = np.maximum(stop - length, sequences.offsets[users])
-    column = np.arange(length)
-    mask = column < (stop - start)[:, None]
-    at = np.where(mask, start[:, None] + column, 0)
-    if not len(sequences.items):
-        return np.zeros(mask.shape, np.int32), mask
-    return np.where(mask, sequences.items[at], 0).astype(np.int32), mask

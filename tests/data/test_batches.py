@@ -9,18 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4rec_jax.data.batches import (
-    NOWHERE,
-    Batch,
-    Examples,
-    Gaps,
-    histories,
-    in_groups,
-    single_targets,
-    token_group,
-    training_batches,
-    windows,
-)
+from llm4rec_jax.data.batch import NOWHERE, Batch, in_groups, token_group
+from llm4rec_jax.data.batches import Gaps, training_batches
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.split import Sequences, Split
 from llm4rec_jax.data.splits import few_shot, global_time, leave_one_out
@@ -53,15 +43,6 @@ def token_table(seed: int = 0) -> Tokens:
     return Tokens(ids.astype(np.int32), lengths)
 
 
-def random_sequences(rng: np.random.Generator) -> Sequences:
-    lengths = rng.integers(0, 14, 12)
-    return Sequences(np.r_[0, np.cumsum(lengths)], rng.integers(9, size=lengths.sum(), dtype=np.int32), None, None)
-
-
-def triples(examples: Examples) -> list[tuple[int, int, int]]:
-    return [tuple(map(int, row)) for row in zip(*examples, strict=True)]
-
-
 def epoch(split: Split, **options: Any) -> list[Batch]:
     """Batches of one example each, as many as there are examples."""
     builder, batches = training_batches(split, batch_size=1, **options)
@@ -77,21 +58,6 @@ def decoded(batch: Batch) -> list[tuple[int, list[int], list[int]]]:
             batch.users, batch.history, batch.history_mask, batch.target, batch.target_mask, strict=True
         )
     ]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("history", [1, 2, 3, 5, 50])
-def test_windows_and_single_targets_are_those_of_plain_python(history, seed):
-    sequences = random_sequences(np.random.default_rng(seed))
-    cut, single = [], []
-    for user, (first, end) in enumerate(zip(sequences.offsets, sequences.offsets[1:], strict=False)):
-        stop = int(end) - 1
-        while stop > first:
-            cut.append((user, max(int(first), stop - history), stop))
-            stop -= history
-        single += [(user, max(int(first), t - history), t) for t in range(int(first) + 1, int(end))]
-    assert triples(windows(sequences, history)) == cut
-    assert triples(single_targets(sequences, history)) == single
 
 
 def target_rows(split: Split, batches: Iterable[Batch]) -> Counter[int]:
@@ -173,7 +139,7 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
     )
     sequences, _ = split.training()
     popularity = np.bincount(sequences.items, minlength=ITEMS)
-    examples = {example: [] for example in triples(builder.examples)}
+    examples = {example: [] for example in zip(*(column.tolist() for column in builder.examples), strict=True)}
     for batch in islice(batches, 6):
         items = np.asarray(batch.items)
         used = [batch.history, batch.target] + ([batch.negatives] if mode == "sampled" else [])
@@ -400,19 +366,6 @@ def test_ratings_that_the_data_lacks_are_refused():
     unrated = Dataset("unrated", Interactions(data.user, data.item, None, data.timestamp), whole.items, whole.users)
     with pytest.raises(DataError, match="learns ratings, but the data has none"):
         training_batches(leave_one_out(unrated), batch_size=1, negatives="none", ratings=True)
-
-
-def test_histories_are_the_last_items():
-    sequences = random_sequences(np.random.default_rng(2))
-    users = np.array([5, 0, 11, 5])
-    items, mask = histories(sequences, users, 4)
-    for user, row, kept in zip(users, items, mask, strict=True):
-        assert row[kept].tolist() == sequences.of(user)[-4:].tolist()
-        assert kept.tolist() == sorted(kept, reverse=True)
-        assert not row[~kept].any()
-    items, mask = histories(Sequences(np.zeros(3, np.int64), np.zeros(0, np.int32), None, None), [0, 1], 4)
-    assert items.shape == (2, 4)
-    assert not mask.any()
 
 
 def test_users_first_items_are_targets_where_no_history_is_read():

@@ -156,7 +156,21 @@ def test_other_parts_train_and_recommend_to_a_stranger(config, tmp_path, argumen
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.train.lerning_rate=1"], "learning_rate"),
+        (
+            ["--config.train.lerning_rate=1"],
+            "unknown key of config.train: 'lerning_rate'; did you mean 'learning_rate'?",
+        ),
+        (["--config.stepps=1"], "unknown key of config: 'stepps'"),
+        (
+            ["--config.data.options.usr=uid", "--config.train.steps=2"],
+            "unknown key of config.data.options: 'usr'; did you mean 'user'?",
+        ),
+        (
+            ["--config.peft.options.houlsby.reduction=8"],
+            """table: --config.peft.options="{'houlsby': {'reduction': 8}}\"""",
+        ),
+        (["--config.imports=configs.my_own"], "there is no module 'configs.my_own'"),
+        (["--config.imports=my_own.methods"], "there is no module 'my_own.methods'"),
         (["--config.model.users=transfomer"], "did you mean 'transformer'"),
         (["--config.loss.name=brp"], "did you mean 'bpr'"),
         (["--config.data.path=/nowhere/x.csv"], "/nowhere/x.csv"),
