@@ -149,7 +149,7 @@ class Assembly:
         template = UserTemplate(text.user, max_items=text.max_items)
         rows = self.dataset.users.to_dicts()
         titles = np.array(self.titles, dtype=object)
-        encode = self._tokenizer
+        encode, encoder = self._tokenizer, self._pretrained[0]
 
         # Somebody who isn't in the user table has none of its columns.
         nobody = dict.fromkeys(self.dataset.users.columns)
@@ -167,7 +167,7 @@ class Assembly:
             ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
             lengths = np.array([len(row) for row in ids], np.int32)
             # One length for all, so that a prompt's vector does not depend on its neighbours.
-            longest = token_bucket(text.max_prompt_tokens)
+            longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
             table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
             for row, tokens in zip(table, ids, strict=True):
                 row[: len(tokens)] = tokens

@@ -24,6 +24,8 @@ from experiments.locks import Lock
 from experiments.schedule import Entry, Schedule
 from experiments.trials import Study, Trial
 from llm4rec_jax import journal
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.metrics import less_is_better
 
 _FOLDER, _OVERRIDES = "folder", "overrides"
 _STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.RUNNING: "interrupted"}
@@ -86,7 +88,7 @@ class Search:
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(self._log.name)),
             study_name="search",
-            direction="maximize",
+            direction="minimize" if less_is_better(self.metric) else "maximize",
             load_if_exists=True,
             pruner=MedianPruner(n_startup_trials=spared),
         )
@@ -106,9 +108,9 @@ class Search:
 
     @property
     def best(self) -> FrozenTrial | None:
-        """The finished trial with the highest value; None before one has finished."""
+        """The finished trial with the best value; None before one has finished."""
         finished = [t for t in self.trials if t.state == TrialState.COMPLETE]
-        return max(finished, key=lambda t: t.value or 0.0, default=None)
+        return max(finished, key=self._score, default=None)
 
     def counted(self) -> int:
         """Trials that need not be drawn any more: all but those that failed and are, or are to be, tried again."""
@@ -162,11 +164,12 @@ class Search:
         """The trials as a Markdown table, the best first."""
         names = list(dict.fromkeys(name for t in self.trials for name in t.params))
         header = ["trial", f"validation {self.metric}", *names, "state", "step", "folder"]
-        ranked = sorted(self.trials, key=lambda t: (t.state != TrialState.COMPLETE, -_value(t)))
+        ranked = sorted(self.trials, key=lambda t: (t.state != TrialState.COMPLETE, -self._score(t)))
         rows = []
         for t in ranked:
             at = max(t.intermediate_values, default=0)
-            value = f"{_value(t):.4f}" if t.intermediate_values or t.value is not None else ""
+            score = self._score(t)
+            value = "" if score == float("-inf") else f"{abs(score):.4f}"
             shown = [f"{t.params[n]:.4g}" if isinstance(t.params.get(n), float) else t.params.get(n, "") for n in names]
             rows.append([t.number, value, *shown, _state(t), at, t.user_attrs.get(_FOLDER, "")])
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -191,6 +194,13 @@ class Search:
             "validations": {str(step): value for step, value in sorted(trial.intermediate_values.items())},
             "folder": trial.user_attrs.get(_FOLDER),
         }
+
+    def _score(self, trial: FrozenTrial) -> float:
+        """A finished trial's value, the best validation of others; negative where less is better."""
+        ended = trial.state == TrialState.COMPLETE and trial.value is not None
+        values = [trial.value] if ended else trial.intermediate_values.values()
+        sign = -1 if less_is_better(self.metric) else 1
+        return max((sign * value for value in values if value is not None), default=float("-inf"))
 
     def _repeated(self, trial: FrozenTrial) -> bool:
         folder = trial.user_attrs.get(_FOLDER)
@@ -227,9 +237,14 @@ class Search:
         return _Going(trial, entry)
 
     def _report(self, going: _Going) -> None:
-        """Passes new validations on. That of step 0 is of no training."""
+        """Passes new validations on. That of step 0 is of no training. None where the records are damaged: the trial
+        itself fails by that."""
         known = self._optuna.get_trials(deepcopy=False)[going.trial.number].intermediate_values
-        for record in journal.read(going.entry.run.folder / "metrics.jsonl"):
+        try:
+            records = journal.read(going.entry.run.folder / "metrics.jsonl")
+        except Damaged:
+            return
+        for record in records:
             if record["kind"] == "validation" and record["step"] > 0 and record["step"] not in known:
                 going.trial.report(record[self.metric], record["step"])
 
@@ -244,13 +259,6 @@ class Search:
         elif status == "failed":
             self._optuna.tell(going.trial, state=TrialState.FAIL)
         self.write()
-
-
-def _value(trial: FrozenTrial) -> float:
-    """A finished trial's value, the best validation of others."""
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        return trial.value
-    return max(trial.intermediate_values.values(), default=float("-inf"))
 
 
 def _state(trial: FrozenTrial) -> str:

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,6 @@ class Job(NamedTuple):
       token: no other job has it.
       command: arguments of the Python interpreter.
       folders: absolute paths; the output is appended to log.txt in the first.
-      environment: variables to be set beside those of the machine.
       directory: where the command is run.
       timeout: seconds after which it is stopped; None for any.
       grace: seconds from SIGTERM to SIGKILL.
@@ -36,7 +34,6 @@ class Job(NamedTuple):
     token: str
     command: tuple[str, ...]
     folders: tuple[str, ...]
-    environment: Mapping[str, str]
     directory: str
     timeout: float | None = None
     grace: float = 60.0
@@ -89,7 +86,7 @@ class Process:
                 [sys.executable, *job.command],
                 cwd=job.directory,
                 # A crash in compiled code leaves a traceback too.
-                env={**os.environ, "PYTHONFAULTHANDLER": "1", **hand_on(self._locks), **job.environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **hand_on(self._locks)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

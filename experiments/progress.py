@@ -1,10 +1,12 @@
 """How trials are getting on: a live table on a terminal, a line a change elsewhere."""
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import rich.box
 import rich.console
@@ -13,6 +15,8 @@ import rich.table
 
 from experiments.schedule import Entry
 from llm4rec_jax import journal
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.metrics import less_is_better
 
 _ORDER = ("running", "failed", "interrupted", "finished", "pruned", "waiting")
 _STYLES = {"running": "bold", "failed": "red", "interrupted": "yellow", "waiting": "dim"}
@@ -34,9 +38,14 @@ class Standing(NamedTuple):
 
 
 def standing(entry: Entry) -> Standing:
-    """How far an entry's run is."""
+    """How far an entry's run is; as if it had not begun where its records are damaged, which the run itself reports."""
     train = entry.run.config.train
-    records = journal.read(entry.run.folder / "metrics.jsonl")
+    file = entry.run.folder / "metrics.jsonl"
+    try:
+        found = file.stat()
+        records = _records(file, found.st_size, found.st_mtime_ns)
+    except (FileNotFoundError, Damaged):
+        records = []
     step = max((r["step"] for r in records), default=0)
     values = [r[train.metric] for r in records if r["kind"] == "validation" and train.metric in r]
     rated = [(r["step"], r["seconds"]) for r in records if r["kind"] == "train"]
@@ -44,7 +53,14 @@ def standing(entry: Entry) -> Standing:
     if len(rated) > 1:
         (first, since), (last, until) = rated[0], rated[-1]
         left = (train.steps - step) * (until - since) / max(last - first, 1)
-    return Standing(step, train.steps, max(values, default=None), left)
+    best = min if less_is_better(train.metric) else max
+    return Standing(step, train.steps, best(values, default=None), left)
+
+
+@functools.lru_cache(maxsize=256)
+def _records(file: Path, size: int, changed: int) -> list[dict[str, Any]]:
+    """What a metrics.jsonl of this size and time holds."""
+    return journal.read(file)
 
 
 class Watch:

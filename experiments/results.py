@@ -1,7 +1,7 @@
 """From a trained state to the run's numbers: validation and test metrics, and every user's."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def trained(best_step: int, steps: int, trainable: Mapping[str, Any], frozen: An
 def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
     """Seconds in all, and of a step: its median time, and FLOPs and bytes of its costliest program.
 
-    Beside them how many records the journal has, by which it is seen when some are lost.
+    Beside them how many records the journal has, by which it is seen when some are lost. Where none is of training, a
+    damaged journal having been removed after the last step, what it had is not there.
 
     Args:
       workdir: of the run, with its journal.
@@ -90,14 +91,23 @@ def costs(workdir: Path, batch_size: int, together: int = 1) -> dict[str, Any]:
     return {
         "records": len(records),
         "together": together,
-        "seconds": records[-1]["seconds"] / together,
-        "step": {
-            "seconds": batch_size / float(np.median(rates)) / together,
-            "flops": max((r["flops"] for r in programs), default=0.0) / together,
-            "bytes": max((r["bytes"] for r in programs), default=0) / together,
-            "programs": max((r["number"] for r in programs), default=0),
-        },
+        "seconds": records[-1]["seconds"] / together if records else 0.0,
+        "step": _costs_of_a_step(programs, rates, batch_size, together) if programs and rates else None,
     }
+
+
+def _costs_of_a_step(
+    programs: Sequence[Mapping[str, Any]], rates: Sequence[float], batch_size: int, together: int
+) -> dict[str, Any]:
+    found = {
+        "seconds": batch_size / float(np.median(rates)) / together,
+        "bytes": max(r["bytes"] for r in programs) / together,
+        "programs": max(r["number"] for r in programs),
+    }
+    # XLA does not count what a loop repeats.
+    if flops := [r["flops"] for r in programs if "flops" in r]:
+        found["flops"] = max(flops) / together
+    return found
 
 
 def restored(workdir: Path) -> tuple[Assembly, dict[str, Any], Any]:

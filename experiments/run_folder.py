@@ -160,7 +160,8 @@ def environment() -> dict[str, Any]:
 
 
 def _has_trained(workdir: Path) -> bool:
-    return any((workdir / "checkpoints" / "last").glob("[0-9]*"))
+    """Whether something would be lost with the folder: a checkpoint, or the result of what has no checkpoints."""
+    return (workdir / "result.json").exists() or any((workdir / "checkpoints" / "last").glob("[0-9]*"))
 
 
 def _differing(a: Any, b: Any, path: str = "config") -> list[str]:

@@ -59,7 +59,6 @@ class Schedule:
 
     Args:
       executor: starts processes.
-      workdir: holds the run folders.
       workers: processes at a time.
       timeout: seconds that a process may take; None for any.
       changed: called with the entry whose status has changed.
@@ -69,14 +68,13 @@ class Schedule:
     def __init__(
         self,
         executor: Executor,
-        workdir: Path,
         *,
         workers: int = 1,
         timeout: float | None = None,
         changed: Callable[[Entry], None] = lambda entry: None,
         records: bool = True,
     ) -> None:
-        self._executor, self._workdir, self._workers, self._timeout = executor, workdir.resolve(), workers, timeout
+        self._executor, self._workers, self._timeout = executor, workers, timeout
         self._changed, self._records = changed, records
         self._waiting: list[_Work] = []
         self._running: list[_Work] = []
@@ -103,8 +101,8 @@ class Schedule:
 
     @property
     def pending(self) -> bool:
-        """Whether anything runs or can still be started."""
-        return bool(self._running) or (not self.stopping and any(self._obstacle(w) is None for w in self._waiting))
+        """Whether anything runs, can still be started, or is known now never to be."""
+        return bool(self._running) or (not self.stopping and any(self._obstacle(w) != "" for w in self._waiting))
 
     def tick(self) -> None:
         """Looks after the processes, and starts those that can be."""
@@ -161,11 +159,7 @@ class Schedule:
 
     def _submit(self, work: _Work) -> None:
         folders = tuple(str(entry.run.folder) for entry in work.entries)
-        environment = {}
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            # Trials of a group compile the same programs.
-            environment["JAX_COMPILATION_CACHE_DIR"] = str(self._workdir / "compiled")
-        work.job = Job(uuid.uuid4().hex, work.command, folders, environment, os.getcwd(), self._timeout)
+        work.job = Job(uuid.uuid4().hex, work.command, folders, os.getcwd(), self._timeout)
         work.cancelled = None
         for entry in work.entries:
             entry.began = None
@@ -195,7 +189,7 @@ class Schedule:
             else:
                 if self._records:
                     failure.write_text(_failure(entry, job, ended), encoding="utf-8")
-                self._mark(entry, "failed", _why(ended))
+                self._mark(entry, "failed", _why(ended, entry.run.folder))
 
     def _mark(self, entry: Entry, status: str, error: str = "") -> None:
         if entry.status != status:
@@ -265,11 +259,14 @@ def _how(ended: Ended) -> str:
     return f"killed by {name}{': out of memory, perhaps' if ended.code == -signal.SIGKILL else ''}"
 
 
-def _why(ended: Ended) -> str:
-    """The exception, where the output ends in a traceback, or the last line."""
+def _why(ended: Ended, folder: Path) -> str:
+    """What the process says of this folder, the exception, where the output ends in a traceback, or the last line."""
     if ended.note or ended.code < 0:
         return _how(ended)
     lines = [line for line in ended.output.splitlines() if line.strip()]
+    own = f"error of {folder.name}: "
+    if said := [line.removeprefix(own) for line in lines if line.startswith(own)]:
+        return said[-1]
     traces = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if traces:
         for line in lines[traces[-1] + 1 :]:
@@ -283,6 +280,7 @@ def _failure(entry: Entry, job: Job, ended: Ended) -> str:
     shared = f" (in one process with {others} other{'s' if others > 1 else ''})" if others else ""
     return (
         f"trial: {entry.run.trial.name}{shared}\n"
+        f"error: {_why(ended, entry.run.folder)}\n"
         f"command: python {shlex.join(job.command)}\n"
         f"ended: {_how(ended)}, after {ended.seconds:.0f} s, at {time.strftime('%F %T')}\n"
         f"all output: {job.folders[0]}/log.txt; the end of it:\n\n{ended.output.strip()}\n"

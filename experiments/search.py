@@ -54,7 +54,6 @@ def main() -> None:
     try:
         schedule = Schedule(
             executor,
-            workdir,
             workers=launch.WORKERS.value,
             timeout=launch.TIMEOUT.value,
             changed=watch.changed,

@@ -56,7 +56,6 @@ def main() -> None:
 
         schedule = Schedule(
             executor,
-            workdir,
             workers=launch.WORKERS.value,
             timeout=launch.TIMEOUT.value,
             changed=changed,

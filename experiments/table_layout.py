@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.table_spec import COSTS
-from experiments.table_statistics import Cell, Row, Statistics, less_is_better
+from experiments.table_statistics import Cell, Row, Statistics
+from llm4rec_jax.metrics import less_is_better
 
 # Metrics that are no shares of one, which a scale of 100 leaves as they are; a cut-off may follow.
 _NO_SHARES = ("mean_rank", "rmse", "mae", "log_loss", "novelty", "mean_popularity")

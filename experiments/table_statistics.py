@@ -8,12 +8,11 @@ import numpy as np
 from experiments.table_runs import Found, Run, check_comparable
 from experiments.table_spec import Table
 from llm4rec_jax import pointwise
+from llm4rec_jax.metrics import less_is_better
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.significance import Comparison, Interval, compare, holm, interval
 
 _RANKING = ("hr@10", "ndcg@10", "mrr")
-# Of which less is better; a cut-off may follow.
-_LESS = ("mean_rank", "rmse", "mae", "log_loss", "gini", "mean_popularity")
 
 # For a p-value of the bootstrap: as many as the sign-flip test has patterns.
 _RESAMPLES = 10_000
@@ -86,11 +85,6 @@ class Statistics(NamedTuple):
         """The metric of plots and of results by group."""
         assert self.table.main is not None
         return self.table.main
-
-
-def less_is_better(metric: str) -> bool:
-    """Whether a model is the better for a smaller value."""
-    return metric.split("@")[0] in _LESS
 
 
 def statistics(table: Table, found: Found, warn: Callable[[str], None]) -> Statistics:

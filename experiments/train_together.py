@@ -7,6 +7,7 @@ Each of the folders in the workdir has the config.json of its run, as a sweep le
 would be alone, up to rounding, in its own folder. Runs that stand at different steps after a break are finished apart.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
 
     Raises:
       ValueError: configurations that differ in more than they may, or that train nothing.
-      NonFiniteLoss: of a run that diverged, when the others have ended.
+      NonFiniteLoss, …: of the first that diverged or could not be evaluated, when the others have ended; those of
+        all are printed.
     """
     open_folders = [folder for folder in workdirs if not (folder / "result.json").exists()]
     if not open_folders:
@@ -51,7 +53,7 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
     groups: dict[int | None, list[int]] = {}
     for i, folder in enumerate(open_folders):
         groups.setdefault(latest_step(folder), []).append(i)
-    errors: list[NonFiniteLoss] = []
+    errors: dict[str, Exception] = {}
     for members in groups.values():
         runs = [
             Run(
@@ -66,12 +68,19 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
         ]
         outcomes = train_together(first.model, first.method, runs, **train.options(first))
         for i, outcome in zip(members, outcomes, strict=True):
+            name = open_folders[i].name
             if isinstance(outcome, NonFiniteLoss):
-                errors.append(outcome)
-            else:
+                errors[name] = outcome
+                continue
+            try:
                 train.finish(assemblies[i], outcome, open_folders[i], len(members))
+            except Exception as error:  # the others are finished first
+                errors[name] = error
+    for name, error in errors.items():
+        # A sweep tells by these lines why which of them has failed.
+        print(f"error of {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     if errors:
-        raise errors[0]
+        raise next(iter(errors.values()))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ by whatever name and whichever sweep, is the run that is there already, and one 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -175,17 +176,25 @@ def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
     """The runs in their order; those not finished that one program can train are put together, at most so many.
 
     Those are runs that rank and are trained. They differ only in what `MAY_DIFFER` lists; a batch waits for all that
-    its runs need.
+    its runs need, so its runs come equally late: none needs another, nor do batches need each other.
     """
+    by_folder = {run.folder: run for run in runs}
+
+    @functools.cache
+    def rounds(folder: Path) -> int:
+        """How many runs must have finished, one after another, before this one can be started."""
+        needed = [by_folder[other] for other in by_folder[folder].needs if other in by_folder]
+        return max((1 + rounds(other.folder) for other in needed if not other.finished), default=0)
+
     found: list[list[Run]] = []
-    by_shape: dict[str, list[Run]] = {}
+    by_shape: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         config = json.loads(run.config.to_json())
         fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
         if together == 1 or run.finished or fitted or asked:
             found.append([run])
             continue
-        key = shape(config)
+        key = shape(config), rounds(run.folder)
         if len(by_shape.get(key, [])) in (0, together):
             by_shape[key] = []
             found.append(by_shape[key])

@@ -80,7 +80,9 @@ def batch(rows: Rows, prompts: np.ndarray, reader: Reader) -> Questions:
         return found
     texts = np.unique(target if history is None else np.append(history, target))
     padded = np.pad(texts, (0, bucket(len(texts)) - len(texts)), mode="edge")
-    length = token_bucket(int(reader.tokens.lengths[padded].max()))
+    assert reader.model.encoder is not None
+    most = reader.model.encoder.config.max_position_embeddings
+    length = token_bucket(int(reader.tokens.lengths[padded].max()), most)
     return found._replace(
         history=None if history is None else np.searchsorted(texts, history).astype(np.int32),
         target=np.searchsorted(texts, target).astype(np.int32),

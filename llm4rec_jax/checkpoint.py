@@ -254,7 +254,7 @@ def latest_step(workdir: Path) -> int | None:
 
 
 def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """The parameters, with those outside the encoder taken from the best checkpoint of another run.
+    """The parameters, with those outside the encoder taken from the best checkpoint of another run, on the host.
 
     Parts that the other run lacks keep their values.
 
@@ -277,7 +277,8 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen"
         )
-    theirs = state["params"]
+    # On the host: arrays of one device do not go together with those of several.
+    theirs = jax.tree.map(np.asarray, state["params"])
     shared = [name for name in params if name in theirs]
     if not shared:
         raise CheckpointError(f"{workdir} trained {', '.join(theirs)}, none of which this model has")

@@ -78,8 +78,8 @@ def evaluate(
     popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
     if found.lists is not None:
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
-        # One number an item, as counts are, has no direction that could differ.
-        if contexts.shape[1] > 1:
+        # One number an item, as counts are, has no direction that could differ, nor have lists of one item.
+        if contexts.shape[1] > 1 and found.lists.shape[1] > 1 and (found.lists[users, 1] >= 0).any():
             diversity = metrics.intra_list_diversity(found.lists[users], contexts)
             summary[f"diversity@{max(ks)}"] = diversity
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}

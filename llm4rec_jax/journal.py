@@ -127,19 +127,19 @@ class Journal:
             if self._progress.disable:
                 self.say(f"step {step}: {shown}")
 
-    def program(self, step: int, number: int, compiled: jax.stages.Compiled) -> None:
+    def program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None:
         """Records what the compiler says that a program of the training step costs, on one device.
 
-        FLOPs a step, and the bytes of arguments, outputs and temporary arrays at once; those of the arguments apart,
-        which are parameters, optimizer states and a batch.
+        FLOPs a step, unless they are 0, not known; and the bytes of arguments, outputs and temporary arrays at once;
+        those of the arguments apart, which are parameters, optimizer states and a batch.
         """
-        costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+        memory = compiled.memory_analysis()
         used = arguments = 0
         if memory is not None:
             arguments = memory.argument_size_in_bytes
             used = arguments + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        figures = {"number": number, "flops": costs.get("flops", 0.0), "bytes": used, "arguments": arguments}
-        self.record("program", step, figures)
+        figures = {"number": number, "bytes": used, "arguments": arguments}
+        self.record("program", step, {**figures, "flops": flops} if flops else figures)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -6,14 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.data.batch import Batch
+from llm4rec_jax.data.batch import BY_ITEM, Batch
 from llm4rec_jax.losses import Loss, reduce_mean
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft, forward
-
-# What of a batch is of its items, and the same for all of its users.
-_BY_ITEM = ("items", "tokens", "candidates", "log_q")
 
 
 class Objective(NamedTuple):
@@ -83,12 +80,13 @@ class Objective(NamedTuple):
         @jax.checkpoint
         def of_some(part: tuple[Batch, jax.Array | None]) -> jax.Array:
             some, key = part
-            some = some._replace(**{name: getattr(batch, name) for name in _BY_ITEM})
+            some = some._replace(**{name: getattr(batch, name) for name in BY_ITEM})
             return self._of_users(contexts, some, runner(iter(() if key is None else jax.random.split(key, 4))))
 
         # Every so manieth example, so that on a mesh each part has as many of every device as the others.
-        by_user = batch._replace(**dict.fromkeys(_BY_ITEM))
-        parts = jax.tree.map(lambda a: a.reshape(-1, self.micro_batches, *a.shape[1:]).swapaxes(0, 1), by_user)
+        by_user = batch._replace(**dict.fromkeys(BY_ITEM))
+        n = self.micro_batches
+        parts = jax.tree.map(lambda a: a.reshape(len(a) // n, n, *a.shape[1:]).swapaxes(0, 1), by_user)
         losses = jax.lax.map(of_some, (parts, own))
         return losses.swapaxes(0, 1).reshape(-1, losses.shape[-1])
 

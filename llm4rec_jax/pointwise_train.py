@@ -23,10 +23,11 @@ from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.pointwise import PointwiseData, Rows
 from llm4rec_jax.journal import Journal
 from llm4rec_jax.losses import LOSSES, reduce_mean
+from llm4rec_jax.metrics import is_better
 from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs import NonFiniteLoss, separate
+from llm4rec_jax.runs import NonFiniteLoss, Preempted, noting_sigterm, separate
 
 METRICS = ("auc", "gauc", "log_loss", "accuracy")
 
@@ -91,6 +92,7 @@ def train(
 
     Raises:
       NonFiniteLoss: the loss became NaN or infinite.
+      Preempted: SIGTERM came, and the state has been saved.
       ValueError: arguments that do not go together, before anything is computed.
     """
     # ------------------------------------------------------------------------------------------------ what is trained
@@ -158,9 +160,8 @@ def train(
         asked = scores(state["trainable"], frozen, data.validation, prompts["validation"])
         found = pointwise.evaluate(asked, data, data.validation).summary
         journal.record("validation", step, {name: found[name] for name in METRICS})
-        value = -found[metric] if metric == "log_loss" else found[metric]
-        if record["best_value"] is None or value > record["best_value"]:
-            record.update(best_value=value, best_step=step, worse=0)
+        if record["best_value"] is None or is_better(metric, found[metric], record["best_value"]):
+            record.update(best_value=found[metric], best_step=step, worse=0)
             state["best"] = jax.tree.map(jnp.copy, state["trainable"])
         else:
             record["worse"] += 1
@@ -170,7 +171,10 @@ def train(
     done: list[speed.Work] = []
     programs: dict[tuple[Any, ...], float] = {}  # shapes to FLOPs
     before = record.get("records", 0)
-    with Journal(workdir, -1 if held is None else step, steps, size, started, records=before) as journal:
+    with (
+        noting_sigterm() as stop,
+        Journal(workdir, -1 if held is None else step, steps, size, started, records=before) as journal,
+    ):
         if held is None:
             with journal.aside():
                 validate()
@@ -182,7 +186,7 @@ def train(
                 with journal.aside():
                     compiled = update.lower(state, frozen, reader.vectors, asked).compile()
                 programs[shapes] = (compiled.cost_analysis() or {}).get("flops", 0.0)
-                journal.program(step, len(programs), compiled)
+                journal.program(step, len(programs), compiled, programs[shapes])
             done.append(_work(asked, programs[shapes]))
             state, figures = update(state, frozen, reader.vectors, asked)
             step += 1
@@ -201,8 +205,12 @@ def train(
             with journal.aside():
                 if due:
                     validate()
-                if due and step % checkpoint_every == 0:
+                if step % checkpoint_every == 0 or stop.is_set():
                     checkpoints.save("last", step, state, {**record, "records": journal.records})
+            if stop.is_set():
+                checkpoints.finish()
+                journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
+                raise Preempted(step)
     if step != held:
         checkpoints.save("last", step, state, {**record, "records": journal.records})
     checkpoints.close()

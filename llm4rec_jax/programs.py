@@ -17,10 +17,11 @@ class Programs:
 
     Args:
       function: (…, batch) -> anything.
+      loops: it holds loops. XLA counts what is in a loop once, however often it is run, so its FLOPs are not known.
     """
 
-    def __init__(self, function: jax.stages.Wrapped) -> None:
-        self._function = function
+    def __init__(self, function: jax.stages.Wrapped, loops: bool = False) -> None:
+        self._function, self._loops = function, loops
         self._begun: dict[_Shapes, Future[jax.stages.Compiled]] = {}
         self._flops: dict[_Shapes, float] = {}
 
@@ -44,11 +45,11 @@ class Programs:
         shapes = _shapes(arguments[-1])
         begun = self._begun.pop(shapes, None)
         program = begun.result() if begun else self._compiled(*arguments)
-        self._flops[shapes] = (program.cost_analysis() or {}).get("flops", 0.0)
+        self._flops[shapes] = 0.0 if self._loops else (program.cost_analysis() or {}).get("flops", 0.0)
         return program
 
     def flops(self, batch: Batch) -> float:
-        """What XLA counts for a call with a batch of this shape, on one device."""
+        """What XLA counts for a call with a batch of this shape, on one device; 0 where that is not known."""
         return self._flops[_shapes(batch)]
 
     def _compiled(self, *arguments: Any) -> jax.stages.Compiled:

@@ -1,6 +1,9 @@
 """What a training run is given and what comes of it, one or several side by side."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +35,20 @@ class Preempted(SystemExit):
     def __init__(self, step: int | None) -> None:
         super().__init__(0)
         self.step = step
+
+
+@contextlib.contextmanager
+def noting_sigterm() -> Iterator[threading.Event]:
+    """An event that is set when SIGTERM comes while this is entered; elsewhere than in the main thread it never is."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Run(NamedTuple):
@@ -91,8 +108,10 @@ def check(
     """Raises ValueError for what would otherwise come out only after the first steps, or never."""
     one = np.ones(1, np.int64)
     _, known = metrics.evaluate_ranks(metrics.Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)
-    if metric not in known:
-        raise ValueError(unknown_name("validation metric", metric, known))
+    # How many users there are is none.
+    choices = [name for name in known if not name.startswith("users")]
+    if metric not in choices:
+        raise ValueError(unknown_name("validation metric", metric, choices))
     if not len(split.validation):
         raise ValueError(f"nothing to validate on: under {split.protocol!r} the validation part is empty")
     if loss.negatives == "sampled" and num_negatives < 1:

@@ -48,9 +48,9 @@ class Scorer(Protocol):
         ...
 
 
-def _by_length(tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows of texts that share a bucket, and the bucket."""
-    lengths = np.array([text_bucket(int(n)) for n in tokens.lengths])
+def _by_length(tokens: Tokens, most: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows of texts that share a bucket, and the bucket, which has no more than `most` tokens."""
+    lengths = np.array([text_bucket(int(n), most) for n in tokens.lengths])
     for length in np.unique(lengths):
         yield np.flatnonzero(lengths == length), int(length)
 
@@ -145,11 +145,11 @@ class RecommenderScorer:
         self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None
     ) -> np.ndarray:
         """Pooled vectors of texts, [n, W]; each text is padded to a bucket that depends on its own length only."""
-        groups = list(_by_length(tokens))
+        assert self._encoder is not None
+        groups = list(_by_length(tokens, self._encoder.max_position_embeddings))
         if states is None:
             parts = self.encode.each(weights, (token_group(tokens, *group) for group in groups))
         else:
-            assert self._encoder is not None
             layer, every = constant_below(weights[1], self._encoder.num_hidden_layers)
             known = (_known_of(states, tokens, *group) for group in groups)
             parts = self._encode_from(None if every else layer).each(weights, known)
@@ -176,6 +176,7 @@ class RecommenderScorer:
         With `layer` None, those before and after every block, [I, L, S, W].
         """
         assert self._tokens is not None
+        assert self._encoder is not None
 
         def states(weights: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
             if layer is None:
@@ -184,7 +185,7 @@ class RecommenderScorer:
 
         read = Tiled(states, self._mesh)
         tokens, shape = self._tokens, self.shape_of_states(layer)
-        groups = list(_by_length(tokens))
+        groups = list(_by_length(tokens, self._encoder.max_position_embeddings))
         found, longest = np.zeros(shape.shape, shape.dtype), int(tokens.lengths.max())
         computed = read.each((params, delta), (token_group(tokens, *group) for group in groups))
         for (rows, length), own in zip(groups, computed, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batch import NOWHERE, Batch, in_groups
+from llm4rec_jax.data.batch import BY_ITEM, NOWHERE, Batch, in_groups
 
 
 class Spread(NamedTuple):
@@ -167,8 +167,7 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
         return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
 
     place_item = put_whole if whole else put
-    by_item = ("items", "tokens", "candidates", "log_q")
-    return Batch(**{n: jax.tree.map(place_item if n in by_item else put, v) for n, v in batch._asdict().items()})
+    return Batch(**{n: jax.tree.map(place_item if n in BY_ITEM else put, v) for n, v in batch._asdict().items()})
 
 
 def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
@@ -184,6 +183,10 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
         of_batches = ([np.shape(ids) for ids, _ in batch.tokens] for batch in batches)
         shapes = [np.max(group, axis=0).tolist() for group in itertools.zip_longest(*of_batches, fillvalue=(0, 0))]
         batches = [in_groups(batch, shapes) for batch in batches]
+    if axes.real is not None and batches[0].real is not None:
+        # Places of a flat [B · T]: where T grows, they move.
+        wide = max(batch.target.shape[1] for batch in batches)
+        batches = [batch._replace(real=_in_rows_of(batch, wide)) for batch in batches]
     fields = {}
     for name, axis in axes._asdict().items():
         values = [getattr(batch, name) for batch in batches]
@@ -196,6 +199,12 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
                 lambda *arrays, n=name, to=sharding: jax.device_put(_stacked(n, arrays), to), *values
             )
     return Batch(**fields)
+
+
+def _in_rows_of(batch: Batch, wide: int) -> np.ndarray:
+    """The `real` of a batch when its targets [B, T] are padded to [B, wide]."""
+    real, width = np.asarray(batch.real), batch.target.shape[1]
+    return np.where(real == NOWHERE, NOWHERE, real // width * wide + real % width).astype(np.int32)
 
 
 def _stacked(field: str, arrays: Sequence[np.ndarray]) -> np.ndarray:

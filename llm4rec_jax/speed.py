@@ -73,10 +73,12 @@ def figures(steps: Sequence[Work], seconds: float, peak: float) -> dict[str, flo
       tokens_per_second: real ones, of all processes; with padding_share, what of the encoder's input was none, where
         texts are encoded.
       unique_share: distinct items over places that refer to one; above 1 where losses compare with the whole catalogue.
-      mfu: model FLOPs utilisation, of a device. FLOPs of blocks that `remat` computes again count too.
+      mfu: model FLOPs utilisation, of a device, where FLOPs are known; those that `remat` computes again count too.
     """
     tokens, places, items, mentions, flops = (sum(column) for column in zip(*steps, strict=True))
-    found = {"unique_share": items / max(mentions, 1), "mfu": flops / seconds / peak}
+    found = {"unique_share": items / max(mentions, 1)}
+    if flops:
+        found["mfu"] = flops / seconds / peak
     if places:
         found["tokens_per_second"] = tokens * jax.process_count() / seconds
         found["padding_share"] = 1 - tokens / places
@@ -88,9 +90,11 @@ def line(found: Mapping[str, float]) -> str:
     parts = [f"{found['examples_per_second']:,.0f} examples/s"]
     if "tokens_per_second" in found:
         parts.append(f"{found['tokens_per_second']:,.0f} tokens/s ({found['padding_share']:.0%} padding)")
+    if found["unique_share"] <= 1:
+        parts.append(f"{found['unique_share']:.0%} unique")
+    if "mfu" in found:
+        parts.append(f"MFU {found['mfu']:.0%}")
     parts += [
-        f"{found['unique_share']:.0%} unique",
-        f"MFU {found['mfu']:.0%}",
         f"{found['programs']:.0f} programs",
         f"{found['peak_bytes'] / 2**30:.2f} GiB",
     ]
@@ -135,25 +139,35 @@ class Profile:
     Args:
       folder: where the trace is written.
       first, steps: it begins when so many steps have been made, programs being compiled by then, and takes so many.
+
+    Attributes:
+      made: steps that it has taken.
     """
 
     def __init__(self, folder: Path, first: int = 5, steps: int = 5) -> None:
-        self.folder, self._made, self._first, self._last = folder, 0, first, first + steps
-        self._tracing = False
+        self.folder, self.first, self._steps = folder, first, steps
+        self._before, self.made, self._tracing = 0, 0, False
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next call of `step` writes the trace: what it has begun should have ended by then."""
+        return self._tracing and self.made == self._steps
 
     def step(self) -> bool:
         """To be called before each step; says whether the trace has just been written."""
-        if self._made == self._first:
+        if self.ends:
+            return self.close()
+        if self._before == self.first and not self.made:
             jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
             self._tracing = True
-        done = self._made == self._last and self._tracing
-        if done:
-            self.close()
-        self._made += 1
-        return done
+        self._before += not self._tracing
+        self.made += self._tracing
+        return False
 
-    def close(self) -> None:
-        """Writes what a run that ends earlier has."""
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()
+    def close(self) -> bool:
+        """Writes what there is so far, if it has not been written; says whether it did."""
+        if not self._tracing:
+            return False
+        self._tracing = False
+        jax.profiler.stop_trace()
+        return True

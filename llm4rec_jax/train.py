@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import signal
 import threading
 import time
 from collections import deque
@@ -22,11 +21,13 @@ from llm4rec_jax import sharding, speed
 from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.data.batch import Batch
 from llm4rec_jax.data.batches import Gaps, training_batches
+from llm4rec_jax.data.buckets import ANY
 from llm4rec_jax.data.split import Split
 from llm4rec_jax.data.tokens import Tokens
 from llm4rec_jax.evaluate import evaluate
 from llm4rec_jax.journal import Journal, aside
 from llm4rec_jax.losses import LOSSES, Loss
+from llm4rec_jax.metrics import is_better
 from llm4rec_jax.models import users as user_models
 from llm4rec_jax.models.bidirectional import Bidirectional
 from llm4rec_jax.models.recommender import Recommender
@@ -35,6 +36,7 @@ from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below, count
 from llm4rec_jax.programs import Programs
+from llm4rec_jax.ranking import NonFiniteScores
 from llm4rec_jax.runs import (
     NonFiniteLoss,
     Preempted,
@@ -42,6 +44,7 @@ from llm4rec_jax.runs import (
     Trained,
     check,
     not_finite,
+    noting_sigterm,
     of_run,
     separate,
     settings,
@@ -163,11 +166,14 @@ def train_together(
     mesh = mesh or sharding.make_mesh()
     if eval_every < 1 or steps < 1 or checkpoint_every < 1 or log_every < 1:
         raise ValueError("steps, eval_every, checkpoint_every and log_every must be at least 1")
-    parts_of_batch = micro_batches or 1
-    if parts_of_batch < 1 or batch_size % (parts_of_batch * mesh.shape["data"]):
+    parts_of_batch = 1 if micro_batches is None else micro_batches
+    if parts_of_batch < 1:
+        raise ValueError(f"micro_batches is {micro_batches}, must be at least 1")
+    if batch_size < 1 or batch_size % (parts_of_batch * mesh.shape["data"]):
+        parts_too = f" in {parts_of_batch} micro-batches" if parts_of_batch > 1 else ""
         raise ValueError(
-            f"micro_batches is {micro_batches}: {mesh.shape['data']} devices on the data axis cannot share a batch of "
-            f"{batch_size} in so many equal parts"
+            f"batch_size is {batch_size}: {mesh.shape['data']} devices on the data axis cannot share that{parts_too}; "
+            f"give a multiple of {parts_of_batch * mesh.shape['data']}"
         )
     chosen: Loss = LOSSES.lookup(loss)
     first, many = runs[0], len(runs) > 1
@@ -213,6 +219,7 @@ def train_together(
             multiple_of=mesh.shape["data"],
             compact=mesh.size == 1 and parts_of_batch == 1,
             group_cost=group_cost(mesh),
+            most_tokens=ANY if c is None else c.max_position_embeddings,
             workers=input_workers or 0,
         )
         for run in runs
@@ -311,7 +318,7 @@ def train_together(
     positions = [stream.get_state() for stream in streams]
     upcoming: list[Batch] = []  # batches that have been taken before their step
     placed: Any = None
-    programs = Programs(step_function)
+    programs = Programs(step_function, loops=parts_of_batch > 1 or isinstance(model.users, user_models.Gru))
     if step < steps and going():
         upcoming, placed = take()
         programs.begin(dict(frozen), setting, state, placed)
@@ -321,6 +328,9 @@ def train_together(
     if states is not None:
         found["frozen"]["states"] = scorer.states(weights, one["delta"], level)
     frozen |= jax.tree.map(sharding.put, found, where)["frozen"]
+    # The state has what is trained; of its start only shapes are asked for from here on.
+    one = jax.eval_shape(lambda tree: tree, one)
+    del parts, both, trainable, weights
 
     # ------------------------------------------------------------------------------------------------------------ runs
     journals = [
@@ -336,12 +346,8 @@ def train_together(
         for run, record in zip(runs, records, strict=True)
     ]
     say = journals[0].say
-    stop = threading.Event()
-    previous = None
-    if threading.current_thread() is threading.main_thread():
-        previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
-    def stopping() -> bool:
+    def stopping(stop: threading.Event) -> bool:
         """Whether to save and end here; several processes agree on it, at steps that are a log's."""
         if jax.process_count() == 1:
             return stop.is_set()
@@ -357,9 +363,16 @@ def train_together(
         for k in going():
             record, own = records[k], of_run(state["trainable"], k, many)
             bound = scorer.of({**frozen["params"], **own["params"]}, own["delta"], frozen["text"], frozen["states"])
-            summary = evaluate(bound, runs[k].split, "validation", mesh=mesh, ks=ks).summary
+            try:
+                summary = evaluate(bound, runs[k].split, "validation", mesh=mesh, ks=ks).summary
+            except NonFiniteScores as error:
+                if not many:
+                    raise
+                failed[k] = NonFiniteLoss(f"validation at step {step}: {error}")
+                say(f"{runs[k].workdir.name}: {failed[k]}")
+                continue
             journals[k].record("validation", step, summary)
-            better = record["best_value"] is None or summary[metric] > record["best_value"]
+            better = record["best_value"] is None or is_better(metric, summary[metric], record["best_value"])
             name = f"{runs[k].workdir.name}: " if many else ""
             if step and summary["users_constant"]:
                 say(f"warning: {name}all items have one score for {summary['users_constant']:.0f} users")
@@ -398,6 +411,7 @@ def train_together(
 
     try:
         with contextlib.ExitStack() as opened:
+            stop = opened.enter_context(noting_sigterm())
             for journal in journals:
                 opened.enter_context(journal)
             say(
@@ -420,9 +434,12 @@ def train_together(
                     with aside(journals):
                         program = programs.compile(frozen, setting, state, placed)
                     for journal in journals:
-                        journal.program(step, len(programs), program)
-                if traced is not None and traced.step():
-                    say(f"five steps are traced in {traced.folder}: open it with TensorBoard or ui.perfetto.dev")
+                        journal.program(step, len(programs), program, programs.flops(placed))
+                if traced is not None:
+                    if traced.ends:
+                        settle(leave=0)
+                    if traced.step():
+                        say(f"{traced.made} steps are traced in {traced.folder}, for TensorBoard or ui.perfetto.dev")
                 for k in going():
                     done[k].append(speed.work(batches[k], programs.flops(placed)))
                 state, figures = step_function(frozen, setting, state, placed)
@@ -442,7 +459,7 @@ def train_together(
                         journals[k].train(step, means, done[k], reachable, len(programs))
                         window.clear()
                         done[k].clear()
-                ending = stopping()
+                ending = stopping(stop)
                 if due or step % checkpoint_every == 0 or ending:
                     settle(leave=0)
                     with aside(journals):
@@ -457,13 +474,13 @@ def train_together(
                     say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                     raise Preempted(step)
     finally:
-        if traced is not None:
-            traced.close()
+        if traced is not None and not traced.made:
+            say(f"warning: no step is traced: tracing begins after {traced.first} steps, when programs are compiled")
+        if traced is not None and traced.close():
+            say(f"only {traced.made} steps are traced in {traced.folder}: no more were made")
         if input_workers:
             for stream in streams:
                 stream.close()
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
 
     # ------------------------------------------------------------------------------------------------ what came of it
     if digest(frozen["params"]) != base:

@@ -1,5 +1,6 @@
 """Evaluation of a few users by hand, and of popularity on MovieLens-100k."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -129,6 +130,14 @@ def test_popularity_on_movielens(phase, hr, ndcg):
         scores[history.of(user)] = -1
         ranks.append((scores >= counts[targets.of(user)[0]]).sum())
     assert found.per_user["mean_rank"].to_list() == ranks
+
+
+def test_lists_of_one_item_have_no_diversity(split):
+    only = np.arange(5) == 2
+    found = dataclasses.replace(split, test=split.test[:1], test_candidates=only)
+    summary = evaluate(Table(SCORES), found, "test", mesh=make_mesh(), ks=(1, 3)).summary
+    assert "diversity@3" not in summary
+    assert summary["hr@1"] == 1.0
 
 
 def test_users_to_whom_all_items_are_alike_are_counted(split):

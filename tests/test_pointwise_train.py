@@ -1,5 +1,7 @@
 """Questions are learnt: taste from text vectors, by a frozen encoder or a tuned one; a run goes on."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4rec_jax import answering, peft, pointwise, pointwise_train
+from llm4rec_jax import answering, journal, peft, pointwise, pointwise_train
 from llm4rec_jax.answering import Reader
 from llm4rec_jax.data.pointwise import PointwiseData, Rows
 from llm4rec_jax.data.tokens import tokenise, tokenizer
@@ -16,7 +18,7 @@ from llm4rec_jax.journal import read
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.models.answers import ANSWERS
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.runs import NonFiniteLoss, separate
+from llm4rec_jax.runs import NonFiniteLoss, Preempted, separate
 from tests import tiny
 
 H = 4
@@ -125,6 +127,25 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
         for reader in (tuned, still)
     ]
     np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
+    real = journal.Journal.advance
+
+    def advance(self, step):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, step)
+
+    monkeypatch.setattr(journal.Journal, "advance", advance)
+    with pytest.raises(Preempted) as stopped:
+        train(tmp_path / "stopped")
+    assert stopped.value.step == 7
+    monkeypatch.undo()
+    assert (tmp_path / "stopped" / "checkpoints" / "last" / "7").is_dir()
+    ended, whole = train(tmp_path / "stopped"), train(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, ended.trainable, whole.trainable)
+    assert ended.best_step == whole.best_step
 
 
 @pytest.mark.parametrize(

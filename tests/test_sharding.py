@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm4rec_jax.data.batch import Batch, TokenGroup
+from llm4rec_jax.data.batch import NOWHERE, Batch, TokenGroup
 from llm4rec_jax.models import pretrained
-from llm4rec_jax.sharding import BERT_RULES, make_mesh, path_name, place, place_batch, specs
+from llm4rec_jax.sharding import BERT_RULES, make_mesh, path_name, place, place_batch, place_together, specs
 from tests.conftest import random_bert
 
 TREE = {"layer_0": {"query": {"kernel": np.arange(48.0).reshape(6, 8), "bias": np.arange(8.0)}, "norm": np.ones(8)}}
@@ -67,6 +67,24 @@ def test_an_axis_that_the_mesh_does_not_divide_is_refused():
         ValueError, match="layer_0/query/kernel has an axis of 6, which the 4 devices of the mesh axis 'model'"
     ):
         place(TREE, make_mesh(4), ((r".*/kernel", PartitionSpec("model")),))
+
+
+def test_places_of_real_targets_stay_where_runs_of_other_widths_come_together():
+    rng = np.random.default_rng(0)
+
+    def of_width(width: int) -> Batch:
+        mask = rng.random((8, width)) < 0.5
+        real = np.full(50, NOWHERE, np.int32)
+        real[: mask.sum()] = np.flatnonzero(mask)
+        target = rng.integers(5, size=(8, width))
+        return Batch(np.arange(8), np.arange(8), target, mask, target, mask, candidates=np.ones(8, bool), real=real)
+
+    batches = [of_width(3), of_width(6)]
+    together = place_together(batches, Batch(*[0] * len(Batch._fields)), make_mesh(devices=jax.devices()[:1]))
+    for k, batch in enumerate(batches):
+        flat, real = np.asarray(together.target[k]).reshape(-1), np.asarray(together.real[k])
+        np.testing.assert_array_equal(flat[real[real != NOWHERE]], batch.target[batch.target_mask])
+        assert np.asarray(together.target_mask[k]).reshape(-1)[real[real != NOWHERE]].all()
 
 
 def test_a_batch_is_split_over_the_data_axis():

@@ -52,6 +52,17 @@ def test_figures_are_sums_over_the_time():
     assert "padding_share" not in speed.figures([speed.Work(0, 0, 10, 40, 1e9)], 2.0, peak=8e9)
 
 
+def test_a_line_has_what_is_known():
+    counts = {"examples_per_second": 10.0, "programs": 2, "peak_bytes": 2**30}
+    steps = [speed.Work(0, 0, 10, 40, 4e9)]
+    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    assert shown == "10 examples/s, 25% unique, MFU 25%, 2 programs, 1.00 GiB"
+    # The whole catalogue is compared with, and what a loop repeats is not counted.
+    steps = [speed.Work(60, 80, 100, 40, 0.0)]
+    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    assert shown == "10 examples/s, 30 tokens/s (25% padding), 2 programs, 1.00 GiB"
+
+
 @pytest.mark.parametrize(
     ("kind", "platform", "half", "single"),
     [
@@ -78,9 +89,13 @@ def test_what_is_in_no_table_is_measured():
 
 def test_a_trace_is_of_some_steps_only(tmp_path: Path):
     profile = speed.Profile(tmp_path, first=1, steps=2)
-    assert [profile.step() for _ in range(5)] == [False, False, False, True, False]
+    steps = [(profile.ends, profile.step()) for _ in range(6)]
+    assert steps == [(False, False)] * 3 + [(True, True)] + [(False, False)] * 2
+    assert profile.made == 2
+    assert not profile.close()
     assert list(tmp_path.rglob("*.trace.json.gz"))
     shorter = speed.Profile(tmp_path / "shorter", first=0, steps=9)
     shorter.step()
-    shorter.close()
+    assert shorter.close()
+    assert shorter.made == 1
     assert list((tmp_path / "shorter").rglob("*.trace.json.gz"))

@@ -352,7 +352,10 @@ def test_another_base_and_another_model_are_refused(split, tokens, encoder_folde
         ({"loss": "catalog"}, "catalogue"),
         ({"schedule": "cosin"}, "cosine"),
         ({"metric": "ndcg@7"}, "ndcg@10"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 0}, "batch_size is 0: 1 devices on the data axis cannot share that; give a multiple of 1"),
+        ({"micro_batches": 3}, "batch_size is 16: .* in 3 micro-batches; give a multiple of 3"),
+        ({"micro_batches": 0}, "micro_batches is 0"),
+        ({"metric": "users"}, "unknown validation metric 'users'"),
         ({"eval_every": 0}, "eval_every"),
         ({"scales": {"delta/.*": 2.0}}, "matches nothing"),
         ({"warmup": 100}, "warm-up"),
@@ -393,6 +396,39 @@ def test_a_log_says_how_fast_a_step_is_and_of_what_use(split, tokens, encoder_fo
         # Forty items, and every user has up to seven inputs and as many targets.
         assert 0 < record["unique_share"] < 0.5
     assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_trace_that_is_short_or_none_is_said(split, tmp_path, capfd):
+    train_ids(split, tmp_path / "none", steps=5, profile=tmp_path / "no trace")
+    assert "no step is traced: tracing begins after 5 steps" in " ".join(capfd.readouterr().err.split())
+    train_ids(split, tmp_path / "short", steps=7, profile=tmp_path / "trace")
+    assert "only 2 steps are traced" in " ".join(capfd.readouterr().err.split())
+    assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
+
+
+@pytest.mark.parametrize("options", [{"users": "gru"}, {"micro_batches": 2}])
+def test_what_a_loop_repeats_is_not_said_to_be_counted(split, tmp_path, options):
+    train_ids(split, tmp_path, steps=10, **options)
+    records = journal.read(tmp_path / "metrics.jsonl")
+    assert not any("mfu" in r or "flops" in r for r in records)
+    assert all(r["bytes"] > 0 for r in records if r["kind"] == "program")
+
+
+def test_the_best_state_is_that_of_the_least_where_less_is_better(split, tmp_path):
+    trained = train_ids(split, tmp_path, steps=40, metric="mean_rank", ks=(5,))
+    ranks = {r["step"]: r["mean_rank"] for r in journal.read(tmp_path / "metrics.jsonl") if "mean_rank" in r}
+    assert trained.best_value == min(ranks.values()) < ranks[0]
+    assert ranks[trained.best_step] == trained.best_value
+
+
+@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+def test_texts_may_be_as_long_as_the_encoder_has_positions(split, tmp_path, loss):
+    """Thirteen tokens are padded to no more than thirteen: the encoder has no position for a fourteenth."""
+    folder = tiny.encoder_folder(tmp_path / "encoder", positions=13)
+    lengths = np.arange(split.dataset.num_items, dtype=np.int32) % 13 + 1
+    ids = np.where(np.arange(13) < lengths[:, None], 3, 0).astype(np.int32)
+    _, _, trained = train_text(split, Tokens(ids, lengths), folder, tmp_path / "run", "lora", steps=2, loss=loss)
+    assert trained.step == 2
 
 
 def test_a_batch_in_parts_trains_as_a_whole_one(split, tmp_path):

@@ -90,10 +90,12 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
     assert abs(curves[0][-1] - curves[1][-1]) > 1e-3
 
 
-def test_runs_may_have_splits_of_their_own(split, text, tmp_path):
+@pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("catalogue", 3, (0, 19))])
+def test_runs_may_have_splits_of_their_own(split, text, tmp_path, loss, drawn, seeds):
+    """Of three targets, all of the one split are in windows of two inputs, and not all of the other."""
     model, chosen, tokens, params = parts(split, text, "lora")
-    splits = [few_shot(split, 40, per="total", seed=seed) for seed in (0, 1)]
-    options = {**OPTIONS, "steps": 6, "eval_every": 6, "loss": "bpr", "tokens": tokens, "mesh": mesh()}
+    splits = [few_shot(split, drawn, per="total", seed=seed) for seed in seeds]
+    options = {**OPTIONS, "history": 4, "steps": 6, "eval_every": 6, "loss": loss, "tokens": tokens, "mesh": mesh()}
     start = params(0)
     runs = [Run(start, own, tmp_path / f"together-{i}") for i, own in enumerate(splits)]
     train_together(model, chosen, runs, **options)
@@ -143,6 +145,20 @@ def test_one_that_diverges_does_not_end_the_others(split, text, tmp_path):
     assert good.step == 10
     assert isinstance(bad, NonFiniteLoss)
     assert "Lower the learning rate" in str(bad)
+
+
+def test_one_that_cannot_be_validated_does_not_end_the_others(split, text, tmp_path):
+    """What a step gives is finite, and the scores after it are not."""
+    model, chosen, _, params = parts(split, text, "ids")
+    lost = jax.tree.map(lambda a: np.full_like(a, np.nan), params(1))
+    runs = [Run(params(0), split, tmp_path / "good"), Run(lost, split, tmp_path / "bad")]
+    good, bad = train_together(model, chosen, runs, **{**OPTIONS, "steps": 5, "mesh": mesh()})
+    assert isinstance(good, Trained)
+    assert good.step == 5
+    assert isinstance(bad, NonFiniteLoss)
+    assert "validation at step 0: " in str(bad)
+    with pytest.raises(ValueError, match="not finite"):
+        train(model, chosen, lost, split, tmp_path / "alone", **{**OPTIONS, "steps": 5, "mesh": mesh()})
 
 
 def test_each_stops_early_by_itself(split, text, tmp_path):

@@ -75,13 +75,17 @@ def split(**options: int) -> Split:
     return leave_one_out(dataset(**options))
 
 
-def encoder_folder(folder: Path) -> Path:
-    """A random BERT of 2 layers and a WordPiece tokenizer that knows the tiny dataset's words."""
+def encoder_folder(folder: Path, positions: int = 37) -> Path:
+    """A random BERT of 2 layers and so many positions; a WordPiece tokenizer that knows the tiny dataset's words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "user", "bought", ":", ";", ".", *COLOURS, *THINGS]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    random_bert(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, intermediate_size=32).save_pretrained(
-        folder
-    )
+    random_bert(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        intermediate_size=32,
+        max_position_embeddings=positions,
+    ).save_pretrained(folder)
     return folder

@@ -19,6 +19,10 @@ Array: TypeAlias = "np.ndarray | jax.Array"
 NOWHERE = np.iinfo(np.int32).max
 
 
+# Fields of a `Batch` that are of its items, and the same for all of its users.
+BY_ITEM = ("items", "tokens", "candidates", "log_q")
+
+
 class TokenGroup(NamedTuple):
     """Texts of similar length: ids [U_g, L_g] int32 and mask [U_g, L_g] bool."""
 
@@ -32,7 +36,7 @@ class Batch(NamedTuple):
     Attributes:
       users: [B] rows of the user table.
       items: [U] rows of the item table, each once, padded with repeats.
-      history: [B, H] positions in `items`, padded at the end; history_mask: [B, H].
+      history: [B, H] positions in `items`, padded at the end; history_mask: [B, H]. H is 0 where there are prompts.
       target: [B, T] positions in `items`; T is H where every position is trained on, else 1; target_mask: [B, T].
       tokens: the texts of `items`, in that order, in groups by length.
       prompt: the histories as text, for a user model that reads text.

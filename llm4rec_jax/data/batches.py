@@ -16,7 +16,7 @@ from absl import flags
 
 from llm4rec_jax.data import mapped
 from llm4rec_jax.data.batch import NOWHERE, Batch, TokenGroup, token_group
-from llm4rec_jax.data.buckets import bucket, group_lengths, token_bucket
+from llm4rec_jax.data.buckets import ANY, bucket, group_lengths, token_bucket
 from llm4rec_jax.data.examples import Examples, single_targets, windows
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.leaks import no_leak, within_users
@@ -60,9 +60,10 @@ class BatchBuilder:
         gaps: Gaps | None = None,
         compact: bool = False,
         group_cost: int = 0,
+        most_tokens: int = ANY,
         share: slice = slice(None),
     ) -> None:
-        self._share, self._group_cost = share, group_cost
+        self._share, self._group_cost, self._most_tokens = share, group_cost, most_tokens
         self.sequences, targets = split.training()
         self._is_target = targets
         self._every_position, self._gaps, self._compact = every_position, gaps, compact
@@ -71,6 +72,8 @@ class BatchBuilder:
         else:
             examples = single_targets(self.sequences, history, first)
         within_users(self.sequences, *examples)
+        # Of all, so that few-shot draws of one sequence do not differ in it.
+        longest = int((examples.stop - examples.start).max(initial=1))
         held_out = [split.targets_of("validation"), split.targets_of("test")]
         no_leak(split.dataset, self.sequences, held_out, "the training sequence")
         # Windows without a single training target (few-shot) teach nothing.
@@ -83,7 +86,7 @@ class BatchBuilder:
                 f"no training example: under {split.protocol!r} no user has a training target with an item before it; "
                 "keep users with more interactions, or another split"
             )
-        self.history = min(history, int((self.examples.stop - self.examples.start).max()))
+        self.history = min(history, longest)
         self._mode, self._k, self._ratings = negatives, num_negatives, ratings
         if ratings and self.sequences.ratings is None:
             raise DataError("this loss learns ratings, but the data has none: name the rating column, or another loss")
@@ -91,7 +94,8 @@ class BatchBuilder:
         # Several processes must run one program, so none may choose its sizes by what it happens to read.
         self._fixed_shapes = most_examples is not None
         columns = self.history + (gaps is not None)
-        slots = columns + (columns if every_position else 1) * (1 + num_negatives)
+        # A user model that reads a prompt reads no items.
+        slots = columns * (prompts is None) + (columns if every_position else 1) * (1 + num_negatives)
         self._most_items = min((most_examples or 0) * slots, int(split.known.sum()))
         self._known = np.flatnonzero(split.known).astype(np.int32)
         num_items = len(split.known)
@@ -102,7 +106,7 @@ class BatchBuilder:
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
         self._room = None
         if not self._fixed_shapes:
-            self._room = room_of(list(self._sample(batch_size)), group_cost, multiple_of)
+            self._room = room_of(list(self._sample(batch_size)), group_cost, multiple_of, most_tokens)
         self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
 
     def __getstate__(self) -> bytes:
@@ -143,6 +147,8 @@ class BatchBuilder:
         user, start, stop, at, history_mask, target_at, target_mask = (
             column[self._share] for column in (user, start, stop, at, history_mask, target_at, target_mask)
         )
+        if self._prompts is not None:
+            at, history_mask = at[:, :0], history_mask[:, :0]
         parts = [self.sequences.items[at], self.sequences.items[target_at]]
         if drawn is not None:
             parts.append(drawn.reshape(*target_at.shape, self._k))
@@ -216,13 +222,15 @@ class BatchBuilder:
         lengths = np.zeros(len(unique), np.int32) if self._tokens is None else self._tokens.lengths[unique]
         if self._mode == "catalogue":
             # The same every time, so that it needs no room.
-            lengths = group_lengths(lengths, self._group_cost)
+            lengths = group_lengths(lengths, self._group_cost, self._most_tokens)
             members = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
             m = self._multiple_of
             return [Group(each, int(lengths[each[0]]), -(-len(each) // m) * m) for each in members]
         if self._room is not None:
             return self._room.groups(lengths)
-        longest = 0 if self._tokens is None else token_bucket(self._tokens.lengths[self._known].max())
+        longest = 0
+        if self._tokens is not None:
+            longest = token_bucket(int(self._tokens.lengths[self._known].max()), self._most_tokens)
         return [Group(np.arange(len(unique)), longest, bucket(self._most_items, self._multiple_of))]
 
     def _own(self, users: np.ndarray) -> np.ndarray:
@@ -266,6 +274,7 @@ def training_batches(
     gaps: Gaps | None = None,
     compact: bool = False,
     group_cost: int = 0,
+    most_tokens: int = ANY,
     workers: int = 0,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
     """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
@@ -288,6 +297,7 @@ def training_batches(
       gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
       compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
       group_cost: padding that one more group of a batch's texts has to save, in tokens.
+      most_tokens: that the encoder has positions for: no text is padded to more.
       workers: processes that make batches, the same ones whatever their number; 0 for threads of this one. An
         iterator's state goes with their number. Close the iterator to end them.
 
@@ -323,6 +333,7 @@ def training_batches(
         gaps=gaps,
         compact=compact,
         group_cost=group_cost,
+        most_tokens=most_tokens,
         share=slice(index * batch_size // count, (index + 1) * batch_size // count),
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# More tokens than there will be.
+ANY = 2**31 - 1
+
 TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -14,31 +17,36 @@ def bucket(size: int, multiple_of: int = 1) -> int:
     return -(-smallest // multiple_of) * multiple_of
 
 
-def token_bucket(length: int) -> int:
-    """The smallest token bucket that holds a text of so many tokens; beyond the last, a multiple of it."""
-    return next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
+def token_bucket(length: int, most: int = ANY) -> int:
+    """The smallest token bucket that holds a text of so many tokens; beyond the last, a multiple of it.
+
+    No bucket is longer than `most`, an encoder's positions, unless the text is.
+    """
+    found = next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
+    return max(min(found, most), length)
 
 
-def text_bucket(length: int) -> int:
-    """The smallest of 8, 12, …, 32, 40, …, 64, 80, … that holds a text of so many tokens.
+def text_bucket(length: int, most: int = ANY) -> int:
+    """The smallest of 8, 12, …, 32, 40, …, 64, 80, … that holds a text of so many tokens; `most` as above.
 
     Finer than the buckets of batches: a catalogue is cut into as few programs as it has buckets, and each runs long.
     """
     step = max(4, (1 << max(length - 1, 0).bit_length()) // 8)
-    return max(-(-length // step) * step, 8)
+    return max(min(max(-(-length // step) * step, 8), most), length)
 
 
-def group_lengths(lengths: np.ndarray, cost: int) -> np.ndarray:
+def group_lengths(lengths: np.ndarray, cost: int, most: int = ANY) -> np.ndarray:
     """What each text of a collection is padded to, in the groups that take the fewest tokens.
 
     Args:
       lengths: tokens of each text, [n].
       cost: what one more group counts for, in tokens: each is compiled by itself.
+      most: an encoder's positions.
 
     Returns:
-      [n], multiples of four.
+      [n], multiples of four, or `most`.
     """
-    sizes, of_size = np.unique(-(-lengths // 4) * 4, return_inverse=True)
+    sizes, of_size = np.unique(np.maximum(np.minimum(-(-lengths // 4) * 4, most), lengths), return_inverse=True)
     texts = np.concatenate([[0], np.cumsum(np.bincount(of_size))])
     # Least cost of the texts of the first `end` sizes, whose last group begins at the size `begins[end]`.
     least, begins = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, int)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm4rec_jax.data.buckets import bucket, group_lengths, token_bucket
+from llm4rec_jax.data.buckets import ANY, bucket, group_lengths, token_bucket
 
 # Batches of a sample.
 SAMPLE = 32
@@ -41,6 +41,7 @@ class Room(NamedTuple):
       rows: items of each group.
       real, own: see `Sizes`.
       multiple_of: what all numbers of rows are multiples of.
+      most: tokens that the encoder has positions for.
     """
 
     lengths: tuple[int, ...]
@@ -48,6 +49,7 @@ class Room(NamedTuple):
     real: int
     own: int
     multiple_of: int
+    most: int = ANY
 
     def groups(self, lengths: np.ndarray) -> list[Group]:
         """The groups of a batch's items, of so many tokens each; those longer than any are a group more."""
@@ -58,7 +60,7 @@ class Room(NamedTuple):
             groups.append(Group(members, length, fit(len(members), rows, self.multiple_of)))
         (members,) = np.nonzero(of_item == len(self.lengths))
         if len(members):
-            length = token_bucket(int(lengths.max()))
+            length = token_bucket(int(lengths.max()), self.most)
             groups.append(Group(members, length, bucket(len(members), self.multiple_of)))
         return groups
 
@@ -68,7 +70,7 @@ def fit(size: int, room: int, multiple_of: int = 1) -> int:
     return room if size <= room else bucket(size, multiple_of)
 
 
-def room_of(sample: Sequence[Sizes], cost: int, multiple_of: int) -> Room:
+def room_of(sample: Sequence[Sizes], cost: int, multiple_of: int, most: int = ANY) -> Room:
     """The room that nearly all batches like those of the sample fit into.
 
     Groups of texts are those that take the fewest tokens (see `group_lengths`), up to the lengths that one batch in ten
@@ -77,10 +79,11 @@ def room_of(sample: Sequence[Sizes], cost: int, multiple_of: int) -> Room:
     Args:
       cost: what one more group counts for, in tokens of a batch.
       multiple_of: of the numbers of rows.
+      most: tokens that the encoder has positions for.
     """
     longest = np.quantile([each.lengths.max() for each in sample], 0.9, method="lower")
     pooled = np.concatenate([each.lengths for each in sample])
-    lengths = np.unique(group_lengths(pooled[pooled <= longest], cost * len(sample)))
+    lengths = np.unique(group_lengths(pooled[pooled <= longest], cost * len(sample), most))
     rows = np.array([np.diff(np.searchsorted(np.sort(each.lengths), lengths, "right"), prepend=0) for each in sample])
     together = int(np.lcm(8, multiple_of))
     return Room(
@@ -89,6 +92,7 @@ def room_of(sample: Sequence[Sizes], cost: int, multiple_of: int) -> Room:
         _usual(np.array([each.real for each in sample]), 8),
         max(each.own for each in sample),
         multiple_of,
+        most,
     )
 
 

@@ -52,7 +52,7 @@ class Split:
 
     Raises:
         DataError: on construction, if train or test is empty, an interaction has two roles (so that a history could
-            hold a target), rows are out of order, or a target is no candidate.
+            hold a target), rows are out of order, a target is no candidate, or an item is trained on but not known.
     """
 
     dataset: Dataset
@@ -95,6 +95,11 @@ class Split:
         ):
             if mask.shape != (size,) or mask.dtype != np.bool_:
                 raise DataError(f"{name} is {mask.dtype} {mask.shape}; give a boolean mask of shape ({size},)")
+        strange = self.train[~self.known[data.item[self.train]]]
+        if len(strange):
+            raise DataError(
+                f"interaction {strange[0]} is a training one but its item is not known; add it to the known items"
+            )
         for name in ("validation", "test"):
             unranked = parts[name][~self.candidates(name)[data.item[parts[name]]]]
             if len(unranked):

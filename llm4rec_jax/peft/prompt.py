@@ -44,8 +44,8 @@ def prompt(length: int = 20) -> Peft:
             (at,) = args
             if (needed := len(at) + length) > (there := len(call.params["embedding"])):
                 raise ValueError(
-                    f"prompt: {len(at)} tokens and a prompt of {length} make {needed}, but the encoder has {there} "
-                    "positions: truncate the text when tokenising, or shorten the prompt"
+                    f"prompt: {len(at)} tokens, padding included, and a prompt of {length} make {needed}, but the "
+                    f"encoder has {there} positions: cut texts shorter when tokenising, or shorten the prompt"
                 )
             return call(jnp.arange(needed))
         if site == token_type:

@@ -273,11 +273,17 @@ def test_prompts_are_written_from_the_history_alone():
         seen.append([(int(user), items.tolist()) for user, items in zip(users, read, strict=True)])
         return token_group(token_table(), np.zeros(len(users), int), 8)
 
-    options = {"history": 4, "every_position": False, "negatives": "none", "prompts": prompts}
-    _, batches = training_batches(leave_one_out(dataset()), batch_size=8, **options)
-    batch = next(iter(batches))
+    options = {"batch_size": 8, "history": 4, "every_position": False, "negatives": "none"}
+    batch, by_items = (
+        next(iter(training_batches(leave_one_out(dataset()), **options, **more)[1]))
+        for more in ({"prompts": prompts}, {})
+    )
     assert batch.prompt is not None
-    assert [(user, read) for user, read, _ in decoded(batch)] in seen
+    assert [(user, read) for user, read, _ in decoded(by_items)] in seen
+    # No item of a history need be encoded.
+    assert batch.history.shape == batch.history_mask.shape == (8, 0)
+    assert set(batch.items.tolist()) == {target for _, _, (target,) in decoded(by_items)}
+    np.testing.assert_array_equal(batch.items[batch.target], by_items.items[by_items.target])
 
 
 def same(a: Batch, b: Batch) -> bool:

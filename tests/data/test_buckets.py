@@ -24,6 +24,14 @@ def test_a_bucket_is_at_most_a_quarter_longer_than_a_text():
     assert len({text_bucket(n) for n in range(513)}) == 23
 
 
+def test_no_bucket_is_longer_than_an_encoder_has_positions():
+    for bucket_of in (token_bucket, text_bucket):
+        assert [bucket_of(n, 38) for n in (3, 33, 38, 41)] == [bucket_of(3), 38, 38, 41]
+    lengths = np.array([3, 9, 37, 38, 38])
+    assert group_lengths(lengths, 0, 38).tolist() == [4, 12, 38, 38, 38]
+    assert group_lengths(lengths, 10**6, 38).tolist() == [38] * 5
+
+
 @pytest.mark.parametrize("cost", [0, 1, 30, 300, 10**6])
 def test_groups_are_those_that_cost_least(cost):
     rng = np.random.default_rng(cost)

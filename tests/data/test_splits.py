@@ -279,6 +279,8 @@ def test_inconsistent_splits_are_errors():
         dataclasses.replace(split, test=np.array([300]))
     with pytest.raises(DataError, match=r"test target but its item is no candidate"):
         dataclasses.replace(split, test_candidates=~split.test_candidates)
+    with pytest.raises(DataError, match=r"a training one but its item is not known"):
+        dataclasses.replace(split, known=~split.known)
     with pytest.raises(DataError, match=r"targets is bool .*give a boolean mask"):
         dataclasses.replace(split, targets=split.targets[1:])
 

@@ -1,6 +1,7 @@
 """The commands as a person runs them: in processes of their own, on files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from experiments.results import restored
 from llm4rec_jax import peft
 from llm4rec_jax.models import pretrained
 from llm4rec_jax.peft import interchange
+from tests.compiling import environment
 from tests.experiments.commands import ROOT, command, last_line
 
 
@@ -78,6 +80,30 @@ def test_the_same_command_prints_the_result_again_and_another_is_refused(config,
     assert "config.seed (1 asked for, 0 there)" in other.stderr
 
 
+def test_a_run_whose_records_were_removed_at_its_end_has_no_costs(config, trained, tmp_path):
+    """As the message about a damaged metrics.jsonl proposes."""
+    workdir, done = trained
+    folder = tmp_path / "again"
+    shutil.copytree(workdir, folder)
+    for name in ("metrics.jsonl", "result.json"):
+        (folder / name).unlink()
+    result = last_line(command("train", f"--config={config}:lora", f"--workdir={folder}"))
+    assert result["test"] == last_line(done)["test"]
+    assert (result["records"], result["seconds"], result["step"]) == (0, 0.0, None)
+    assert "ndcg@10" in command("tables", folder).stdout.lower()
+
+
+def test_the_result_of_a_baseline_is_no_other_ones(config, tmp_path):
+    """A baseline has no checkpoints, and its folder is its own all the same."""
+    fitted = [f"--config={config}:id", f"--workdir={tmp_path}"]
+    result = last_line(command("train", *fitted, "--config.baseline.name=popularity"))
+    for other in (["--config.baseline.name=random"], []):
+        refused = command("train", *fitted, *other, check=False)
+        assert refused.returncode == 2
+        assert "config.baseline.name" in refused.stderr
+    assert last_line(command("train", *fitted, "--config.baseline.name=popularity")) == result
+
+
 def test_recommend_for_a_user_and_for_a_stranger(trained):
     workdir, _ = trained
     known = command("recommend", f"--workdir={workdir}", "--user=u3", "--k=4").stdout.splitlines()
@@ -115,7 +141,7 @@ def test_encode_writes_vectors_and_ids(trained, tmp_path):
     assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
 
 
-def test_a_run_starts_from_another(config, trained, tmp_path_factory):
+def test_a_run_starts_from_another(config, trained, tmp_path_factory, monkeypatch):
     workdir, tmp_path = tmp_path_factory.mktemp("frozen"), tmp_path_factory.mktemp("bitfit")
     command("train", f"--config={config}:frozen", f"--workdir={workdir}")
     tuned = command(
@@ -131,6 +157,15 @@ def test_a_run_starts_from_another(config, trained, tmp_path_factory):
     fresh = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == fresh["step"] == 0
     assert first["mrr"] > fresh["mrr"]
+    # On several devices, with states below the delta computed once.
+    monkeypatch.setattr("tests.experiments.commands.environment", lambda: environment(2))
+    upper = ["--config.peft.options.lora.target=layer_1/.*", f"--config.init_from={workdir}", "--config.train.steps=2"]
+    for users in ([], ["--config.peft.within=users", "--config.peft.options.lora.target=.*/(query|value)"]):
+        folder = tmp_path_factory.mktemp("devices")
+        result = last_line(command("train", f"--config={config}:lora", f"--workdir={folder}", *upper, *users))
+        devices = json.loads((folder / "environment.json").read_text())["devices"]
+        assert len(devices) == 2
+        assert last_line(command("evaluate", f"--workdir={folder}"))["test"] == result["test"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_job_has_the_lock_of_the_sweep_that_started_it(tmp_path):
     """And keeps it when the sweep is killed; what the job starts does not."""
     again = f"{HOLD}; import subprocess; print(subprocess.call([sys.executable, '-c', sys.argv[2], sys.argv[1]]))"
     folder = tmp_path / "run"
-    job = Job("token", ("-c", again, str(folder), HOLD), (str(folder),), {}, str(ROOT))
+    job = Job("token", ("-c", again, str(folder), HOLD), (str(folder),), str(ROOT))
     ended = wait(Process(job), 0.05)
     assert ended.code == 0
     assert "FolderInUse" in ended.output

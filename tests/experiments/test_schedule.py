@@ -32,7 +32,7 @@ def run(workdir: Path, name: str, code: str = FINISH, needs: tuple[Run, ...] = (
 
 def job(folder: Path, code: str, **options: float) -> Job:
     folder.mkdir(exist_ok=True)
-    return Job("token", ("-c", code, str(folder)), (str(folder),), {"PASSED": "on"}, os.getcwd(), **options)
+    return Job("token", ("-c", code, str(folder)), (str(folder),), os.getcwd(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_schedule_on_every_executor(executor, tmp_path):
     blocked = run(tmp_path, "blocked", needs=(crashed,))
     held = run(tmp_path, "held", needs=(gone,))
     waiting = run(tmp_path, "slow", "import time; time.sleep(600)")
-    schedule = Schedule(executor, tmp_path, workers=2)
+    schedule = Schedule(executor, workers=2)
     listed = (after, blocked, held, good, crashed, raised, gone, waiting)
     entries = {r.trial.name: schedule.add([r])[0] for r in listed}
     seen = set()
@@ -90,6 +90,30 @@ def test_a_schedule_on_every_executor(executor, tmp_path):
     assert not list(tmp_path.glob("*/stop-*"))
 
 
+def test_what_needs_a_failed_run_fails_however_it_is_listed(tmp_path):
+    first = run(tmp_path, "first", "raise ValueError('no')")
+    second = run(tmp_path, "second", needs=(first,))
+    third = run(tmp_path, "third", needs=(second,))
+    schedule = Schedule(executors.local(Options(tmp_path)))
+    entries = [schedule.add([r])[0] for r in (third, second, first)]
+    assert drive(schedule, lambda: None, interval=0.02) is None
+    assert [(e.status, e.error) for e in entries] == [
+        ("failed", "not started, since second failed"),
+        ("failed", "not started, since first failed"),
+        ("failed", "ValueError: no"),
+    ]
+
+
+def test_runs_of_one_process_have_errors_of_their_own(tmp_path):
+    code = "import sys; print('error of b: NonFiniteLoss: at step 3', file=sys.stderr); raise ValueError('of a')"
+    runs = [run(tmp_path, name, code) for name in "ab"]
+    schedule = Schedule(executors.local(Options(tmp_path)))
+    entries = schedule.add(runs, runs[0].command)
+    assert drive(schedule, lambda: None, interval=0.02) is None
+    assert [e.error for e in entries] == ["ValueError: of a", "NonFiniteLoss: at step 3"]
+    assert "error: NonFiniteLoss: at step 3\n" in (runs[1].folder / "failure.txt").read_text()
+
+
 def test_a_failed_run_is_tried_again_and_its_failure_forgotten(tmp_path):
     flaky = run(
         tmp_path,
@@ -97,20 +121,20 @@ def test_a_failed_run_is_tried_again_and_its_failure_forgotten(tmp_path):
         f"import sys; sys.exit(3) if not __import__('os').path.exists({str(tmp_path / 'mended')!r}) else 0; " + FINISH,
     )
     for status, error in (("failed", "exit code 3"), ("finished", "")):
-        schedule = Schedule(executors.local(Options(tmp_path)), tmp_path)
+        schedule = Schedule(executors.local(Options(tmp_path)))
         (entry,) = schedule.add([flaky])
         drive(schedule, lambda: None, interval=0.02)
         assert (entry.status, entry.error) == (status, error)
         assert (flaky.folder / "failure.txt").exists() == (status == "failed")
         (tmp_path / "mended").touch()
-    (entry,) = Schedule(executors.local(Options(tmp_path)), tmp_path).add([flaky])
+    (entry,) = Schedule(executors.local(Options(tmp_path))).add([flaky])
     assert entry.status == "finished"
     assert (flaky.folder / "log.txt").read_text().count("--- ") == 2
 
 
 def test_one_process_may_work_on_several_runs(tmp_path):
     runs = [run(tmp_path, name) for name in ("a", "b", "c")]
-    schedule = Schedule(executors.local(Options(tmp_path)), tmp_path)
+    schedule = Schedule(executors.local(Options(tmp_path)))
     command = ("-c", FINISH + "; sys.exit('the third is lost')", *(str(r.folder) for r in runs[:2]))
     entries = schedule.add(runs, command)
     drive(schedule, lambda: None, interval=0.02)
@@ -125,7 +149,7 @@ def test_one_process_may_work_on_several_runs(tmp_path):
 
 
 def test_workers_bound_the_processes_at_a_time(tmp_path):
-    schedule = Schedule(executors.local(Options(tmp_path)), tmp_path, workers=2)
+    schedule = Schedule(executors.local(Options(tmp_path)), workers=2)
     slow = "import time; time.sleep(.1); " + FINISH
     entries = [schedule.add([run(tmp_path, str(i), slow)])[0] for i in range(5)]
     most = 0
@@ -153,7 +177,7 @@ def test_a_hanging_job_is_stopped_and_killed_if_need_be(tmp_path, code, ended):
 
 def test_a_late_run_has_failed(tmp_path):
     saves = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(600)"
-    schedule = Schedule(executors.local(Options(tmp_path)), tmp_path, timeout=0.5)
+    schedule = Schedule(executors.local(Options(tmp_path)), timeout=0.5)
     (entry,) = schedule.add([run(tmp_path, "late", saves)])
     drive(schedule, lambda: None, interval=0.02)
     assert (entry.status, entry.error) == ("failed", "stopped after 0.5 s")
@@ -169,7 +193,7 @@ def test_two_processes_never_work_in_one_folder(tmp_path, monkeypatch):
     assert refused.busy
     holder = json.loads((tmp_path / "run" / "lock").read_text())
     assert f"run is worked in by process {holder['pid']} on {holder['host']}, since" in refused.note
-    schedule = Schedule(executors.local(Options(tmp_path)), tmp_path)
+    schedule = Schedule(executors.local(Options(tmp_path)))
     (entry,) = schedule.add([run(tmp_path, "run")])
     begun = time.monotonic()
 
@@ -186,7 +210,7 @@ def test_two_processes_never_work_in_one_folder(tmp_path, monkeypatch):
 
 def test_a_signal_stops_the_processes_and_starts_no_more(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
-    schedule = Schedule(executors.local(Options(tmp_path)), tmp_path)
+    schedule = Schedule(executors.local(Options(tmp_path)))
     entries = [schedule.add([run(tmp_path, name, "import time; time.sleep(600)")])[0] for name in ("a", "b")]
 
     def beat() -> None:
@@ -206,7 +230,7 @@ def test_slurm_sends_a_run_that_loses_its_node_back_to_the_queue(tmp_path):
         "signal.signal(signal.SIGTERM, lambda *_: (open(p, 'w').close(), sys.exit(0)))\n"
         f"if os.path.exists(p):\n    {FINISH}\nelse:\n    time.sleep(600)\n"
     )
-    schedule = Schedule(executor, tmp_path)
+    schedule = Schedule(executor)
     (entry,) = schedule.add([run(tmp_path, "twice", twice)])
     sent = []
 
@@ -263,6 +287,16 @@ def half_way(tmp_path) -> Entry:
 def test_a_standing_is_read_from_the_metrics(half_way):
     # Two seconds a step, six steps to come.
     assert standing(half_way) == (4, 10, 0.3, 12.0)
+
+
+def test_a_standing_is_the_least_where_less_is_better_and_none_of_damaged_records(half_way):
+    half_way.run.config.train.metric = "mean_rank"
+    file = half_way.run.folder / "metrics.jsonl"
+    whole = file.read_text()
+    file.write_text(whole.replace("ndcg@5", "mean_rank"))
+    assert standing(half_way).best == 0.1
+    file.write_text(whole.replace("validation", "validatoin", 1).replace("{", "", 1))
+    assert standing(half_way) == (0, 10, None, None)
 
 
 def test_a_terminal_shows_a_table_that_fits_and_others_get_lines(half_way, tmp_path):

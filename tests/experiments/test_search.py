@@ -98,7 +98,7 @@ def searched(
     workdir.mkdir(exist_ok=True)
     trainer, entries = Trainer(value), []
     search = Search(trials.load(str(file)), "", workdir, metric, parallel=workers > 1, **options)
-    schedule = Schedule(trainer.executor(), workdir, workers=workers)
+    schedule = Schedule(trainer.executor(), workers=workers)
 
     def beat() -> None:
         search.beat(schedule, entries, number)
@@ -129,6 +129,15 @@ def test_the_best_by_validation_is_found_and_written(tmp_path):
     assert rows[0].split(" | ")[0] == f"| {best.number}"
     values = [float(row.split(" | ")[1]) for row in rows]
     assert values == sorted(values, reverse=True)
+
+
+def test_the_least_is_the_best_where_less_is_better(tmp_path):
+    search, _ = searched(tmp_path, 8, lambda config, step: 5 + (config["x"] - 0.3) ** 2, spared=99, metric="log_loss")
+    best = search.best
+    assert best is not None
+    assert best.value == min(t.value for t in search.trials)
+    values = [float(row.split(" | ")[1]) for row in search.table().splitlines()[2:]]
+    assert values == sorted(values)
 
 
 def test_a_search_is_a_function_of_its_seed_however_often_it_is_called(tmp_path):

@@ -42,6 +42,39 @@ def test_what_goes_together(study, tmp_path):
     assert names(8) == [rates[:1], rates[1:], ["wide"]]
 
 
+def test_runs_that_need_each_other_are_never_in_one_program(config, tmp_path):
+    """Nor in two of which each waits for the other."""
+    file = config.with_name("chained.py")
+    file.write_text(
+        config.read_text()
+        + """
+from experiments.trials import Trial
+
+def sweep():
+    rates = [Trial(f"rate-{r}", "frozen", {"train.learning_rate": r}, "r") for r in (1e-3, 3e-3)]
+    later = [Trial(f"from-{t.name}", "frozen", {"seed": 1, "init_from": t.name}, "f") for t in rates]
+    last = Trial("last", "frozen", {"seed": 2}, "l", after="from-rate-0.001")
+    narrow = [{"model.width": 8, "seed": seed} for seed in (0, 1)]
+    wide = [Trial("wide-0", "frozen", narrow[0], "w"), Trial("wide-1", "frozen", narrow[1], "w", after="last")]
+    after = Trial("after-wide", "frozen", {"seed": 3}, "l", after="wide-0")
+    return [last, *later, *wide, *rates, after]
+""",
+        encoding="utf-8",
+    )
+    runs = trials.plan(trials.swept(trials.load(str(file))), tmp_path)
+    batches = trials.batches(runs, 8)
+    assert [[run.trial.name for run in batch] for batch in batches] == [
+        ["last"], ["from-rate-0.001", "from-rate-0.003", "after-wide"], ["wide-0"], ["wide-1"],
+        ["rate-0.001", "rate-0.003"],
+    ]  # fmt: skip
+    done: set[Path] = set()
+    while batches:
+        ready = [batch for batch in batches if all(run.needs.keys() <= done for run in batch)]
+        assert ready
+        done |= {run.folder for batch in ready for run in batch}
+        batches = [batch for batch in batches if batch not in ready]
+
+
 def test_runs_that_answer_questions_or_are_fitted_go_alone(tmp_path):
     for file in ("tallrec_movie", "baselines_movielens"):
         runs = trials.plan(trials.swept(trials.load(str(ROOT / "configs" / f"{file}.py"))), tmp_path)
