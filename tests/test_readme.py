@@ -1,11 +1,17 @@
 """What the README shows runs."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llm4rec_jax.data import sources
+from llm4rec_jax.data.text import item_texts
+from tests import tiny
+from tests.compiling import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +24,33 @@ def test_the_python_example_prints_scores():
     assert done.returncode == 0, done.stderr
     scores = [float(number) for number in re.findall(r"-?\d+\.\d*", done.stdout)]
     assert len(scores) == 50
+
+
+def test_the_configuration_of_ones_own_data_trains(tmp_path):
+    """Its loss, its split, its texts, with the columns that it names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- own data -->\n```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    clicks = [f"u{user},s{(user + step) % 7},{100 * user + step}" for user in range(8) for step in range(6)]
+    (tmp_path / "clicks.csv").write_text("\n".join(["uid,sku,time", *clicks]) + "\n", encoding="utf-8")
+    products = [f"s{i},lamp {i},{'' if i == 3 else 'Acme'},{i}.5" for i in range(7)]
+    (tmp_path / "products.csv").write_text("\n".join(["sku,name,brand,price", *products]) + "\n", encoding="utf-8")
+    encoder = tiny.encoder_folder(tmp_path / "encoder")
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", "--config=mine.py", "--workdir=run",
+         f"--config.encoder.path={encoder}", "--config.train.steps=2", "--config.train.warmup=0",
+         "--config.train.batch_size=4", "--config.model.width=8",
+         "--config.peft.options.lora.target=.*"],
+        cwd=tmp_path, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["test"]["users"] == 8
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["loss"]["name"] == "in_batch"
+    options = {name: value for name, value in config["data"]["options"].items() if name != "items_path"}
+    data = sources.load("table", tmp_path / "clicks.csv", items_path=tmp_path / "products.csv", **options)
+    texts = item_texts(data.items, config["text"]["item"])
+    assert set(texts) == {f"lamp {i}{'' if i == 3 else ' (Acme)'}. {i}.5 EUR" for i in range(7)}
 
 
 def test_the_example_of_exchanging_adapters_runs(tmp_path):
