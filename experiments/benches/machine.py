@@ -40,6 +40,13 @@ def encoder() -> Path:
     return assets.minilm() if _ENCODER.value is None else Path(_ENCODER.value)
 
 
+def with_caches_in(folder: Path) -> dict[str, str]:
+    """The environment of a command that keeps tokens and compiled programs in a folder of its own."""
+    switches = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    kept = {name: value for name, value in os.environ.items() if name not in switches}
+    return {**kept, "XDG_CACHE_HOME": str(folder)}
+
+
 def product_rate(dtype: str = "float32") -> float:
     """FLOP/s of a matrix product, of a size at which the device is busy with it for a millisecond or more."""
     return speed.product_rate(dtype, size=2048 if jax.default_backend() == "cpu" else 8192)

@@ -1,7 +1,6 @@
 """Seconds from the command to the end of the first training step, with empty caches and with those of a run before."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.benches import machine
 
 MODEL = "configs/movielens_100k.py:lora"
 
@@ -47,14 +48,11 @@ def measure(*arguments: str, repeats: int = 3) -> dict[str, Any]:
 
 def start(caches: Path, workdir: Path, arguments: Sequence[str]) -> Start:
     """Begins a run and ends it when its first step is done."""
-    switches = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
-    environment = {name: value for name, value in os.environ.items() if name not in switches}
-    environment["XDG_CACHE_HOME"] = str(caches)
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *arguments]
     begun = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--config.train.log_every=1"],
-        env=environment,
+        env=machine.with_caches_in(caches),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

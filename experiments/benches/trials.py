@@ -53,7 +53,7 @@ IDS = Case("id", 8, 60)
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Trials of ids and of LoRA, as two sweeps in fresh folders, each with a compilation cache of its own."""
+    """Trials of ids and of LoRA, as two sweeps in fresh folders, each with caches of its own."""
     overrides = {**_LAST_LAYER, "encoder.dtype": machine.dtype()}
     yield from measure(IDS, *(Case("lora", int(trials), 8, overrides) for trials in _TRIALS.value))
 
@@ -96,6 +96,7 @@ def _sweep(case: Case, folder: Path, together: int) -> tuple[float, list[float]]
             f"--workdir={workdir}",
             f"--together={together}",
         ],
+        env=machine.with_caches_in(folder / f"caches-{together}"),
         capture_output=True,
         text=True,
     )
