@@ -8,8 +8,16 @@ def _on_cpu(mesh: Mesh) -> bool:
 
 
 def rows_of_a_tile(mesh: Mesh) -> int:
-    """As many as a CPU's cache takes; other devices would idle with so few."""
-    return 64 if _on_cpu(mesh) else 512
+    """As many as a CPU's cache takes, in each lane; other devices would idle with so few."""
+    return 32 if _on_cpu(mesh) else 512
+
+
+def lanes(mesh: Mesh) -> int:
+    """Programs that a device works on at a time: at the seams of one, where work is handed out, a CPU's cores idle.
+
+    Of several devices of a CPU each has a program of its own anyway.
+    """
+    return 2 if _on_cpu(mesh) and mesh.size == 1 else 1
 
 
 def group_cost(mesh: Mesh) -> int:

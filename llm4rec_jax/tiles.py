@@ -5,8 +5,10 @@ to the host block by block as they are computed, so that no device ever holds th
 vectors it is given the part that it works on.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batch import Array
 from llm4rec_jax.sharding import fetch, put
-from llm4rec_jax.sizes import rows_of_a_tile
+from llm4rec_jax.sizes import lanes, rows_of_a_tile
 
 # Rows that a device computes before what it has goes to the host.
 BLOCK = 16384
@@ -36,7 +38,7 @@ class Tiled:
     """
 
     def __init__(self, function: Callable[..., jax.Array], mesh: Mesh) -> None:
-        self._mesh, self._tile = mesh, rows_of_a_tile(mesh)
+        self._mesh, self._tile, self._lanes = mesh, rows_of_a_tile(mesh), lanes(mesh)
         self._split = PartitionSpec(mesh.axis_names)
         split, whole = self._split, PartitionSpec()
         function = jax.jit(function)  # is traced once though it is asked for its shape first
@@ -64,34 +66,52 @@ class Tiled:
         """What each of these calls gives, in their order; the device has the next when one is given."""
         parts = []
         for block, is_last in _one_ahead(self._blocks(params, calls)):
-            parts.append(block.on_host())
+            parts += [part.on_host() for part in block]
             if is_last:
                 yield np.concatenate(parts) if len(parts) > 1 else parts[0]
                 parts = []
 
-    def _blocks(self, params: Any, calls: Iterable[Sequence[Array]]) -> Iterator[tuple["_Block", bool]]:
-        """The blocks of all calls, begun, and whether each is its call's last."""
+    def _blocks(self, params: Any, calls: Iterable[Sequence[Array]]) -> Iterator[tuple[list["_Part"], bool]]:
+        """The blocks of all calls, begun, a part in each lane, and whether each is its call's last."""
         most = BLOCK * self._mesh.size
         for arrays in calls:
             n = len(arrays[0])
             for start in range(0, max(n, 1), most):
                 yield self._begin(params, [a[start : start + most] for a in arrays]), start + most >= n
 
-    def _begin(self, params: Any, arrays: Sequence[Array]) -> "_Block":
+    def _begin(self, params: Any, arrays: Sequence[Array]) -> list["_Part"]:
+        n, devices, tile = len(arrays[0]), self._mesh.size, self._tile
+        most = -(-n // (tile * devices * self._lanes))  # tiles of a device in a lane
+        # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
+        room, rows = 1 << max(most - 1, 0).bit_length(), max(most, 1) * tile * devices
+        starts = range(0, max(n, 1), rows)
+        return [self._begin_part(k, room, params, [a[i : i + rows] for a in arrays]) for k, i in enumerate(starts)]
+
+    def _begin_part(self, lane: int, room: int, params: Any, arrays: Sequence[Array]) -> "_Part":
         n, devices, tile = len(arrays[0]), self._mesh.size, self._tile
         each = -(-n // (tile * devices))  # tiles of a device
-        # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
-        room = 1 << max(each - 1, 0).bit_length()
         laid = []
         for array in arrays:
             whole_tiles = np.pad(array, ((0, each * tile * devices - n), *((0, 0),) * (array.ndim - 1)), mode="edge")
             of_devices = whole_tiles.reshape(devices, each, tile, *array.shape[1:])
             spacious = np.pad(of_devices, ((0, 0), (0, room - each), *((0, 0),) * array.ndim))
             laid.append(put(spacious.reshape(-1, tile, *array.shape[1:]), NamedSharding(self._mesh, self._split)))
-        return _Block(self._run(params, each, *laid), devices, room, each, n)
+        if self._lanes == 1:
+            made = self._run(params, each, *laid)
+        else:
+            # Programs that one thread has begun run one after another. A call returns when its program is compiled, so
+            # that no two lanes compile the same.
+            made = _threads(self._lanes)[lane].submit(self._run, params, each, *laid).result()
+        return _Part(made, devices, room, each, n)
 
 
-class _Block(NamedTuple):
+@functools.cache
+def _threads(count: int) -> list[ThreadPoolExecutor]:
+    """As many threads, the same ones for all."""
+    return [ThreadPoolExecutor(1, thread_name_prefix="tiles") for _ in range(count)]
+
+
+class _Part(NamedTuple):
     """Tiles that a device may still be computing: [devices · room, tile, …], of which `each` of a device hold rows."""
 
     tiles: jax.Array

@@ -32,6 +32,28 @@ def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypat
     assert set(shapes) == {((4,), (4, 2))}
 
 
+def test_a_cpu_works_on_two_parts_of_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh: 4)
+    begun = []
+    alone = make_mesh(devices=jax.devices()[:1])
+
+    def function(scale: jax.Array, x: jax.Array) -> jax.Array:
+        # Seen by the host when the program runs: in which thread that is, is its own.
+        return jax.pure_callback(lambda x: (begun.append(len(x)), x)[1], x, scale * x)
+
+    x = np.arange(30, dtype=np.float32)
+    twice = Tiled(function, alone)
+    parts = twice._begin(jnp.float32(2), [x])
+    assert [(part.each, part.room, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
+    np.testing.assert_array_equal(np.concatenate([part.on_host() for part in parts]), 2 * x)
+    assert begun == [4] * 8
+    # What fits in one tile is one part.
+    assert len(twice._begin(jnp.float32(2), [x[:3]])) == 1
+    monkeypatch.setattr(tiles, "lanes", lambda mesh: 1)
+    (whole,) = Tiled(function, alone)._begin(jnp.float32(2), [x])
+    np.testing.assert_array_equal(whole.on_host(), 2 * x)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_of_several_calls_one_is_begun_ahead(devices, monkeypatch):
     monkeypatch.setattr(tiles, "BLOCK", 8)
