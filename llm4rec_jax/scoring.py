@@ -100,9 +100,9 @@ class RecommenderScorer:
             return forward(model, method, *params, *args, apply=apply)
 
         self._run = run
-        self.encode = Tiled(partial(run, "encode"), mesh)
+        self.encode = Tiled(partial(run, "encode"), mesh, texts=True)
         # By the block that states are the input of, None for states of all blocks.
-        self._encode_from = functools.cache(lambda layer: Tiled(partial(_from_states, run, layer), mesh))
+        self._encode_from = functools.cache(lambda layer: Tiled(partial(_from_states, run, layer), mesh, texts=True))
         self._encoder = None if model.encoder is None else model.encoder.config
         self._context = Tiled(partial(run, "context"), mesh)
         self._context_of_ids = Tiled(lambda params, items: run("context", params, items, None), mesh)
@@ -183,7 +183,7 @@ class RecommenderScorer:
                 return self._run("states_of_all", weights, ids, mask)
             return self._run("states_below", weights, ids, mask, layer)
 
-        read = Tiled(states, self._mesh)
+        read = Tiled(states, self._mesh, texts=True)
         tokens, shape = self._tokens, self.shape_of_states(layer)
         groups = list(_by_length(tokens, self._encoder.max_position_embeddings))
         found, longest = np.zeros(shape.shape, shape.dtype), int(tokens.lengths.max())

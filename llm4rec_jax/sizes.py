@@ -7,9 +7,13 @@ def _on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def rows_of_a_tile(mesh: Mesh) -> int:
-    """As many as a CPU's cache takes, in each lane; other devices would idle with so few."""
-    return 32 if _on_cpu(mesh) else 512
+def rows_of_a_tile(mesh: Mesh, tokens: int = 12) -> int:
+    """As many as a CPU's cache takes, in each lane; other devices would idle with so few.
+
+    Args:
+      tokens: of a row that is a text.
+    """
+    return max(384 // tokens // 8, 1) * 8 if _on_cpu(mesh) else 512
 
 
 def lanes(mesh: Mesh) -> int:

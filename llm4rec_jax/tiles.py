@@ -35,10 +35,11 @@ class Tiled:
     Args:
       function: (params, *arrays [tile, …]) -> [tile, …].
       mesh: whose devices have a tile each at a time.
+      texts: the first array is [n, L, …], of texts of L tokens: of long ones a tile has fewer.
     """
 
-    def __init__(self, function: Callable[..., jax.Array], mesh: Mesh) -> None:
-        self._mesh, self._tile, self._lanes = mesh, rows_of_a_tile(mesh), lanes(mesh)
+    def __init__(self, function: Callable[..., jax.Array], mesh: Mesh, texts: bool = False) -> None:
+        self._mesh, self._texts, self._lanes = mesh, texts, lanes(mesh)
         self._split = PartitionSpec(mesh.axis_names)
         split, whole = self._split, PartitionSpec()
         function = jax.jit(function)  # is traced once though it is asked for its shape first
@@ -80,15 +81,17 @@ class Tiled:
                 yield self._begin(params, [a[start : start + most] for a in arrays]), start + most >= n
 
     def _begin(self, params: Any, arrays: Sequence[Array]) -> list["_Part"]:
-        n, devices, tile = len(arrays[0]), self._mesh.size, self._tile
+        n, devices = len(arrays[0]), self._mesh.size
+        tile = rows_of_a_tile(self._mesh, arrays[0].shape[1]) if self._texts else rows_of_a_tile(self._mesh)
         most = -(-n // (tile * devices * self._lanes))  # tiles of a device in a lane
         # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
         room, rows = 1 << max(most - 1, 0).bit_length(), max(most, 1) * tile * devices
         starts = range(0, max(n, 1), rows)
-        return [self._begin_part(k, room, params, [a[i : i + rows] for a in arrays]) for k, i in enumerate(starts)]
+        parts = ([a[i : i + rows] for a in arrays] for i in starts)
+        return [self._begin_part(lane, tile, room, params, part) for lane, part in enumerate(parts)]
 
-    def _begin_part(self, lane: int, room: int, params: Any, arrays: Sequence[Array]) -> "_Part":
-        n, devices, tile = len(arrays[0]), self._mesh.size, self._tile
+    def _begin_part(self, lane: int, tile: int, room: int, params: Any, arrays: Sequence[Array]) -> "_Part":
+        n, devices = len(arrays[0]), self._mesh.size
         each = -(-n // (tile * devices))  # tiles of a device
         laid = []
         for array in arrays:

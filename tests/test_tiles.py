@@ -16,7 +16,7 @@ from llm4rec_jax.tiles import Tiled
 @pytest.mark.parametrize("n", [1, 3, 4, 33, 100])
 def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypatch):
     monkeypatch.setattr(tiles, "BLOCK", 8)
-    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh: 4)
+    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh, tokens=12: 4)
     shapes = []
 
     def function(scale: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ def test_tiles_see_whole_tiles_and_rows_come_back_in_order(devices, n, monkeypat
 
 
 def test_a_cpu_works_on_two_parts_of_a_block_at_a_time(monkeypatch):
-    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh: 4)
+    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh, tokens=12: 4)
     begun = []
     alone = make_mesh(devices=jax.devices()[:1])
 
@@ -57,7 +57,7 @@ def test_a_cpu_works_on_two_parts_of_a_block_at_a_time(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_of_several_calls_one_is_begun_ahead(devices, monkeypatch):
     monkeypatch.setattr(tiles, "BLOCK", 8)
-    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh: 4)
+    monkeypatch.setattr(tiles, "rows_of_a_tile", lambda mesh, tokens=12: 4)
     rng = np.random.default_rng(0)
     # Of other widths, in one block and in several, and none of the last.
     calls = [
