@@ -74,21 +74,26 @@ class Tiled:
 
     def _blocks(self, params: Any, calls: Iterable[Sequence[Array]]) -> Iterator[tuple[list["_Part"], bool]]:
         """The blocks of all calls, begun, a part in each lane, and whether each is its call's last."""
-        most = BLOCK * self._mesh.size
+        most, given = BLOCK * self._mesh.size, [0] * self._lanes
         for arrays in calls:
             n = len(arrays[0])
             for start in range(0, max(n, 1), most):
-                yield self._begin(params, [a[start : start + most] for a in arrays]), start + most >= n
+                yield self._begin(params, [a[start : start + most] for a in arrays], given), start + most >= n
 
-    def _begin(self, params: Any, arrays: Sequence[Array]) -> list["_Part"]:
+    def _begin(self, params: Any, arrays: Sequence[Array], given: list[int]) -> list["_Part"]:
+        """Begins a block, whose largest part goes to the lane that has been given the fewest tokens, or rows."""
         n, devices = len(arrays[0]), self._mesh.size
         tile = rows_of_a_tile(self._mesh, arrays[0].shape[1]) if self._texts else rows_of_a_tile(self._mesh)
         most = -(-n // (tile * devices * self._lanes))  # tiles of a device in a lane
         # Room for powers of two tiles, so that few programs are compiled whatever the number of rows.
         room, rows = 1 << max(most - 1, 0).bit_length(), max(most, 1) * tile * devices
         starts = range(0, max(n, 1), rows)
-        parts = ([a[i : i + rows] for a in arrays] for i in starts)
-        return [self._begin_part(lane, tile, room, params, part) for lane, part in enumerate(parts)]
+        parts, width = [[a[i : i + rows] for a in arrays] for i in starts], arrays[0].shape[1] if self._texts else 1
+        begun = []
+        for lane, part in zip(np.argsort(given, kind="stable"), parts, strict=False):
+            begun.append(self._begin_part(int(lane), tile, room, params, part))
+            given[lane] += len(part[0]) * width
+        return begun
 
     def _begin_part(self, lane: int, tile: int, room: int, params: Any, arrays: Sequence[Array]) -> "_Part":
         n, devices = len(arrays[0]), self._mesh.size

@@ -43,14 +43,19 @@ def test_a_cpu_works_on_two_parts_of_a_block_at_a_time(monkeypatch):
 
     x = np.arange(30, dtype=np.float32)
     twice = Tiled(function, alone)
-    parts = twice._begin(jnp.float32(2), [x])
+    given = [0, 0]
+    parts = twice._begin(jnp.float32(2), [x], given)
     assert [(part.each, part.room, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
     np.testing.assert_array_equal(np.concatenate([part.on_host() for part in parts]), 2 * x)
     assert begun == [4] * 8
-    # What fits in one tile is one part.
-    assert len(twice._begin(jnp.float32(2), [x[:3]])) == 1
+    # What fits in one tile is one part, and goes where less has been given.
+    assert given == [16, 14]
+    assert len(twice._begin(jnp.float32(2), [x[:3]], given)) == 1
+    assert given == [16, 17]
+    twice._begin(jnp.float32(2), [x], given)
+    assert given == [32, 31]
     monkeypatch.setattr(tiles, "lanes", lambda mesh: 1)
-    (whole,) = Tiled(function, alone)._begin(jnp.float32(2), [x])
+    (whole,) = Tiled(function, alone)._begin(jnp.float32(2), [x], [0])
     np.testing.assert_array_equal(whole.on_host(), 2 * x)
 
 
