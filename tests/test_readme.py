@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments.assemble import INPUTS
 from llm4rec_jax.data import sources
 from llm4rec_jax.data.text import item_texts
+from llm4rec_jax.losses import LOSSES
+from llm4rec_jax.models.heads import HEADS
+from llm4rec_jax.models.pooling import POOLINGS
+from llm4rec_jax.models.users import USERS
 from tests import tiny
 from tests.compiling import environment
 
@@ -51,6 +56,21 @@ def test_the_configuration_of_ones_own_data_trains(tmp_path):
     data = sources.load("table", tmp_path / "clicks.csv", items_path=tmp_path / "products.csv", **options)
     texts = item_texts(data.items, config["text"]["item"])
     assert set(texts) == {f"lamp {i}{'' if i == 3 else ' (Acme)'}. {i}.5 EUR" for i in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "beside"),
+    [
+        ("inputs", INPUTS, set()),
+        ("loss.name", LOSSES, {"against", "sampled", "items"}),
+        ("model.users", {*USERS, "text"}, set()),
+        ("model.head", HEADS, set()),
+        ("encoder.pooling", POOLINGS, set()),
+    ],
+)
+def test_the_choices_are_those_that_there_are(key, names, beside):
+    (listed,) = re.findall(rf"^\| `{key}` \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"[\w+]+", listed)) - beside == set(names)
 
 
 def test_the_example_of_exchanging_adapters_runs(tmp_path):
