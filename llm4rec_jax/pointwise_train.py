@@ -202,12 +202,13 @@ def train(
                 journal.train(step, means, done, peak, len(programs))
                 windows.clear()
                 done.clear()
+            ending = stop.is_set()
             with journal.aside():
                 if due:
                     validate()
-                if step % checkpoint_every == 0 or stop.is_set():
+                if step % checkpoint_every == 0 or ending:
                     checkpoints.save("last", step, state, {**record, "records": journal.records})
-            if stop.is_set():
+            if ending:
                 checkpoints.finish()
                 journal.say(f"SIGTERM: saved at step {step}; the same command goes on from here")
                 raise Preempted(step)

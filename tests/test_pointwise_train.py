@@ -1,7 +1,5 @@
 """Questions are learnt: taste from text vectors, by a frozen encoder or a tuned one; a run goes on."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4rec_jax import answering, journal, peft, pointwise, pointwise_train
+from llm4rec_jax import answering, peft, pointwise, pointwise_train
 from llm4rec_jax.answering import Reader
 from llm4rec_jax.data.pointwise import PointwiseData, Rows
 from llm4rec_jax.data.tokens import tokenise, tokenizer
@@ -20,6 +18,7 @@ from llm4rec_jax.models.answers import ANSWERS
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.runs import NonFiniteLoss, Preempted, separate
 from tests import tiny
+from tests.interrupting import terminate_at
 
 H = 4
 TITLES = [f"{colour} {thing}" for colour in tiny.COLOURS[:2] for thing in tiny.THINGS]
@@ -130,14 +129,7 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
 
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
-    real = journal.Journal.advance
-
-    def advance(self, step):
-        if step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        real(self, step)
-
-    monkeypatch.setattr(journal.Journal, "advance", advance)
+    terminate_at(7, monkeypatch)
     with pytest.raises(Preempted) as stopped:
         train(tmp_path / "stopped")
     assert stopped.value.step == 7

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import signal
 import warnings
 from functools import partial
@@ -29,6 +28,7 @@ from llm4rec_jax.objective import Objective
 from llm4rec_jax.runs import NonFiniteLoss, Preempted, Trained, separate
 from llm4rec_jax.train import train
 from tests import tiny
+from tests.interrupting import terminate_at
 
 QUICK = {"batch_size": 16, "history": 8, "learning_rate": 1e-2, "eval_every": 10, "log_every": 5, "metric": "ndcg@5"}
 
@@ -169,14 +169,7 @@ def test_a_finished_run_is_not_trained_again(split, tmp_path):
 
 def test_sigterm_saves_and_the_run_goes_on(split, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    real = journal.Journal.advance
-
-    def advance(self, step):
-        if step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        real(self, step)
-
-    monkeypatch.setattr(journal.Journal, "advance", advance)
+    terminate_at(7, monkeypatch)
     with pytest.raises(Preempted) as stopped:
         train_ids(split, tmp_path / "stopped")
     assert stopped.value.code == 0
