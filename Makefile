@@ -39,11 +39,11 @@ $(VENV)-beam/.setup: setup.cfg
 	@touch $@
 
 test-beam: $(VENV)-beam/.setup
-	$(VENV)-beam/bin/python -m pytest --noconftest tests/data/test_beam.py
+	$(VENV)-beam/bin/python -m pytest --noconftest tests/data/ondisk/test_beam.py
 
 # Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
 soak: setup-dev
-	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/test_soak.py
+	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/training/test_soak.py
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import movielens_100k
-from experiments.table_spec import Table
-from experiments.trials import Trial
+from experiments.reports.spec import Table
+from experiments.sweeps.trials import Trial
 from llm4rec_jax.registry import unknown_name
 
 SEEDS = (0, 1, 2)

@@ -8,7 +8,7 @@ A trial's validation stands in its result.json; configs/baselines_movielens.py h
 from typing import Any
 
 from configs import baselines_movielens
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 get_config = baselines_movielens.get_config
 

@@ -35,7 +35,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.data = data
     data.source = "movielens_100k"
     data.path = placeholder(str)
-    # Instead of a path: data that experiments/fetch.py knows.
+    # Instead of a path: data that llm4rec_jax/data/download.py knows.
     data.published = placeholder(str)
     data.options = ConfigDict()
     data.min_rating = placeholder(float)

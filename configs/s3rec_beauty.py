@@ -1,6 +1,6 @@
 """Amazon Beauty as S³-Rec prepared it: leave-one-out, all 12,101 items ranked, what the user has seen left out.
 
-    python -m experiments.fetch s3rec_beauty --from=FOLDER     # once; see docs/reproductions.md
+    python -m llm4rec_jax.data.download s3rec_beauty --from=FOLDER     # once; see docs/reproductions.md
     python -m experiments.sweep --config=configs/s3rec_beauty.py --workdir=runs/beauty
     python -m experiments.train --config=configs/s3rec_beauty.py:id --workdir=runs/beauty-id
 
@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import movielens_100k
-from experiments.table_spec import Table
-from experiments.trials import Trial
+from experiments.reports.spec import Table
+from experiments.sweeps.trials import Trial
 from llm4rec_jax.registry import unknown_name
 
 SEEDS = (0,)

@@ -6,7 +6,7 @@ A trial's validation stands in its result.json; docs/reproductions.md says what 
 """
 
 from configs import s3rec_beauty
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 get_config = s3rec_beauty.get_config
 

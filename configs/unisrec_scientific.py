@@ -1,6 +1,6 @@
 """Amazon Scientific with UniSRec's own split: leave-one-out, all 4,385 items ranked.
 
-    python -m experiments.fetch unisrec_scientific --from=FOLDER     # once; see experiments/fetch.py
+    python -m llm4rec_jax.data.download unisrec_scientific --from=FOLDER     # once; see llm4rec_jax/data/download.py
     python -m experiments.train --config=configs/unisrec_scientific.py:frozen --workdir=runs/scientific-frozen
 
 `:arg` is one of those of configs/s3rec_beauty.py, which this differs from in data and texts.
@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import s3rec_beauty
-from experiments.table_spec import Table
+from experiments.reports.spec import Table
 
 # By configs/unisrec_scientific_tuning.py, on validation.
 CHOSEN: dict[str, dict[str, Any]] = {"id+text": {"train.learning_rate": 1e-3}}

@@ -13,8 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command
-from experiments.benches import (
+from experiments.benchmarks import (
     attention,
     cache,
     encode,
@@ -27,6 +26,7 @@ from experiments.benches import (
     train,
     trials,
 )
+from experiments.cli import command
 from llm4rec_jax.registry import Registry
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")

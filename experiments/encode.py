@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command
-from experiments.results import restored_scorer
+from experiments.cli import command
+from llm4rec_jax.runs.results import restored_scorer
 
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
 

@@ -8,9 +8,11 @@ items in another order, and fails where a single rank or tie is another.
 
 from absl import flags
 
-from experiments import command, pointwise_runs, run_folder
-from experiments.results import evaluate_run, restored_scorer
-from llm4rec_jax.evaluate import check_order
+from experiments.cli import command
+from llm4rec_jax.evaluation.evaluate import check_order
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs import rating_runs as pointwise_runs
+from llm4rec_jax.runs.results import evaluate_run, restored_scorer
 
 _CHECK = flags.DEFINE_bool("check", False, "Rank once more with the items in another order.")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command
-from experiments.results import restored
+from experiments.cli import command
 from llm4rec_jax import peft
-from llm4rec_jax.peft import interchange
+from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.runs.results import restored
 
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
 _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's weights, and write all of them.")

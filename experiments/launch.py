@@ -10,11 +10,12 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from experiments import executors, joining
-from experiments.executors import Executor, Handle
-from experiments.processes import Job
-from experiments.schedule import Entry
-from experiments.trials import Study
+from experiments.cli import distributed as joining
+from experiments.sweeps import executors
+from experiments.sweeps.executors import Executor, Handle
+from experiments.sweeps.processes import Job
+from experiments.sweeps.schedule import Entry
+from experiments.sweeps.trials import Study
 
 _EXECUTOR = flags.DEFINE_string("executor", "local", f"Where trials are run: {', '.join(executors.EXECUTORS)}.")
 WORKERS = flags.DEFINE_integer("workers", 1, "Trials at a time.", lower_bound=1)

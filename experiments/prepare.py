@@ -17,10 +17,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import command
-from experiments.assemble import Assembly
-from llm4rec_jax.data.preparation import PART, Texts, local, prepare
-from llm4rec_jax.models import pretrained
+from experiments.cli import command
+from llm4rec_jax.data.ondisk.writer import PART, Texts, local, prepare
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.runs.assemble import Assembly
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write, which must not exist.", required=True)
@@ -39,7 +39,7 @@ def main() -> None:
         texts = Texts(config.text.item, str(pretrained.resolve(assembly.encoder_path)), config.text.max_tokens)
     engine = local
     if _BEAM.value is not None:
-        from llm4rec_jax.data.beam import pipeline  # Comes with an extra
+        from llm4rec_jax.data.ondisk.beam import pipeline  # Comes with an extra
 
         engine = pipeline(shlex.split(_BEAM.value))
     prepare(assembly.dataset, out, texts=texts, engine=engine, part=_PART.value, **config.data.split_options)

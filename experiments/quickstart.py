@@ -13,12 +13,14 @@ import rich.console
 from absl import flags
 
 from configs import movielens_100k
-from experiments import command, report, run_folder
+from experiments import report
 from experiments import train as training
-from experiments.assemble import Assembly
+from experiments.cli import command
 from experiments.recommend import history_of, recommend
 from experiments.recommend import table as side_by_side
-from experiments.results import restored_scorer
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.results import restored_scorer
 
 _USER = flags.DEFINE_string("show_user", "42", "The user for whom recommendations are shown.")
 

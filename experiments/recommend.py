@@ -16,12 +16,12 @@ import rich.console
 import rich.table
 from absl import flags
 
-from experiments import command
-from experiments.assemble import Assembly
-from experiments.results import restored_scorer
-from llm4rec_jax.data.split import Sequences
+from experiments.cli import command
+from llm4rec_jax.data.splits.split import Sequences
+from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.scoring import Scorer
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.results import restored_scorer
 
 _USER = flags.DEFINE_string("user", None, "A user id of the data.")
 _HISTORY = flags.DEFINE_string("history", None, "Titles, parted by semicolons, the most recent last.")

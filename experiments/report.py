@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from experiments import table_page, table_render, table_runs
-from experiments.table_spec import Table
-from experiments.table_statistics import Statistics, statistics
+from experiments.reports import page as table_page
+from experiments.reports import render as table_render
+from experiments.reports import runs as table_runs
+from experiments.reports.spec import Table
+from experiments.reports.statistics import Statistics, statistics
 
 
 def markdown(runs: Mapping[str, Path], note: str) -> str:

@@ -11,9 +11,11 @@ WORKDIR/search.json has all trials and how many configurations were tried, which
 import rich.console
 from absl import flags
 
-from experiments import command, launch, trials
-from experiments.progress import Watch
-from experiments.schedule import Entry, Schedule, drive
+from experiments import launch
+from experiments.cli import command
+from experiments.sweeps import trials
+from experiments.sweeps.progress import Watch
+from experiments.sweeps.schedule import Entry, Schedule, drive
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:arg, with a search(trial).", required=True)
 _TRIALS = flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1, required=True)
@@ -34,7 +36,7 @@ def main() -> None:
     config = trials.configuration(study, arg)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        from experiments.hyperparameters import Search
+        from experiments.sweeps.optuna_search import Search
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'llm4rec-jax[sweep]'") from error
     search = Search(

@@ -18,11 +18,15 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from experiments import command, joining, launch, run_folder, tables, trials
-from experiments.locks import Lock
-from experiments.progress import Watch
-from experiments.schedule import Entry, Schedule, drive
-from experiments.trials import Run, Study
+from experiments import launch, tables
+from experiments.cli import command
+from experiments.cli import distributed as joining
+from experiments.sweeps import trials
+from experiments.sweeps.progress import Watch
+from experiments.sweeps.schedule import Entry, Schedule, drive
+from experiments.sweeps.trials import Run, Study
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs.locks import Lock
 
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py with a sweep() that lists trials.", required=True)
 _ONLY = flags.DEFINE_string("only", None, "Groups to run, joined by commas, with what they start from.")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command, table_runs, table_spec
-from experiments.table_page import page
-from experiments.table_render import latex, markdown, tidy
-from experiments.table_spec import COSTS, Table
-from experiments.table_statistics import Statistics, statistics
+from experiments.cli import command
+from experiments.reports import runs as table_runs
+from experiments.reports import spec as table_spec
+from experiments.reports.page import page
+from experiments.reports.render import latex, markdown, tidy
+from experiments.reports.spec import COSTS, Table
+from experiments.reports.statistics import Statistics, statistics
 from llm4rec_jax.registry import unknown_name
 
 __all__ = ["COSTS", "Table", "of_folders", "of_sweep"]

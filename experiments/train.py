@@ -17,11 +17,14 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import command, pointwise_runs, results, run_folder
-from experiments.assemble import Assembly
-from llm4rec_jax import train
-from llm4rec_jax.runs import Preempted, Trained
+from experiments.cli import command
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs import rating_runs as pointwise_runs
+from llm4rec_jax.runs import results
+from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.sharding import agreed
+from llm4rec_jax.training import loop as train
+from llm4rec_jax.training.runs import Preempted, Trained
 
 _PROFILE = flags.DEFINE_bool("profile", False, "Traces five steps, in WORKDIR/profile, for TensorBoard or Perfetto.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")

@@ -14,12 +14,15 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, run_folder, train, trials
-from experiments.assemble import Assembly
-from llm4rec_jax.checkpoint import latest_step
+from experiments import train
+from experiments.cli import command
+from experiments.sweeps import trials
 from llm4rec_jax.data.sources import POINTWISE
-from llm4rec_jax.runs import NonFiniteLoss, Run
-from llm4rec_jax.train import train_together
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.training.checkpoint import latest_step
+from llm4rec_jax.training.loop import train_together
+from llm4rec_jax.training.runs import NonFiniteLoss, Run
 
 _RUNS = flags.DEFINE_list("runs", None, "Names of the runs' folders in --workdir, joined by commas.")
 

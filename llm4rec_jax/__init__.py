@@ -1,11 +1,6 @@
 """Recommendation with language models in JAX.
 
-Submodules are imported when first used, so that `import llm4rec_jax` is quick:
-
-    llm4rec_jax.data        datasets, splits, texts, batches
-    llm4rec_jax.models      encoder, pooling, user models, heads, recommender
-    llm4rec_jax.peft        parameter-efficient methods
-    llm4rec_jax.losses, .metrics, .train, .evaluate, …
+Submodules are imported when they are first used, so that `import llm4rec_jax` is quick.
 """
 
 import importlib
@@ -15,20 +10,17 @@ from llm4rec_jax.version import __version__ as __version__
 
 _SUBMODULES = (
     "baselines",
-    "checkpoint",
     "data",
-    "evaluate",
+    "evaluation",
+    "inference",
     "losses",
-    "metrics",
     "models",
-    "objective",
-    "optim",
     "peft",
-    "ranking",
     "registry",
-    "scoring",
+    "runs",
     "sharding",
-    "train",
+    "tasks",
+    "training",
 )
 
 

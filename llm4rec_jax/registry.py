@@ -1,7 +1,9 @@
 """Named choices whose lookup explains a wrong name."""
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
@@ -70,3 +72,15 @@ class Registry(dict[str, T], Generic[T]):
             if option not in accepted:
                 raise ValueError(unknown_name(f"option of {self.kind} {name!r}:", option, accepted))
         return entry(*args, **options)
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Imports every module of a package, so that each registers what it holds.
+
+    Args:
+        package: the package's `__name__`.
+        path: the package's `__path__`.
+    """
+    for module in pkgutil.iter_modules(path):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package}.{module.name}")

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax.data.batch import BY_ITEM, NOWHERE, Batch, in_groups
+from llm4rec_jax.data.batching.batch import BY_ITEM, NOWHERE, Batch, in_groups
 
 
 class Spread(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-from tests.compiling import xla_flags
+from tests.helpers.compiling import xla_flags
 
 # Before jax is imported anywhere: tests of sharding want several devices.
 os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))

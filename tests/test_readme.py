@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.assemble import INPUTS
 from llm4rec_jax.data import sources
-from llm4rec_jax.data.text import item_texts
-from llm4rec_jax.losses import LOSSES
+from llm4rec_jax.data.features.text import item_texts
+from llm4rec_jax.losses.ranking import LOSSES
+from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.heads import HEADS
-from llm4rec_jax.models.pooling import POOLINGS
-from llm4rec_jax.models.users import USERS
-from tests import tiny
-from tests.compiling import environment
+from llm4rec_jax.models.users.base import USERS
+from llm4rec_jax.runs.assemble import INPUTS
+from tests.helpers import tiny
+from tests.helpers.compiling import environment
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,17 +11,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.models.pretrained import PretrainedError
-from llm4rec_jax.models.pretrained import _read_file as read_pretrained
-from llm4rec_jax.peft.hf_adapter import InterchangeError
-from llm4rec_jax.peft.hf_files import read_tensors
+from llm4rec_jax.models.encoders.huggingface import PretrainedError
+from llm4rec_jax.models.encoders.huggingface import _read_file as read_pretrained
+from llm4rec_jax.peft.hf.adapter import InterchangeError
+from llm4rec_jax.peft.hf.files import read_tensors
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(file for folder in ("llm4rec_jax", "experiments", "configs") for file in (ROOT / folder).rglob("*.py"))
 
 # What runs what it reads. Worker processes are sent their objects so: between processes of one run, never by a file.
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml", "imp", "code"}
-ALLOWED = {"llm4rec_jax/data/mapped.py": {"pickle", "cloudpickle"}}
+ALLOWED = {"llm4rec_jax/data/ondisk/mmap.py": {"pickle", "cloudpickle"}}
 CALLS = {
     "eval",
     "exec",

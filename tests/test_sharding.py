@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm4rec_jax.data.batch import NOWHERE, Batch, TokenGroup
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.data.batching.batch import NOWHERE, Batch, TokenGroup
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.sharding import BERT_RULES, make_mesh, path_name, place, place_batch, place_together, specs
 from tests.conftest import random_bert
 

@@ -13,13 +13,13 @@ over ids like any other: user models and item tables of `models`, trained by the
 `ANSWER_BASELINES` holds those of the pointwise task: see `answers` and `taste`.
 """
 
-from llm4rec_jax.baselines.answers import ANSWER_BASELINES, liked_share
 from llm4rec_jax.baselines.core import BASELINES
 from llm4rec_jax.baselines.ease import ease
+from llm4rec_jax.baselines.gaussian_process import gp
 from llm4rec_jax.baselines.neighbours import item_knn, user_knn
 from llm4rec_jax.baselines.popularity import popularity
 from llm4rec_jax.baselines.random_scores import random
-from llm4rec_jax.baselines.taste import gp
+from llm4rec_jax.baselines.rating import ANSWER_BASELINES, liked_share
 from llm4rec_jax.baselines.tfidf import tfidf
 
 __all__ = [

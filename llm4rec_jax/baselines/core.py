@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.data.splits.split import Sequences, Split
+from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.registry import Registry
-from llm4rec_jax.scoring import Scorer
 
 BASELINES: Registry[Callable[..., Scorer]] = Registry("baseline")
 

@@ -7,7 +7,7 @@ import scipy.linalg
 import scipy.sparse
 
 from llm4rec_jax.baselines.core import BASELINES, ScoreRows, training_matrix
-from llm4rec_jax.data.split import Split
+from llm4rec_jax.data.splits.split import Split
 
 
 @BASELINES.register("ease")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax.baselines.core import BASELINES
-from llm4rec_jax.data.split import Sequences, Split
+from llm4rec_jax.data.splits.split import Sequences, Split
 
 
 def _times(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse
 
 from llm4rec_jax.baselines.core import BASELINES, ScoreRows
-from llm4rec_jax.data.split import Split
+from llm4rec_jax.data.splits.split import Split
 
 
 @BASELINES.register("tfidf")

@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models import users as user_models
-from llm4rec_jax.models.bert import Bert
-from llm4rec_jax.models.graph import Edges, LightGcn
+from llm4rec_jax.models.encoders.bert import Bert
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.graphs.lightgcn import Edges, LightGcn
 from llm4rec_jax.models.heads import HEADS
-from llm4rec_jax.models.pooling import POOLINGS
-from llm4rec_jax.models.users import USERS
+from llm4rec_jax.models.users import base as user_models
+from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import Registry
 
 PROJECTIONS: Registry = Registry("projection")

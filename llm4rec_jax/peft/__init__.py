@@ -1,64 +1,14 @@
-"""Parameter-efficient methods, one file each; importing the package registers them all.
+"""Parameter-efficient methods and the algebra that they are made of.
 
-Adding one: a file here with one `@METHODS.register`ed function that returns a `Peft`, and its import below. See
-docs/adding_a_method.md.
+Example:
+    >>> from llm4rec_jax import peft
+    >>> peft.create("lora+bitfit", {"lora": {"rank": 4}}).name
+    'lora+bitfit'
 """
 
-from llm4rec_jax.peft import (
-    adalora,
-    bitfit,
-    compacter,
-    dora,
-    frozen,
-    full,
-    galore,
-    houlsby,
-    ia3,
-    k_adapter,
-    last_k,
-    layernorm,
-    lora,
-    lora_plus,
-    oft,
-    parallel,
-    pfeiffer,
-    prefix,
-    prompt,
-    side,
-    vera,
-)
+from llm4rec_jax.peft import methods as methods
 from llm4rec_jax.peft.core import Peft, chain, forward, within
-from llm4rec_jax.peft.methods import METHODS, create
+from llm4rec_jax.peft.registry import METHODS, create
 from llm4rec_jax.peft.sites import Delta, count
 
-__all__ = [
-    "METHODS",
-    "Delta",
-    "Peft",
-    "adalora",
-    "bitfit",
-    "chain",
-    "compacter",
-    "count",
-    "create",
-    "dora",
-    "forward",
-    "frozen",
-    "full",
-    "galore",
-    "houlsby",
-    "ia3",
-    "k_adapter",
-    "last_k",
-    "layernorm",
-    "lora",
-    "lora_plus",
-    "oft",
-    "parallel",
-    "pfeiffer",
-    "prefix",
-    "prompt",
-    "side",
-    "vera",
-    "within",
-]
+__all__ = ["METHODS", "Delta", "Peft", "chain", "count", "create", "forward", "within"]

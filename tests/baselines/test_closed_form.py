@@ -9,8 +9,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data.interactions import Dataset, Interactions
-from llm4rec_jax.data.splits import leave_one_out
-from llm4rec_jax.evaluate import evaluate
+from llm4rec_jax.data.splits.protocols import leave_one_out
+from llm4rec_jax.evaluation.evaluate import evaluate
 from llm4rec_jax.sharding import make_mesh
 
 USERS, ITEMS = 30, 20

@@ -13,10 +13,10 @@ import pytest
 
 from llm4rec_jax.data.interactions import DataError, Dataset
 from llm4rec_jax.data.sources import load
-from tests.data import mutations
-from tests.data.mutations import delimited, plain
 from tests.data.test_published_sources import WINDOW
 from tests.data.test_published_sources import lines as unisrec_lines
+from tests.helpers import mutations
+from tests.helpers.mutations import delimited, plain
 
 EVENTS = [(f"u{n % 4}", f"i{n % 7}", 1 + n % 5 / 2, 1000 + n, f"Title, {n % 7}") for n in range(24)]
 NAMES = ("user_id", "item_id", "rating", "timestamp", "title")

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm4rec_jax.data.batching.negatives import NegativeSampler
+from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
-from llm4rec_jax.data.leaks import no_leak
-from llm4rec_jax.data.negatives import NegativeSampler
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.data.split import Sequences, Split, times
-from llm4rec_jax.data.splits import SPLITS, few_shot
-from llm4rec_jax.data.text import UserTemplate, item_texts
-from tests.data import mutations
-from tests.data.test_splits import PHASES, check_sequences
+from llm4rec_jax.data.splits.leakage import no_leak
+from llm4rec_jax.data.splits.protocols import SPLITS, few_shot
+from llm4rec_jax.data.splits.split import Sequences, Split, times
+from tests.data.splits.test_protocols import PHASES, check_sequences
+from tests.helpers import mutations
 
 # Anything but control characters, which ids are refused for, and halves of characters.
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm4rec_jax.data import splits
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.sources import load
+from llm4rec_jax.data.splits import protocols as splits
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token"
 # The first user's history is longer than the window of 3; the second user has nothing to train on but one item.

@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests import tiny
-from tests.experiments.commands import CONFIG
+from tests.helpers import tiny
+from tests.helpers.commands import CONFIG
 
 
 @pytest.fixture(scope="module")

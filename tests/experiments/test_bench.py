@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments.bench import BENCHES
-from experiments.benches import attention, machine, step, timing, trials
-from tests.experiments.commands import command
+from experiments.benchmarks import attention, machine, step, timing, trials
+from tests.helpers.commands import command
 
 
 def test_an_unknown_benchmark_is_named():

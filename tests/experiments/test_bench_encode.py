@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.benches import encode
+from experiments.benchmarks import encode
 
 
 def test_titles_are_as_long_as_those_of_a_catalogue_and_the_same_every_time():

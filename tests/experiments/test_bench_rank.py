@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.benches import rank
+from experiments.benchmarks import rank
 
 
 def test_every_side_finds_the_ranks_of_the_definition(monkeypatch):

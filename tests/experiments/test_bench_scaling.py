@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments.assemble import Assembly
-from experiments.benches import cache, scaling
-from tests import tiny
+from experiments.benchmarks import cache, scaling
+from llm4rec_jax.runs.assemble import Assembly
+from tests.helpers import tiny
 
 
 def over_text(folder):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.benches import startup
+from experiments.benchmarks import startup
 
 
 @pytest.mark.long

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments.assemble import Assembly
-from experiments.benches import cache, sasrec, train
-from tests import tiny
+from experiments.benchmarks import cache, sasrec, train
+from llm4rec_jax.runs.assemble import Assembly
+from tests.helpers import tiny
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import run_folder
-from experiments.results import restored
 from llm4rec_jax import peft
-from llm4rec_jax.models import pretrained
-from llm4rec_jax.peft import interchange
-from tests.compiling import environment
-from tests.experiments.commands import ROOT, command, last_line
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs.results import restored
+from tests.helpers.commands import ROOT, command, last_line
+from tests.helpers.compiling import environment
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_run_starts_from_another(config, trained, tmp_path_factory, monkeypatc
     assert first["step"] == fresh["step"] == 0
     assert first["mrr"] > fresh["mrr"]
     # On several devices, with states below the delta computed once.
-    monkeypatch.setattr("tests.experiments.commands.environment", lambda: environment(2))
+    monkeypatch.setattr("tests.helpers.commands.environment", lambda: environment(2))
     upper = ["--config.peft.options.lora.target=layer_1/.*", f"--config.init_from={workdir}", "--config.train.steps=2"]
     for users in ([], ["--config.peft.within=users", "--config.peft.options.lora.target=.*/(query|value)"]):
         folder = tmp_path_factory.mktemp("devices")

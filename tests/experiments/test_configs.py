@@ -12,12 +12,13 @@ from configs import (
     unisrec_scientific_tuning,
 )
 from configs.movielens_100k import ARGS, get_config
-from experiments import fetch, table_spec
-from experiments.assemble import Assembly
+from experiments.reports import spec as table_spec
 from llm4rec_jax.baselines import BASELINES
+from llm4rec_jax.data import download as fetch
 from llm4rec_jax.data import sources
-from llm4rec_jax.models.graph import LightGcn
-from llm4rec_jax.models.users import reads
+from llm4rec_jax.models.graphs.lightgcn import LightGcn
+from llm4rec_jax.models.users.base import reads
+from llm4rec_jax.runs.assemble import Assembly
 
 
 @pytest.mark.parametrize("arg", ARGS)

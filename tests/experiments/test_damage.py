@@ -14,18 +14,19 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import run_folder, table_runs
+from experiments.reports import runs as table_runs
 from llm4rec_jax import peft
-from llm4rec_jax.checkpoint import Checkpoints, digest
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.data import sources
+from llm4rec_jax.data.features.text import item_texts
+from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.text import item_texts
-from llm4rec_jax.data.tokens import tokenise, tokenizer
-from llm4rec_jax.models import pretrained
-from llm4rec_jax.peft import interchange
-from tests import tiny
-from tests.experiments.commands import command
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from tests.helpers import tiny
+from tests.helpers.commands import command
 
 
 class Kind(NamedTuple):

@@ -12,14 +12,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import peft
-from llm4rec_jax.checkpoint import latest_step
 from llm4rec_jax.checksums import MANIFEST, NotWritten, check_manifest
-from llm4rec_jax.journal import Journal
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.train import train
-from tests import tiny
-from tests.experiments.commands import command
-from tests.test_train import same_bits
+from llm4rec_jax.training.checkpoint import latest_step
+from llm4rec_jax.training.loop import train
+from llm4rec_jax.training.metric_writer import Journal
+from tests.helpers import tiny
+from tests.helpers.commands import command
+from tests.training.test_loop import same_bits
 
 STEPS = 6
 Mount = Callable[[str], None]

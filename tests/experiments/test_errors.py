@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.experiments.commands import command
+from tests.helpers.commands import command
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import joining, launch, run_folder
-from llm4rec_jax import journal
-from tests.experiments.commands import ROOT, command, last_line
-from tests.experiments.joined import Joined
-from tests.test_processes import free_port
+from experiments import launch
+from experiments.cli import distributed as joining
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.training import metric_writer as journal
+from tests.helpers.commands import ROOT, command, last_line
+from tests.helpers.joined import Joined
+from tests.training.test_processes import free_port
 
 OPTIONS = (
     "--config.loss.name=softmax", "--config.loss.num_negatives=3", "--config.train.log_every=1",
@@ -123,7 +125,7 @@ def test_a_sweep_of_two_processes_runs_every_trial_in_both(config, tmp_path):
     study.write_text(
         config.read_text()
         + """
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 def sweep():
     few = {"train.steps": 4, "train.eval_every": 2}

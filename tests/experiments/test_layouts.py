@@ -5,9 +5,9 @@ import json
 import pytest
 
 from configs import movielens_100k
-from experiments import run_folder
-from experiments.assemble import Assembly
-from experiments.run_folder import RunFolderError
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.folder import RunFolderError
 from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
 
 

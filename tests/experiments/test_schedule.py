@@ -13,12 +13,12 @@ import pytest
 import rich.console
 from ml_collections import ConfigDict
 
-from experiments import executors
-from experiments.executors import Executor, Options
-from experiments.processes import Job, Process, execute, started, wait
-from experiments.progress import Watch, standing
-from experiments.schedule import Entry, Schedule, drive
-from experiments.trials import Run, Trial
+from experiments.sweeps import executors
+from experiments.sweeps.executors import Executor, Options
+from experiments.sweeps.processes import Job, Process, execute, started, wait
+from experiments.sweeps.progress import Watch, standing
+from experiments.sweeps.schedule import Entry, Schedule, drive
+from experiments.sweeps.trials import Run, Trial
 
 FINISH = "import os, sys; [open(f + '/result.json', 'w').write('{}') for f in sys.argv[1:]]"
 
@@ -184,7 +184,7 @@ def test_a_late_run_has_failed(tmp_path):
 
 
 def test_two_processes_never_work_in_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.schedule._BUSY", 0.05)
+    monkeypatch.setattr("experiments.sweeps.schedule._BUSY", 0.05)
     first = Process(job(tmp_path / "run", "import time; time.sleep(600)"))
     assert started(job(tmp_path / "run", ""))
     second = Process(job(tmp_path / "run", "")._replace(token="other"))

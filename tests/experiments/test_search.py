@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from configs import movielens_100k
-from experiments import trials
-from experiments.executors import Executor, Handle
-from experiments.hyperparameters import Search
-from experiments.processes import Ended, Job
-from experiments.schedule import Schedule, drive
-from tests.compiling import environment
-from tests.experiments.commands import ROOT, command
+from experiments.sweeps import trials
+from experiments.sweeps.executors import Executor, Handle
+from experiments.sweeps.optuna_search import Search
+from experiments.sweeps.processes import Ended, Job
+from experiments.sweeps.schedule import Schedule, drive
+from tests.helpers.commands import ROOT, command
+from tests.helpers.compiling import environment
 
 CONFIG = """
 from ml_collections import ConfigDict

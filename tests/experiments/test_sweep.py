@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import run_folder, tables, trials
-from llm4rec_jax import journal
-from tests.compiling import environment
-from tests.experiments.commands import ROOT, command, last_line
+from experiments import tables
+from experiments.sweeps import trials
+from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.training import metric_writer as journal
+from tests.helpers.commands import ROOT, command, last_line
+from tests.helpers.compiling import environment
 
 SWEEP = """
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 BASELINE = "base"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from configs.baselines_movielens import TRAINED
-from experiments import trials
-from llm4rec_jax import journal
-from tests.experiments.commands import ROOT, command, last_line
+from experiments.sweeps import trials
+from llm4rec_jax.training import metric_writer as journal
+from tests.helpers.commands import ROOT, command, last_line
 
 SWEEP = """
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 def sweep():
     short = {"train.steps": 12, "train.eval_every": 6}
@@ -48,7 +48,7 @@ def test_runs_that_need_each_other_are_never_in_one_program(config, tmp_path):
     file.write_text(
         config.read_text()
         + """
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 def sweep():
     rates = [Trial(f"rate-{r}", "frozen", {"train.learning_rate": r}, "r") for r in (1e-3, 3e-3)]

@@ -8,15 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import table_runs, tables
-from experiments.run_folder import RunFolderError
-from experiments.table_bands import bandings
-from experiments.table_spec import Table, checked
-from experiments.table_statistics import statistics
-from llm4rec_jax import pointwise
-from llm4rec_jax.significance import compare, holm, interval
-from tests.experiments import made_up_runs
-from tests.experiments.commands import ROOT, command
+from experiments import tables
+from experiments.reports import runs as table_runs
+from experiments.reports.bands import bandings
+from experiments.reports.spec import Table, checked
+from experiments.reports.statistics import statistics
+from llm4rec_jax.evaluation import rating_metrics as pointwise
+from llm4rec_jax.evaluation.significance import compare, holm, interval
+from llm4rec_jax.runs.folder import RunFolderError
+from tests.helpers import made_up_runs
+from tests.helpers.commands import ROOT, command
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,14 @@ import subprocess
 import polars as pl
 import pytest
 
-from experiments import report, table_plots, table_runs
-from experiments.table_page import page
-from experiments.table_render import escape_latex, latex, markdown, tidy
-from experiments.table_spec import Table
-from experiments.table_statistics import statistics
-from tests.experiments import made_up_runs
+from experiments import report
+from experiments.reports import plots as table_plots
+from experiments.reports import runs as table_runs
+from experiments.reports.page import page
+from experiments.reports.render import escape_latex, latex, markdown, tidy
+from experiments.reports.spec import Table
+from experiments.reports.statistics import statistics
+from tests.helpers import made_up_runs
 
 TABLE = Table(
     rows=({"base": "base_1 & co"}, {"lora": "LoRA, 50% | #1", "dora": "DoRA ~ {x}^2 \\ <b>"}),

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from configs import peft_movielens
-from experiments import trials
-from experiments.assemble import Assembly
-from experiments.trials import Trial
+from experiments.sweeps import trials
+from experiments.sweeps.trials import Trial
 from llm4rec_jax.peft import METHODS
+from llm4rec_jax.runs.assemble import Assembly
 
 CONFIG = """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from experiments.trials import Trial
+from experiments.sweeps.trials import Trial
 
 def get_config(arg="a"):
     if arg not in ("a", "b"):

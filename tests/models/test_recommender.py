@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.models import users as user_models
-from llm4rec_jax.models.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.heads import HEADS
-from llm4rec_jax.models.pooling import POOLINGS
 from llm4rec_jax.models.recommender import PROJECTIONS, init, recommender
-from llm4rec_jax.models.users import USERS
+from llm4rec_jax.models.users import base as user_models
+from llm4rec_jax.models.users.base import USERS
 
 ENCODER = Bert(
     BertConfig(
@@ -64,7 +64,7 @@ def shapes(model, params) -> tuple[int, ...]:
 
 
 # Every user model with every head, and every projection with every pooling, in turn with the former.
-# Those that read histories; tests/test_train.py trains the others.
+# Those that read histories; tests/training/test_loop.py trains the others.
 READERS = sorted(name for name, model in USERS.items() if user_models.reads(model) != "user")
 PAIRS = list(product([*READERS, "text"], sorted(HEADS)))
 ROWS = list(zip(PAIRS, cycle(product([*sorted(PROJECTIONS), None], sorted(POOLINGS)))))

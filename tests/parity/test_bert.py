@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from llm4rec_jax.data import assets
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from tests.conftest import random_bert
 
 ODD = [

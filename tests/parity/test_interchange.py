@@ -13,12 +13,12 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 
-from llm4rec_jax.models import pretrained
-from llm4rec_jax.models.pooling import POOLINGS
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.peft import METHODS, create, forward
-from llm4rec_jax.peft.interchange import load, merge, save
+from llm4rec_jax.peft.hf.save_load import load, merge, save
 from tests.conftest import random_bert
-from tests.tiny import encoder_folder
+from tests.helpers.tiny import encoder_folder
 
 D, LENGTH = 24, 7
 MASK = np.arange(LENGTH) < np.array([7, 4, 1])[:, None]

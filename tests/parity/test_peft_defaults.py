@@ -6,11 +6,11 @@ import peft as hf
 import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
-from llm4rec_jax.peft.hf_adapter import torch_name
-from llm4rec_jax.peft.vera import draw_projections
-from tests.parity.torch_side import N, adapted
+from llm4rec_jax.peft.hf.adapter import torch_name
+from llm4rec_jax.peft.methods.vera import draw_projections
+from tests.helpers.torch_side import N, adapted
 
 LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}
 ADALORA = {

@@ -10,9 +10,9 @@ import peft as hf
 import pytest
 import torch
 
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
-from tests.parity.torch_side import (
+from tests.helpers.torch_side import (
     ADALORA,
     LORA,
     Layout,

@@ -6,10 +6,10 @@ import peft as hf
 import pytest
 import torch
 
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
-from llm4rec_jax.peft.prefix import plain
-from tests.parity.torch_side import (
+from llm4rec_jax.peft.methods.prefix import plain
+from tests.helpers.torch_side import (
     D,
     N,
     Tensors,

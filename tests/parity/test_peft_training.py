@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create, forward
-from tests.parity.torch_side import (
+from tests.helpers.torch_side import (
     ADALORA,
     IDS,
     LORA,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data import sources
-from llm4rec_jax.data.split import Split
-from llm4rec_jax.data.splits import leave_one_out
+from llm4rec_jax.data.splits.protocols import leave_one_out
+from llm4rec_jax.data.splits.split import Split
 
 BATCH = 1024
 

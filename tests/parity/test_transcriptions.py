@@ -11,11 +11,11 @@ import torch
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create, forward
 from llm4rec_jax.sharding import path_name
 from tests.conftest import random_bert
-from tests.parity.torch_side import IDS, MASK, WEIGHTS, D, N, array, assert_grads, assert_states, run_torch
+from tests.helpers.torch_side import IDS, MASK, WEIGHTS, D, N, array, assert_grads, assert_states, run_torch
 
 Tensors = dict[str, Any]
 """Nested as the delta is; its leaves are tensors that want a gradient."""

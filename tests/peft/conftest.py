@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llm4rec_jax.checksums import MANIFEST
-from llm4rec_jax.models import pretrained
-from llm4rec_jax.peft.interchange import save
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.peft.hf.save_load import save
 from tests.conftest import random_bert
-from tests.peft.adapters import ADAPTERS, made
-from tests.peft.small import CONFIG
+from tests.helpers.adapters import ADAPTERS, made
+from tests.helpers.small import CONFIG
 
 
 @pytest.fixture(scope="session")

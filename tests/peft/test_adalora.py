@@ -15,17 +15,17 @@ import optax
 import pytest
 
 from llm4rec_jax import sharding
-from llm4rec_jax.checkpoint import Checkpoints, digest
-from llm4rec_jax.data.text import item_texts
-from llm4rec_jax.data.tokens import tokenise, tokenizer
-from llm4rec_jax.models import pretrained
+from llm4rec_jax.data.features.text import item_texts
+from llm4rec_jax.data.features.tokens import tokenise, tokenizer
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft import Peft, create, within
-from llm4rec_jax.peft.adalora import AdaLoraState
-from llm4rec_jax.runs import separate
-from llm4rec_jax.train import train
-from tests import tiny
+from llm4rec_jax.peft.methods.adalora import AdaLoraState
+from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.loop import train
+from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.runs import separate
+from tests.helpers import tiny
 
 R, RANK = 6, 2
 SIZES = {

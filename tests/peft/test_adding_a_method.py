@@ -21,7 +21,8 @@ def write(folder: Path, row: str) -> Path:
     """The method, and a pytest plugin that registers it and gives it its row."""
     (folder / "my_method.py").write_text(block("the method"), encoding="utf-8")
     (folder / "with_my_method.py").write_text(
-        f"import my_method\nfrom tests.peft.small import D, F, N\nfrom tests.peft.test_methods import ROWS, Row\n{row}",
+        "import my_method\nfrom tests.helpers.small import D, F, N\n"
+        f"from tests.peft.test_methods import ROWS, Row\n{row}",
         encoding="utf-8",
     )
     return folder
@@ -60,9 +61,8 @@ def test_a_wrong_count_fails(tmp_path):
 def test_a_configuration_reaches_it_by_name(tmp_path):
     """The study of the document, with the method where this test has it."""
     (write(tmp_path, "") / "my_study.py").write_text(block("the study").replace("configs.ssf", "my_method"))
-    code = (
-        "import my_study; from experiments.assemble import Assembly; print(Assembly(my_study.get_config()).method.name)"
-    )
+    code = "import my_study; from llm4rec_jax.runs.assemble import Assembly; "
+        "print(Assembly(my_study.get_config()).method.name)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

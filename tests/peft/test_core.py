@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from llm4rec_jax.models.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import METHODS, Peft, chain, count, create, forward, within
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from llm4rec_jax.models.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.peft import create, forward
 
 D, F, N, TEXTS, LENGTH = 128, 512, 4, 32, 32

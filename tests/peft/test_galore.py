@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from llm4rec_jax.optim import optimizer
 from llm4rec_jax.peft import Peft, create
-from llm4rec_jax.peft.galore import GaloreState
+from llm4rec_jax.peft.methods.galore import GaloreState
+from llm4rec_jax.training.optimizer import optimizer
 
 RANK, EVERY, SCALE, RATE = 3, 4, 0.25, 0.05
 SHAPES = {

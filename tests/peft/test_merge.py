@@ -9,11 +9,11 @@ import pytest
 
 import llm4rec_jax
 from llm4rec_jax.peft import create
-from llm4rec_jax.peft.interchange import InterchangeError, merge
-from tests.peft.adapters import (
+from llm4rec_jax.peft.hf.save_load import InterchangeError, merge
+from tests.helpers.adapters import (
     made,
 )
-from tests.peft.small import encoder
+from tests.helpers.small import encoder
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_merges_of_something_else(params, tmp_path):
 
 
 def test_nothing_of_torch_is_imported():
-    for file in (Path(llm4rec_jax.__file__).parent / "peft").glob("*.py"):
+    for file in (Path(llm4rec_jax.__file__).parent / "peft").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (torch|peft|transformers|pickle)\b", file.read_text(), re.MULTILINE), (
             file
         )

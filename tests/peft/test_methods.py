@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from llm4rec_jax.peft import METHODS, chain, count, create, forward
 from llm4rec_jax.sharding import BERT_RULES, make_mesh, place
-from tests.peft.small import IDS, MASK, WEIGHTS, D, F, N, P, T, V, encoder, moved, named, prefixed, prompted
+from tests.helpers.small import IDS, MASK, WEIGHTS, D, F, N, P, T, V, encoder, moved, named, prefixed, prompted
 
 
 class Row(NamedTuple):

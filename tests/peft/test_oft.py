@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.peft import create
-from llm4rec_jax.peft.oft import inverse
+from llm4rec_jax.peft.methods.oft import inverse
 
 N = 32
 WEIGHTS = np.random.default_rng(1).normal(size=(5, N, N)).astype(np.float32)

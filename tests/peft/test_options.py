@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.peft import create, forward
-from tests.peft.small import IDS, MASK, D, F, N, encoder, moved
+from tests.helpers.small import IDS, MASK, D, F, N, encoder, moved
 
 
 @pytest.mark.parametrize(

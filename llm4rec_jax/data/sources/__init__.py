@@ -5,20 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.pointwise import POINTWISE, PointwiseData
+from llm4rec_jax.data.labeled import POINTWISE, PointwiseData
 
 # The modules of the loaders are imported for their registration.
-from llm4rec_jax.data.sources import (  # noqa: F401
-    atomic,
-    movielens,
-    prepared_source,
-    s3rec,
-    sequences,
-    table,
-    tallrec,
-    tfds_source,
-    unisrec,
-)
+from llm4rec_jax.data.sources import atomic, movielens, s3rec, sequences, table, tallrec, tfds_source, unisrec  # noqa: F401
+from llm4rec_jax.data.sources import ondisk as prepared_source  # noqa: F401
 from llm4rec_jax.data.sources.movielens import natural_title
 from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
 from llm4rec_jax.registry import Registry, unknown_name

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from llm4rec_jax.data.interactions import DataError, Dataset
-from llm4rec_jax.data.pointwise import POINTWISE, PointwiseData, Rows
+from llm4rec_jax.data.labeled import POINTWISE, PointwiseData, Rows
 from llm4rec_jax.data.sources.movielens import load_movielens_100k, natural_title
 from llm4rec_jax.data.sources.reading import read_text, require
 

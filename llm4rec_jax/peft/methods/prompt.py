@@ -1,0 +1,60 @@
+"""Prompt tuning: trained embeddings in front of every text."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm4rec_jax.peft.core import Call, Peft
+from llm4rec_jax.peft.registry import METHODS
+from llm4rec_jax.peft.sites import Delta, Params, sites
+
+
+@METHODS.register("prompt", "Lester et al. 2021, arXiv 2104.08691")
+def prompt(length: int = 20) -> Peft:
+    """The encoder reads [P; E(text)], and the states of P are dropped again. Lester et al. 2021 (arXiv 2104.08691).
+
+    P [n, D] starts as the embeddings of n tokens drawn from the vocabulary. It takes the first n positions and the
+    text those after it, as in peft. Not the identity at the start: every token attends to the prompt.
+
+    Args:
+      length: n.
+    """
+    if length < 1:
+        raise ValueError(f"prompt: length is {length}, must be at least 1")
+    word, position, token_type = (f"embeddings/{name}" for name in ("word", "position", "token_type"))
+
+    def init(key: jax.Array, params: Params) -> Delta:
+        tables = sites(params, "embedding")
+        if word not in tables:
+            raise ValueError(f"prompt: only an encoder of tokens can be given one; there is no {word} here")
+        table, positions = tables[word]["embedding"], len(tables[position]["embedding"])
+        if length >= positions:
+            raise ValueError(f"prompt: length {length} leaves no room for text: the encoder has {positions} positions")
+        return {word: {"prompt": table[jax.random.choice(key, len(table), (length,))]}}
+
+    def tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
+        if site == word:
+            states = call(*args)
+            first = jnp.broadcast_to(
+                delta[word]["prompt"].astype(states.dtype), (len(states), length, states.shape[-1])
+            )
+            return jnp.concatenate([first, states], axis=1)
+        if site == position:
+            (at,) = args
+            if (needed := len(at) + length) > (there := len(call.params["embedding"])):
+                raise ValueError(
+                    f"prompt: {len(at)} tokens, padding included, and a prompt of {length} make {needed}, but the "
+                    f"encoder has {there} positions: cut texts shorter when tokenising, or shorten the prompt"
+                )
+            return call(jnp.arange(needed))
+        if site == token_type:
+            # One for all, or of each token.
+            return call(args[0] if args[0].ndim == 0 else jnp.pad(args[0], ((0, 0), (length, 0))))
+        if site == ".layers":
+            states, mask = args
+            mask = jnp.pad(mask, ((0, 0), (length, 0)), constant_values=True)
+            return [state[:, length:] for state in call(states, mask)]
+        return call(*args)
+
+    return Peft(init, tap=tap)

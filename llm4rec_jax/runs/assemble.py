@@ -1,0 +1,270 @@
+"""From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
+a configuration or its data comes out here, before any long work starts."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from llm4rec_jax import peft, sharding
+from llm4rec_jax.baselines import BASELINES
+from llm4rec_jax.data import assets, filters, sources
+from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data.batching.batch import TokenGroup, token_group
+from llm4rec_jax.data.batching.buckets import token_bucket
+from llm4rec_jax.data.features.text import UserTemplate, item_texts
+from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
+from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.ondisk import reader as prepared
+from llm4rec_jax.data.splits import protocols as splits
+from llm4rec_jax.data.splits.split import Split
+from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
+from llm4rec_jax.losses.ranking import LOSSES
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.graphs.lightgcn import Edges
+from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.runs import plugins as own_code
+from llm4rec_jax.training.checkpoint import adopt
+
+INPUTS = ("text", "id", "id+text")
+
+
+def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The encoder at a path, and its parameters, as `config.encoder` wants it."""
+    return pretrained.load(
+        path,
+        layers=config.layers,
+        compute_dtype=config.dtype,
+        remat=config.remat,
+        attention=config.attention,
+        dropout=config.dropout,
+    )
+
+
+class Assembly:
+    """What a configuration describes, each part made when it is first asked for.
+
+    Attributes:
+      config: the resolved configuration.
+    """
+
+    def __init__(self, config: ConfigDict) -> None:
+        # Keys are not known statically.
+        self.config: Any = config
+        own_code.load(config)
+        if self.config.data.source in sources.POINTWISE:
+            raise ValueError(
+                f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
+                "evaluate, sweep and tables take its runs, and no other command does"
+            )
+        if self.config.inputs not in INPUTS:
+            raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
+        LOSSES.lookup(self.config.loss.name)
+        if self.config.baseline.name is not None:
+            BASELINES.lookup(self.config.baseline.name)
+
+    def beside(self, config: ConfigDict) -> "Assembly":
+        """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
+        other = Assembly(config)
+        for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        data = self.config.data
+        path = fetch.located(data.path, data.published)
+        dataset = sources.load(data.source, path, **data.options)
+        if data.deduplicate is not None:
+            dataset = filters.deduplicate(dataset, keep=data.deduplicate)
+        if data.min_rating is not None:
+            dataset = filters.min_rating(dataset, data.min_rating)
+        if data.k_core is not None:
+            dataset = filters.k_core(dataset, data.k_core)
+        return dataset
+
+    @cached_property
+    def split(self) -> Split:
+        data = self.config.data
+        split = prepared.stored_split(self.dataset, data.split, data.split_options)
+        if split is None:
+            split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
+        if data.few_shot is not None:
+            split = splits.few_shot(split, data.few_shot, per=data.few_shot_per, seed=self.config.seed)
+        return split
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether items are text, wholly or in part."""
+        return self.config.inputs != "id"
+
+    @cached_property
+    def encoder_path(self) -> str | Path:
+        """The folder or hub name of the encoder."""
+        return self.config.encoder.path or assets.minilm()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """What an item is called, for people and for prompts."""
+        items, column = self.dataset.items, self.config.text.title
+        if column not in items.columns:
+            if not self.reads_text:
+                return items["item_id"].to_list()
+            raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
+        return [title or item for title, item in items.select(column, "item_id").iter_rows()]
+
+    @cached_property
+    def baseline(self) -> Scorer:
+        """The baseline that the configuration names, fitted."""
+        chosen = self.config.baseline
+        texts = item_texts(self.dataset.items, self.config.text.item) if self.reads_text else None
+        return BASELINES.build(chosen.name, self.split, texts, self.config.seed, **chosen.options)
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        if not self.reads_text:
+            return None
+        text = self.config.text
+        stored = prepared.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
+        if stored is not None:
+            return stored
+        return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
+
+    def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
+        """Token ids of texts, from the cache when they have been tokenised before."""
+        return tokenise(texts, pretrained.resolve(self.encoder_path), max_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return tokenizer(pretrained.resolve(self.encoder_path))
+
+    @cached_property
+    def prompts(self) -> Prompts | None:
+        """Writes histories as prompts, when the user model is the encoder itself."""
+        if self.config.model.users != "text":
+            return None
+        text = self.config.text
+        template = UserTemplate(text.user, max_items=text.max_items)
+        rows = self.dataset.users.to_dicts()
+        titles = np.array(self.titles, dtype=object)
+        encode, encoder = self._tokenizer, self._pretrained[0]
+
+        # Somebody who isn't in the user table has none of its columns.
+        nobody = dict.fromkeys(self.dataset.users.columns)
+
+        def fitting(read: list[str], user: int) -> list[int]:
+            """The prompt's tokens, of the most recent titles that fit."""
+            row = rows[user] if user < len(rows) else nobody
+            for first in range(max(len(read), 1)):
+                ids = encode(template(read[first:], row))["input_ids"]
+                if len(ids) <= text.max_prompt_tokens:
+                    return ids
+            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+
+        def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
+            ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
+            lengths = np.array([len(row) for row in ids], np.int32)
+            # One length for all, so that a prompt's vector does not depend on its neighbours.
+            longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
+            table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
+            for row, tokens in zip(table, ids, strict=True):
+                row[: len(tokens)] = tokens
+            return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
+
+        return prompts
+
+    @cached_property
+    def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
+        if not self.reads_text:
+            return None, None
+        return load_encoder(self.config.encoder, self.encoder_path)
+
+    @property
+    def _edges(self) -> Edges:
+        """The graph of the training interactions."""
+        data, train = self.dataset.interactions, self.split.train
+        return Edges(data.user[train], data.item[train])
+
+    @cached_property
+    def model(self) -> Recommender:
+        model = self.config.model
+        return recommender(
+            encoder=self._pretrained[0],
+            ids=None if self.config.inputs == "text" else self.dataset.num_items,
+            people=self.dataset.num_users,
+            edges=self._edges if model.users == "graph" else None,
+            users=model.users,
+            head=model.head,
+            pooling=self.config.encoder.pooling,
+            project=None if model.project == "none" else model.project,
+            tower=None if model.tower == "none" else model.tower,
+            width=model.width,
+            user_options=dict(model.user_options.get(model.users, {})),
+            head_options=dict(model.head_options),
+            project_options=dict(model.project_options),
+        )
+
+    @cached_property
+    def bare_method(self) -> peft.Peft:
+        """The method as its paper has it, over one module."""
+        chosen = self.config.peft
+        return peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+
+    @cached_property
+    def method(self) -> peft.Peft:
+        """The method within the parts of the recommender that it adapts."""
+        chosen, method = self.config.peft, self.bare_method
+        if not self.reads_text and chosen.method == "frozen":
+            return method
+        parts = [peft.within(method, part) for part in chosen.within.split("+")]
+        return parts[0] if len(parts) == 1 else peft.chain(*parts)
+
+    def params(self) -> dict[str, Any]:
+        """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
+        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        start = self.config.init_from
+        return params if start is None else adopt(params, Path(start))
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        return sharding.make_mesh(self.config.mesh.model)
+
+    @cached_property
+    def rules(self) -> sharding.Rules:
+        """What is cut over the model axis, and over the data axis when the run is fully sharded."""
+        mesh, users = self.config.mesh, self.config.model.users
+        rules: list[Any] = []
+        if mesh.model > 1:
+            rules += sharding.BERT_RULES if self.reads_text else ()
+            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
+            rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
+        # Runs of before have no such key.
+        return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
+
+    @cached_property
+    def scorer(self) -> RecommenderScorer:
+        return RecommenderScorer(
+            self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
+        )
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Learning rate factors by regex."""
+        return factors(self.config.train.scales)
+
+
+def factors(text: str) -> dict[str, float]:
+    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
+    found = {}
+    for pair in text.split():
+        regex, _, factor = pair.rpartition("=")
+        try:
+            found[regex] = float(factor)
+        except ValueError:
+            raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
+    return found

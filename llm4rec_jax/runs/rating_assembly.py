@@ -1,0 +1,199 @@
+"""From the configuration of a run on a pointwise source to the things it names: questions, texts, models."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm4rec_jax import peft
+from llm4rec_jax.baselines import ANSWER_BASELINES
+from llm4rec_jax.baselines.rating import Features, Predictor
+from llm4rec_jax.data import assets, sources
+from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data.features.text import UserTemplate, item_texts
+from llm4rec_jax.data.features.tokens import Tokens, tokenise
+from llm4rec_jax.data.labeled import PointwiseData, Rows, few_shot
+from llm4rec_jax.inference.text_vectors import text_vectors
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.rating import ANSWERS
+from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.runs.assemble import load_encoder
+from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks.rating_scoring import Reader
+
+# The prompts of these parts stand in one table, in this order.
+_PARTS = ("validation", "test", "train")
+
+# What runs that rank can do and these cannot, with the values that ask for nothing.
+_NOTHING_ASKED = {
+    ("train", "input_workers"): (None, 0),
+    ("train", "micro_batches"): (None, 1),
+    ("mesh", "model"): (None, 1),
+    ("mesh", "fsdp"): (None, False),
+}
+
+
+class PointwiseAssembly:
+    """What a configuration describes, each part made when it is first asked for.
+
+    Attributes:
+      config: the resolved configuration.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        for (part, name), nothing in _NOTHING_ASKED.items():
+            if (asked := config[part].get(name)) not in nothing:
+                raise ValueError(
+                    f"config.{part}.{name} is {asked}, but a run that answers questions makes and computes whole "
+                    "batches in one process, on one device: leave it out"
+                )
+        if config.baseline.name is not None:
+            ANSWER_BASELINES.lookup(config.baseline.name)
+            return
+        ANSWERS.lookup(config.model.users)
+        if config.loss.name != "bce_pointwise":
+            raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
+
+    @cached_property
+    def whole(self) -> PointwiseData:
+        """The data before training questions are drawn."""
+        data = self.config.data
+        path = fetch.located(data.path, data.published)
+        return sources.load_pointwise(data.source, path, **data.options)
+
+    @cached_property
+    def data(self) -> PointwiseData:
+        """The data with the training questions drawn, by the seed."""
+        k = self.config.data.few_shot
+        return self.whole if k is None else few_shot(self.whole, k, seed=self.config.seed)
+
+    @cached_property
+    def _encoder_path(self) -> str | Path:
+        return self.config.encoder.path or assets.minilm()
+
+    @cached_property
+    def _tokenizer_folder(self) -> Path:
+        return pretrained.resolve(self._encoder_path)
+
+    @cached_property
+    def model(self) -> Recommender:
+        """Encoder and pooling; what else a recommender has is not used."""
+        encoder = self.config.encoder
+        return recommender(
+            encoder=self._pretrained[0], pooling=encoder.pooling, users="mean", project=None, head="cosine"
+        )
+
+    @cached_property
+    def _pretrained(self) -> tuple[Any, dict[str, Any]]:
+        return load_encoder(self.config.encoder, self._encoder_path)
+
+    @cached_property
+    def reading(self) -> dict[str, Any]:
+        """Parameters of encoder and pooling at the start."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return init(self.model, key, self._pretrained[1])
+
+    def vectors(self, tokens: Tokens) -> np.ndarray:
+        """Vectors of texts by the encoder as it came, [n, W]."""
+        return text_vectors(self.model, self.reading, tokens)
+
+    # -------------------------------------------------------------------------------------------------------- baselines
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The baseline that the configuration names, fitted."""
+        chosen, text, items = self.config.baseline, self.config.text, self.whole.items
+        if chosen.name == "liked_share":
+            return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
+        texts = [
+            tokenise(item_texts(items, template), self._tokenizer_folder, text.max_tokens) for template in text.views
+        ]
+        number = None
+        if text.number is not None:
+            if text.number not in items.columns:
+                raise ValueError(unknown_name("config.text.number: item column", text.number, items.columns))
+            number = items[text.number].cast(float, strict=False).to_numpy()
+        vectors = tuple(self.vectors(tokens).astype(np.float64) for tokens in texts)
+        features = Features(items.height, vectors, number)
+        return ANSWER_BASELINES.build(chosen.name, self.data.train, features, **chosen.options)
+
+    # ---------------------------------------------------------------------------------------------------------- trained
+
+    @cached_property
+    def head(self) -> Any:
+        model = self.config.model
+        return ANSWERS.build(model.users, **dict(model.user_options.get(model.users, {})))
+
+    @cached_property
+    def method(self) -> peft.Peft:
+        chosen = self.config.peft
+        if chosen.within != "encoder":
+            raise ValueError(
+                f"config.peft.within is {chosen.within!r}; of what reads questions only 'encoder' is adapted"
+            )
+        method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+        return peft.within(method, "encoder")
+
+    @cached_property
+    def prompts(self) -> dict[str, np.ndarray]:
+        """By part, the text numbers of its questions [n]."""
+        sizes = [self.data.parts()[name].size for name in _PARTS]
+        numbers = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        return dict(zip(_PARTS, numbers, strict=True))
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the prompts of all questions, or the texts of all items."""
+        text, asks = self.config.text, not self.head.reads_history
+        if asks:
+            parts, length = self.data.parts(), text.max_prompt_tokens
+            texts = [prompts(parts[name], self.titles, text.user) for name in _PARTS]
+        else:
+            texts, length = [self.titles], text.max_tokens
+        # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
+        tokens = [tokenise(own, self._tokenizer_folder, length) for own in texts]
+        # Of the training prompts, or of all items.
+        centre = self.vectors(tokens[-1]).mean(0)
+        vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])
+        return Reader(self.model, self.method, _joined(tokens), asks, vectors, centre)
+
+    @cached_property
+    def _tuned(self) -> bool:
+        """Whether what reads texts is trained."""
+        return self.config.peft.method != "frozen" or "pooling" in self.reading
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """What an item is called in prompts."""
+        return item_texts(self.whole.items, self.config.text.item)
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """All parameters at the start."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
+        return {**self.reading, "answers": answering.start(self.head, len(self.reader.centre), key)}
+
+
+def _joined(tokens: list[Tokens]) -> Tokens:
+    """Tables of tokens, one below the other."""
+    wide = max(own.ids.shape[1] for own in tokens)
+    # What pads is masked by the lengths.
+    ids = [np.pad(own.ids, ((0, 0), (0, wide - own.ids.shape[1]))) for own in tokens]
+    return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))
+
+
+def prompts(rows: Rows, titles: list[str], template: str) -> list[str]:
+    """The prompt of each question: a template of {liked}, {disliked} and {target}.
+
+    A clause of which there is nothing, such as that of an empty {disliked}, vanishes; see `UserTemplate`.
+    """
+    write = UserTemplate(template, separator="; ")
+    found = []
+    for history, liked, mask, target in zip(rows.history, rows.liked, rows.mask, rows.target, strict=True):
+        read = [titles[item] for item in history[mask]]
+        found.append(write(read, {"target": titles[target]}, liked_mask=liked[mask].tolist()))
+    return found

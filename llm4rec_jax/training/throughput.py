@@ -1,0 +1,173 @@
+"""How fast a run trains, what of its work was of use, and how near it comes to what its devices can do."""
+
+import functools
+import re
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm4rec_jax.data.batching.batch import Batch
+
+# Dense bfloat16 FLOP/s of one chip by the vendors' data sheets, by a regex on the device's kind. The first that
+# matches counts.
+PEAKS = {
+    r"TPU v4": 275e12,
+    r"TPU v5 ?(lite|e)": 197e12,
+    r"TPU v5p?": 459e12,
+    r"TPU v6 ?(lite|e)": 918e12,
+    r"NVIDIA A100": 312e12,
+    r"NVIDIA H100 PCIe": 756e12,
+    r"NVIDIA H[12]00": 989e12,
+}
+
+
+class Work(NamedTuple):
+    """What one step read, on this process.
+
+    Attributes:
+      tokens: of texts that were encoded, each item's once.
+      token_places: of the arrays that the encoder was given, padding included.
+      items: distinct ones.
+      mentions: places of histories, targets and negatives that refer to them.
+      flops: of one device, as XLA counts them.
+    """
+
+    tokens: int
+    token_places: int
+    items: int
+    mentions: int
+    flops: float
+
+
+def work(batch: Batch, flops: float) -> Work:
+    """Counts a batch of numpy arrays."""
+    items, history, mask = (np.asarray(a) for a in (batch.items, batch.history_mask, batch.target_mask))
+    _, first = np.unique(items, return_index=True)
+    tokens = places = start = 0
+    for _, kept in batch.tokens:
+        rows = first[(first >= start) & (first < start + len(kept))] - start
+        tokens += int(np.asarray(kept)[rows].sum())
+        places += kept.size
+        start += len(kept)
+    if batch.prompt is not None:
+        tokens += int(np.asarray(batch.prompt.mask).sum())
+        places += batch.prompt.mask.size
+    drawn = 0 if batch.negatives is None else int(mask.sum()) * batch.negatives.shape[-1]
+    return Work(tokens, places, len(first), int(history.sum() + mask.sum()) + drawn, flops)
+
+
+def figures(steps: Sequence[Work], seconds: float, peak: float) -> dict[str, float]:
+    """Of some steps that took so many seconds together.
+
+    Args:
+      peak: FLOP/s of one device.
+
+    Returns:
+      tokens_per_second: real ones, of all processes; with padding_share, what of the encoder's input was none, where
+        texts are encoded.
+      unique_share: distinct items over places that refer to one; above 1 where losses compare with the whole catalogue.
+      mfu: model FLOPs utilisation, of a device, where FLOPs are known; those that `remat` computes again count too.
+    """
+    tokens, places, items, mentions, flops = (sum(column) for column in zip(*steps, strict=True))
+    found = {"unique_share": items / max(mentions, 1)}
+    if flops:
+        found["mfu"] = flops / seconds / peak
+    if places:
+        found["tokens_per_second"] = tokens * jax.process_count() / seconds
+        found["padding_share"] = 1 - tokens / places
+    return found
+
+
+def line(found: Mapping[str, float]) -> str:
+    """What `figures` found, with examples_per_second, programs and peak_bytes, for people."""
+    parts = [f"{found['examples_per_second']:,.0f} examples/s"]
+    if "tokens_per_second" in found:
+        parts.append(f"{found['tokens_per_second']:,.0f} tokens/s ({found['padding_share']:.0%} padding)")
+    if found["unique_share"] <= 1:
+        parts.append(f"{found['unique_share']:.0%} unique")
+    if "mfu" in found:
+        parts.append(f"MFU {found['mfu']:.0%}")
+    parts += [
+        f"{found['programs']:.0f} programs",
+        f"{found['peak_bytes'] / 2**30:.2f} GiB",
+    ]
+    return ", ".join(parts)
+
+
+def peak(device: Any, dtype: Any) -> float:
+    """FLOP/s that a device can do in matrix products of a type: from the table, or measured where it is not there."""
+    half = jnp.dtype(dtype).itemsize == 2
+    for kind, rate in PEAKS.items():
+        if re.match(kind, device.device_kind):
+            # A TPU's float32 products are of bfloat16 by default; a GPU's of TensorFloat-32, at half the rate.
+            return rate if half or device.platform == "tpu" else rate / 2
+    return product_rate(jnp.dtype(dtype).name)
+
+
+@functools.cache
+def product_rate(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of a square matrix product on the default device, the best of some calls."""
+    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(a, a).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def peak_bytes() -> int:
+    """The most memory that was in use at once: of the first device, or of this process where devices do not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    # Linux counts in KiB, macOS in bytes.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return stats.get("peak_bytes_in_use", own)
+
+
+class Profile:
+    """A trace of some steps of a run, for TensorBoard and Perfetto.
+
+    Args:
+      folder: where the trace is written.
+      first, steps: it begins when so many steps have been made, programs being compiled by then, and takes so many.
+
+    Attributes:
+      made: steps that it has taken.
+    """
+
+    def __init__(self, folder: Path, first: int = 5, steps: int = 5) -> None:
+        self.folder, self.first, self._steps = folder, first, steps
+        self._before, self.made, self._tracing = 0, 0, False
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next call of `step` writes the trace: what it has begun should have ended by then."""
+        return self._tracing and self.made == self._steps
+
+    def step(self) -> bool:
+        """To be called before each step; says whether the trace has just been written."""
+        if self.ends:
+            return self.close()
+        if self._before == self.first and not self.made:
+            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+            self._tracing = True
+        self._before += not self._tracing
+        self.made += self._tracing
+        return False
+
+    def close(self) -> bool:
+        """Writes what there is so far, if it has not been written; says whether it did."""
+        if not self._tracing:
+            return False
+        self._tracing = False
+        jax.profiler.stop_trace()
+        return True

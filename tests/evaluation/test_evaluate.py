@@ -1,0 +1,191 @@
+"""Evaluation of a few users by hand, and of popularity on MovieLens-100k."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4rec_jax.baselines.popularity import Popularity
+from llm4rec_jax.data import sources
+from llm4rec_jax.data.interactions import Dataset, Interactions
+from llm4rec_jax.data.splits.protocols import leave_one_out
+from llm4rec_jax.data.splits.split import Sequences, Split
+from llm4rec_jax.evaluation.evaluate import OrderMatters, check_order, evaluate
+from llm4rec_jax.sharding import make_mesh
+
+
+def dot(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+    return profiles @ contexts.T
+
+
+class Table:
+    """A scorer that reads its scores [U, I] from a table."""
+
+    def __init__(self, scores: list[list[float]]) -> None:
+        self._scores = jnp.asarray(scores, jnp.float32)
+        self.histories: list[list[int]] = []
+
+    def contexts(self) -> jax.Array:
+        return jnp.eye(self._scores.shape[1])
+
+    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+        self.histories = [history.of(user).tolist() for user in range(len(self._scores))]
+        return self._scores[users]
+
+    @property
+    def head(self) -> tuple[Callable[..., jax.Array], None]:
+        return dot, None
+
+
+# c is too short to be tested, and d returns to its first item.
+SEQUENCES = {"a": [0, 1, 2], "b": [3, 4, 0], "c": [1, 2], "d": [0, 1, 0]}
+SCORES = [[9.0, 9, 5, 7, 5], [4, 1, 2, 9, 9], [0, 0, 0, 0, 0], [1, 5, 3, 0, 0]]
+
+
+@pytest.fixture
+def split() -> Split:
+    items = [item for sequence in SEQUENCES.values() for item in sequence]
+    users = np.repeat(np.arange(len(SEQUENCES)), [len(sequence) for sequence in SEQUENCES.values()])
+    return leave_one_out(
+        Dataset(
+            "by hand",
+            Interactions(users.astype(np.int32), np.array(items, np.int32)),
+            pl.DataFrame({"item_id": list("vwxyz")}),
+            pl.DataFrame({"user_id": list(SEQUENCES)}),
+        ),
+        order="input",
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_test_by_hand(split, devices):
+    scorer = Table(SCORES)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    found = evaluate(scorer, split, "test", mesh=mesh, ks=(1, 2, 3))
+    assert scorer.histories == [[0, 1], [3, 4], [1, 2], [0, 1]]
+    # a: item 3 is better and item 4 as good; b: the best of what is left; d: item 2 is better, item 1 is masked.
+    assert found.per_user["user_id"].to_list() == ["a", "b", "d"]
+    assert found.per_user["targets"].to_list() == [1, 1, 1]
+    # Items 0 … 4 have 2, 1, 1, 1, 0 training interactions.
+    assert found.per_user["history"].to_list() == [2, 2, 2]
+    assert found.per_user["target_popularity"].to_list() == [1, 2, 2]
+    assert found.per_user["mean_rank"].to_list() == [3, 1, 2]
+    assert found.per_user["hr@2"].to_list() == [0, 1, 1]
+    assert found.per_user["auc"].to_list() == pytest.approx([0.25, 1, 2 / 3])
+    expected = {
+        "hr@1": 1 / 3,
+        "hr@2": 2 / 3,
+        "hr@3": 1,
+        "ndcg@2": (1 + 1 / np.log2(3)) / 3,
+        "ndcg@3": (0.5 + 1 + 1 / np.log2(3)) / 3,
+        "mrr": (1 / 3 + 1 + 1 / 2) / 3,
+        "auc": (0.25 + 1 + 2 / 3) / 3,
+        "mean_rank": 2,
+        "users": 3,
+        "users_skipped": 1,
+        "repeated_targets": 1,
+    }
+    assert {name: found.summary[name] for name in expected} == pytest.approx(expected)
+    assert "coverage@3" not in found.summary
+
+
+def test_a_validation_by_hand(split):
+    scorer = Table(SCORES)
+    found = evaluate(scorer, split, "validation", mesh=make_mesh(), ks=(1,))
+    assert scorer.histories == [[0], [3], [1, 2], [0]]
+    assert found.per_user["mean_rank"].to_list() == [1, 1, 1]
+    assert found.summary["repeated_targets"] == 0
+
+
+def test_lists_by_hand(split):
+    found = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1, 2), beyond_accuracy=True).summary
+    # Lists [3, 2], [0, 2], [2, 0]; items 0 … 4 have 2, 1, 1, 1, 0 training interactions.
+    once, twice = np.log2(5), np.log2(5 / 2)
+    expected = {
+        "coverage@2": 3 / 5,
+        "gini@2": (-4 * 0 - 2 * 0 + 0 * 1 + 2 * 2 + 4 * 3) / (5 * 6),
+        "novelty@2": (2 * once + 2 * (once + twice)) / 6,
+        "mean_popularity@2": (1 + 1.5 + 1.5) / 3,
+        "diversity@2": 1,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("phase", "hr", "ndcg"), [("test", 0.0838, 0.0432), ("validation", 0.0732, 0.0338)])
+def test_popularity_on_movielens(phase, hr, ndcg):
+    found = evaluate(Popularity(split := leave_one_out(sources.load("movielens_100k"))), split, phase, mesh=make_mesh())
+    assert round(found.summary["hr@10"], 4) == hr
+    assert round(found.summary["ndcg@10"], 4) == ndcg
+    assert found.summary["users"] == 943
+    # The same by counting: one target a user.
+    counts = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
+    history, targets = split.history(phase), split.targets_of(phase)
+    ranks = []
+    for user in range(943):
+        scores = counts.astype(float)
+        scores[history.of(user)] = -1
+        ranks.append((scores >= counts[targets.of(user)[0]]).sum())
+    assert found.per_user["mean_rank"].to_list() == ranks
+
+
+def test_lists_of_one_item_have_no_diversity(split):
+    only = np.arange(5) == 2
+    found = dataclasses.replace(split, test=split.test[:1], test_candidates=only)
+    summary = evaluate(Table(SCORES), found, "test", mesh=make_mesh(), ks=(1, 3)).summary
+    assert "diversity@3" not in summary
+    assert summary["hr@1"] == 1.0
+
+
+def test_users_to_whom_all_items_are_alike_are_counted(split):
+    scores = [[9.0, 9, 5, 7, 5], [3] * 5, [0, 0, 0, 0, 0], [1, 5, 3, 0, 0]]
+    found = evaluate(Table(scores), split, "test", mesh=make_mesh(), ks=(1,))
+    # c has no target; of d's candidates, one is masked, and the others differ.
+    assert found.summary["users_constant"] == 1
+    assert evaluate(Table([[0.0] * 5] * 4), split, "test", mesh=make_mesh(), ks=(1,)).summary["users_constant"] == 3
+    assert evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,)).summary["users_constant"] == 0
+
+
+class Placed(Table):
+    """Scores that depend on where an item stands: a head that adds the column."""
+
+    @property
+    def head(self):
+        return lambda _, profiles, contexts: profiles @ contexts.T + jnp.arange(len(contexts)), None
+
+
+class TestOrder:
+    def test_ranks_and_ties_are_the_same_in_any_order(self, split):
+        rng = np.random.default_rng(0)
+        for seed in range(5):
+            # Whole numbers, few of them: ties everywhere.
+            check_order(Table(rng.integers(0, 3, (4, 5)).tolist()), split, "test", mesh=make_mesh(), seed=seed)
+
+    def test_on_a_catalogue_of_several_tiles(self):
+        rng = np.random.default_rng(1)
+        users, items = 40, 2500
+        data = Interactions(
+            np.repeat(np.arange(users, dtype=np.int32), 5), rng.integers(0, items, 5 * users, dtype=np.int32),
+            timestamp=np.arange(5 * users),
+        )  # fmt: skip
+        names = pl.DataFrame({"item_id": [f"i{n}" for n in range(items)]})
+        many = leave_one_out(Dataset("many", data, names, pl.DataFrame({"user_id": [f"u{n}" for n in range(users)]})))
+
+        class Vectors(Table):
+            """Vectors that are not whole, every second item's the same as the one before."""
+
+            def __init__(self):
+                self._scores = jnp.asarray(rng.normal(size=(users, 16)), jnp.float32)
+                self._items = jnp.repeat(jnp.asarray(rng.normal(size=(items // 2, 16)), jnp.float32), 2, axis=0)
+
+            def contexts(self):
+                return self._items
+
+        check_order(Vectors(), many, "test", mesh=make_mesh())
+
+    def test_a_score_of_the_place_is_caught(self, split):
+        with pytest.raises(OrderMatters, match=r"of 3 test targets rank otherwise .* item '[vwxyz]'"):
+            check_order(Placed(SCORES), split, "test", mesh=make_mesh())

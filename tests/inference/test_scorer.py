@@ -1,0 +1,168 @@
+"""Contexts and profiles are those of the plain model, and do not depend on what else is computed, or where."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from llm4rec_jax.data.batching.batch import TokenGroup, token_group
+from llm4rec_jax.data.batching.buckets import text_bucket
+from llm4rec_jax.data.features.tokens import Tokens
+from llm4rec_jax.data.splits.split import Sequences
+from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.peft import create, within
+from llm4rec_jax.peft.core import Peft, forward
+from llm4rec_jax.sharding import make_mesh
+
+ITEMS, USERS, HISTORY = 150, 139, 7
+KINDS = ("id", "text", "prompt")
+
+
+def _tokens(seed: int, n: int) -> Tokens:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 25, n, dtype=np.int32)
+    ids = np.where(np.arange(24) < lengths[:, None], rng.integers(1, 97, (n, 24)), 0)
+    return Tokens(ids.astype(np.int32), lengths)
+
+
+TEXTS = _tokens(0, ITEMS)
+# A word for each item: a prompt is its history.
+WORDS = np.random.default_rng(1).integers(1, 97, ITEMS, dtype=np.int32)
+
+
+def _history() -> Sequences:
+    rng = np.random.default_rng(2)
+    lengths = np.r_[0, 1, HISTORY, 30, rng.integers(0, 20, USERS - 4)]
+    return Sequences(np.r_[0, np.cumsum(lengths)], rng.integers(ITEMS, size=lengths.sum(), dtype=np.int32), None, None)
+
+
+PAST = _history()
+
+
+def write(histories: list[np.ndarray], users: np.ndarray) -> TokenGroup:
+    lengths = np.array([1 + len(items) for items in histories], np.int32)
+    ids = np.zeros((len(users), 16), np.int32)
+    for row, items in zip(ids, histories, strict=True):
+        row[0] = 96
+        row[1 : 1 + len(items)] = WORDS[items]
+    return token_group(Tokens(ids, lengths), np.arange(len(ids)), 16)
+
+
+class Parts(NamedTuple):
+    """A model with parameters, all of them random, its scorer, and all contexts and profiles on one device."""
+
+    model: Recommender
+    method: Peft
+    tokens: Tokens | None
+    prompts: Prompts | None
+    weights: tuple[dict, dict]
+    scorer: RecommenderScorer
+    contexts: jax.Array
+    profiles: jax.Array
+
+
+def everything(scorer: RecommenderScorer, weights: tuple[dict, dict]) -> tuple[jax.Array, jax.Array]:
+    bound = scorer.of(*weights)
+    contexts = bound.contexts()
+    return contexts, bound.profiles(contexts, PAST, np.arange(USERS))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def parts(request: pytest.FixtureRequest, bert_folder: Path) -> Parts:
+    kind = request.param
+    encoder, encoder_params = (None, None) if kind == "id" else pretrained.load(bert_folder, layers=1)
+    users, options = ("text", None) if kind == "prompt" else ("transformer", {"layers": 1})
+    model = recommender(
+        encoder=encoder, ids=ITEMS if kind == "id" else None, users=users, width=16, user_options=options
+    )
+    params = init(model, jax.random.key(0), encoder_params)
+    method = create("frozen") if encoder is None else within(create("lora", {"lora": {"rank": 2}}), "encoder")
+    # LoRA starts as nothing: another delta is wanted.
+    weights = params, jax.tree.map(lambda a: a + 0.1, method.init(jax.random.key(1), params))
+    tokens, prompts = None if encoder is None else TEXTS, write if kind == "prompt" else None
+    scorer = RecommenderScorer(model, method, make_mesh(devices=jax.devices()[:1]), tokens, prompts, HISTORY)
+    return Parts(model, method, tokens, prompts, weights, scorer, *everything(scorer, weights))
+
+
+def test_the_number_of_devices_changes_no_bit(parts):
+    scorer = RecommenderScorer(parts.model, parts.method, make_mesh(), parts.tokens, parts.prompts, HISTORY)
+    for one, eight in zip((parts.contexts, parts.profiles), everything(scorer, parts.weights), strict=True):
+        np.testing.assert_array_equal(one, eight)
+        assert np.isfinite(one).all()
+        assert len(np.unique(one, axis=0)) > 100
+
+
+@pytest.mark.parametrize("size", [1, 65])
+def test_what_else_is_computed_changes_no_bit(parts, size):
+    scorer, weights, tokens = parts.scorer, parts.weights, parts.tokens
+    rng = np.random.default_rng(size)
+    items, users = rng.permutation(ITEMS)[:size], rng.permutation(USERS)[:size]
+    text = None
+    if tokens is not None:
+        text = scorer.encode_texts(weights, Tokens(tokens.ids[items], tokens.lengths[items]))
+        np.testing.assert_array_equal(text, scorer.text(*weights)[items])
+    np.testing.assert_array_equal(scorer.contexts_of(weights, items, text), parts.contexts[items])
+    profiles = scorer.profiles_of(weights, parts.contexts, PAST, users)
+    np.testing.assert_array_equal(profiles, parts.profiles[users])
+
+
+def test_contexts_and_profiles_are_those_of_the_plain_model(parts):
+    @partial(jax.jit, static_argnums=0)
+    def apply(name: str, *args: Any) -> jax.Array:
+        return forward(parts.model, parts.method, *parts.weights, *args, apply=name)
+
+    for item in (0, 149):
+        text = None
+        if parts.tokens is not None:
+            length = parts.tokens.lengths[item]
+            text = apply("encode", parts.tokens.ids[item : item + 1, :length], np.ones((1, length), bool))
+        context = apply("context", np.array([item]), text)[0]
+        np.testing.assert_allclose(context, parts.contexts[item], rtol=1e-4, atol=1e-5)
+    # Histories of 1, of H and of more, of which the last H are read.
+    for user in (1, 2, 3):
+        read = PAST.of(user)[-HISTORY:]
+        if parts.prompts is not None:
+            ids = np.array([[96, *WORDS[read]]])
+            plain = apply("prompt_profile", apply("encode", ids, np.ones_like(ids, bool)))[0]
+        else:
+            plain = apply("profiles", parts.contexts[read][None], np.ones((1, len(read)), bool))[0, -1]
+        np.testing.assert_allclose(plain, parts.profiles[user], rtol=1e-4, atol=1e-5)
+    if parts.prompts is None:
+        assert not parts.profiles[0].any()
+
+
+def test_text_that_is_known_is_not_computed_again(parts):
+    if parts.tokens is None:
+        pytest.skip("reads no text")
+    text = parts.scorer.text(*parts.weights)
+    np.testing.assert_array_equal(parts.scorer.of(*parts.weights, text).contexts(), parts.contexts)
+    assert (parts.scorer.of(*parts.weights, text[::-1]).contexts() != parts.contexts).any()
+
+
+def test_the_head_scores_pairs_and_stays_the_same_function(parts):
+    pairs, params = parts.scorer.of(*parts.weights).head
+    profiles, contexts = parts.profiles[:5], parts.contexts[:9]
+    np.testing.assert_allclose(pairs(params, profiles, contexts), profiles @ contexts.T, rtol=1e-5, atol=1e-5)
+    # So ranking is compiled once.
+    assert pairs is parts.scorer.of(*parts.weights).head[0]
+
+
+@pytest.mark.parametrize("layer", [0, 1, None])
+def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
+    encoder, params = pretrained.load(bert_folder, layers=1)
+    model = recommender(encoder=encoder, users="mean", project=None)
+    scorer = RecommenderScorer(model, create("frozen"), make_mesh(), TEXTS, None, HISTORY)
+    states = scorer.states({"encoder": params}, {}, layer)
+    longest = int(TEXTS.lengths.max())
+    ids, mask = token_group(TEXTS, np.arange(len(TEXTS.ids)), longest)
+    plain = encoder.apply({"params": params}, ids, mask, *(() if layer is None else (layer,)),
+                          method="every" if layer is None else "below")  # fmt: skip
+    assert states.shape == np.shape(plain)
+    np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
+    short = int(TEXTS.lengths.argmin())
+    assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()

@@ -1,0 +1,156 @@
+"""Questions are learnt: taste from text vectors, by a frozen encoder or a tuned one; a run goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+
+from llm4rec_jax import peft
+from llm4rec_jax.data.features.tokens import tokenise, tokenizer
+from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.evaluation import rating_metrics as pointwise
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.rating import ANSWERS
+from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks import rating_training as pointwise_train
+from llm4rec_jax.tasks.rating_scoring import Reader
+from llm4rec_jax.training.metric_writer import read
+from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, separate
+from tests.helpers import tiny
+from tests.helpers.interrupting import terminate_at
+
+H = 4
+TITLES = [f"{colour} {thing}" for colour in tiny.COLOURS[:2] for thing in tiny.THINGS]
+
+
+def asked(n: int, seed: int) -> Rows:
+    """Every user likes one of two colours: of each question half the history is liked, and says which."""
+    rng = np.random.default_rng(seed)
+    items = np.stack([np.concatenate([rng.choice(10, 2, False), 10 + rng.choice(10, 2, False)]) for _ in range(n)])
+    items, target, colour = rng.permuted(items, axis=1).astype(np.int32), rng.integers(0, 20, n), rng.integers(0, 2, n)
+    liked, mask = items // 10 == colour[:, None], np.ones((n, H), bool)
+    user = rng.integers(0, 6, n).astype(np.int32)
+    return Rows(user, items, liked, mask, target.astype(np.int32), (target // 10 == colour).astype(np.float32))
+
+
+DATA = PointwiseData(
+    "colours",
+    pl.DataFrame({"item_id": TITLES}),
+    pl.DataFrame({"user_id": [f"u{i}" for i in range(6)]}),
+    asked(48, 0), asked(60, 1), asked(60, 2), "made",
+)  # fmt: skip
+COLOUR = np.repeat([[1.0, 0.0], [-1.0, 0.0]], 10, axis=0)
+VECTORS = (np.column_stack([COLOUR, np.zeros((20, 4))]) + np.random.default_rng(3).normal(0, 0.5, (20, 6))).astype("f4")
+PROMPTS = {"train": np.arange(48), "validation": np.arange(60), "test": np.arange(60)}
+
+
+def frozen_reader() -> Reader:
+    nothing: Any = None
+    return Reader(nothing, peft.create("frozen"), nothing, False, VECTORS, VECTORS.mean(0))
+
+
+def train(workdir: Path, **options: Any) -> pointwise_train.Trained:
+    head = ANSWERS.build("hierarchical")
+    params = {"answers": answering.start(head, 6, jax.random.key(0))}
+    options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, **options}
+    return pointwise_train.train(head, frozen_reader(), params, DATA, PROMPTS, workdir, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, train(workdir)
+
+
+def auc(run: pointwise_train.Trained) -> float:
+    score = answering.scorer(ANSWERS.build("hierarchical"), frozen_reader())
+    scores = score(run.trainable, run.frozen, DATA.test, PROMPTS["test"])
+    return pointwise.evaluate(scores, DATA, DATA.test).summary["auc"]
+
+
+def test_a_taste_is_learnt_that_the_share_does_not_have(trained):
+    workdir, run = trained
+    assert auc(run) > 0.9
+    start = next(r for r in read(workdir / "metrics.jsonl") if r["kind"] == "validation")
+    assert (start["step"], start["auc"]) == (0, 0.5)
+    assert float(run.trainable["params"]["answers"]["closeness"]) > 1
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(trained, tmp_path):
+    train(tmp_path, steps=20)
+    on = train(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, on.trainable, trained[1].trainable)
+    assert (on.best_step, on.step) == (trained[1].best_step, 40)
+
+
+def test_a_strong_pull_keeps_the_start(tmp_path):
+    run = train(tmp_path, pull=1e6, steps=10)
+    moved = jax.tree.leaves(run.trainable["params"]["answers"]["quality"])
+    assert max(float(np.abs(array).max()) for array in moved) < 0.02
+
+
+def test_patience_ends_a_run(tmp_path):
+    assert train(tmp_path, learning_rate=1e-9, patience=2, eval_every=2).step == 4
+
+
+def test_answers_are_counted_once():
+    rows = DATA.train
+    pairs = {(u, i) for row in zip(rows.user, rows.history, rows.target, strict=True) for u, i in _pairs(*row)}
+    assert pointwise_train._answers(rows) == len(pairs)
+
+
+def _pairs(user: int, history: np.ndarray, target: int):
+    return [(int(user), int(item)) for item in [*history, target]]
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "text"])
+def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name):
+    folder = tiny.encoder_folder(tmp_path / "encoder")
+    encoder, weights = pretrained.load(folder)
+    model = recommender(encoder=encoder, users="mean", project=None, head="cosine")
+    head, asks = ANSWERS.build(name), name == "text"
+    parts = DATA.parts()
+    texts = [TITLES[t] for part in PROMPTS for t in parts[part].target] if asks else TITLES
+    numbers = dict(zip(PROMPTS, np.split(np.arange(168), [48, 108]), strict=True))
+    tokens = tokenise(texts, tokenizer(folder), 16, cache_dir=tmp_path)
+    params = init(model, jax.random.key(0), weights)
+    method = tiny.method("lora")
+    tuned = Reader(model, method, tokens, asks, None, np.zeros(16, np.float32))
+    params["answers"] = jax.tree.map(lambda a: a + 0.3, answering.start(head, 16, jax.random.key(1)))
+    trainable, frozen = separate(method, params, jax.random.key(2))
+    encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0, method="encode"))
+    still = tuned._replace(vectors=np.asarray(encode(params, tokens.ids)))
+    scores = [
+        answering.scorer(head, reader)(trainable, frozen["params"], DATA.test, numbers["test"])
+        for reader in (tuned, still)
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
+    terminate_at(7, monkeypatch)
+    with pytest.raises(Preempted) as stopped:
+        train(tmp_path / "stopped")
+    assert stopped.value.step == 7
+    monkeypatch.undo()
+    assert (tmp_path / "stopped" / "checkpoints" / "last" / "7").is_dir()
+    ended, whole = train(tmp_path / "stopped"), train(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, ended.trainable, whole.trainable)
+    assert ended.best_step == whole.best_step
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"metric": "acu"}, ValueError, "did you mean 'auc'"),
+        ({"eval_every": 0}, ValueError, "must be at least 1"),
+        ({"learning_rate": 1e38, "clip": None}, NonFiniteLoss, "at step 2: lower the learning rate"),
+    ],
+)
+def test_misuse(tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        train(tmp_path, **options)

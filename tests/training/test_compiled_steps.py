@@ -1,0 +1,57 @@
+"""One program a shape, begun early or not, and what is said of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm4rec_jax.data.batching.batch import Batch
+from llm4rec_jax.training.compiled_steps import Programs
+
+
+def batch(rows: int) -> Batch:
+    one = np.ones((rows, 3), np.int32)
+    return Batch(one[:, 0], one[:, 0], one, one > 0, one, one > 0)
+
+
+def function(weights, batch):
+    return (jnp.asarray(batch.history, jnp.float32) @ weights).sum()
+
+
+WEIGHTS = np.ones((3, 5), np.float32)
+
+
+def test_there_is_one_program_a_shape():
+    traced = []
+    programs = Programs(jax.jit(lambda weights, batch: (traced.append(1), function(weights, batch))[1]))
+    assert (len(programs), batch(4) in programs) == (0, False)
+    program = programs.compile(WEIGHTS, batch(4))
+    assert float(program(WEIGHTS, batch(4))) == 60
+    assert programs.flops(batch(4)) >= 2 * 4 * 3 * 5
+    programs.compile(WEIGHTS, batch(8))
+    assert (len(programs), batch(8) in programs, batch(2) in programs, len(traced)) == (2, True, False, 2)
+
+
+def test_one_is_begun_from_shapes_and_waited_for():
+    traced = []
+    jitted = jax.jit(lambda weights, batch: (traced.append(1), function(weights, batch))[1])
+    programs = Programs(jitted)
+    programs.begin(jax.ShapeDtypeStruct(WEIGHTS.shape, WEIGHTS.dtype), batch(4))
+    assert batch(4) not in programs
+    programs.compile(WEIGHTS, batch(4))
+    assert batch(4) in programs
+    assert float(jitted(WEIGHTS, batch(4))) == 60
+    assert len(traced) == 1
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_waited_for():
+    programs = Programs(jax.jit(function))
+    programs.begin(np.ones((4, 5), np.float32), batch(4))
+    with pytest.raises(TypeError, match="dot_general"):
+        programs.compile(np.ones((4, 5), np.float32), batch(4))
+
+
+def test_what_loops_hide_is_not_counted():
+    programs = Programs(jax.jit(function), loops=True)
+    programs.compile(WEIGHTS, batch(4))
+    assert programs.flops(batch(4)) == 0

@@ -1,0 +1,101 @@
+"""What a training log says of speed: counts of a batch by hand, and peaks by name."""
+
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm4rec_jax.data.batching.batch import Batch, TokenGroup
+from llm4rec_jax.training import throughput as speed
+
+
+def mask(*lengths: int, width: int) -> np.ndarray:
+    return np.arange(width) < np.array(lengths)[:, None]
+
+
+def batch() -> Batch:
+    """Items 7, 3 and 5; 7 pads the first group and 5 the second. Five inputs, four targets, two negatives each."""
+    groups = [mask(3, 2, 3, width=4), mask(6, 6, width=8)]
+    return Batch(
+        users=np.arange(2),
+        items=np.array([7, 3, 7, 5, 5]),
+        history=np.zeros((2, 3), int),
+        history_mask=mask(3, 2, width=3),
+        target=np.zeros((2, 3), int),
+        target_mask=mask(2, 2, width=3),
+        tokens=tuple(TokenGroup(kept.astype(int), kept) for kept in groups),
+        negatives=np.zeros((2, 3, 2), int),
+    )
+
+
+def test_a_batch_is_counted():
+    assert speed.work(batch(), 5.0) == speed.Work(
+        tokens=3 + 2 + 6, token_places=3 * 4 + 2 * 8, items=3, mentions=5 + 4 + 2 * 4, flops=5.0
+    )
+
+
+def test_prompts_are_tokens_and_ids_are_none():
+    only_ids = batch()._replace(tokens=(), negatives=None)
+    assert speed.work(only_ids, 0.0)[:4] == (0, 0, 3, 9)
+    prompt = mask(5, 2, width=6)
+    assert speed.work(only_ids._replace(prompt=TokenGroup(prompt.astype(int), prompt)), 0.0)[:2] == (7, 12)
+
+
+def test_figures_are_sums_over_the_time():
+    steps = [speed.Work(60, 80, 10, 40, 1e9), speed.Work(40, 120, 10, 60, 3e9)]
+    assert speed.figures(steps, 2.0, peak=8e9) == pytest.approx(
+        {"tokens_per_second": 50, "padding_share": 0.5, "unique_share": 0.2, "mfu": 0.25}
+    )
+    assert "padding_share" not in speed.figures([speed.Work(0, 0, 10, 40, 1e9)], 2.0, peak=8e9)
+
+
+def test_a_line_has_what_is_known():
+    counts = {"examples_per_second": 10.0, "programs": 2, "peak_bytes": 2**30}
+    steps = [speed.Work(0, 0, 10, 40, 4e9)]
+    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    assert shown == "10 examples/s, 25% unique, MFU 25%, 2 programs, 1.00 GiB"
+    # The whole catalogue is compared with, and what a loop repeats is not counted.
+    steps = [speed.Work(60, 80, 100, 40, 0.0)]
+    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    assert shown == "10 examples/s, 30 tokens/s (25% padding), 2 programs, 1.00 GiB"
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "half", "single"),
+    [
+        ("TPU v4", "tpu", 275e12, 275e12),
+        ("TPU v5 lite", "tpu", 197e12, 197e12),
+        ("TPU v5", "tpu", 459e12, 459e12),
+        ("TPU v6 lite", "tpu", 918e12, 918e12),
+        ("NVIDIA A100-SXM4-40GB", "gpu", 312e12, 156e12),
+        ("NVIDIA H100 80GB HBM3", "gpu", 989e12, 494.5e12),
+        ("NVIDIA H200", "gpu", 989e12, 494.5e12),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(kind, platform, half, single):
+    device = types.SimpleNamespace(device_kind=kind, platform=platform)
+    assert speed.peak(device, jnp.bfloat16) == half
+    assert speed.peak(device, jnp.float32) == single
+
+
+def test_what_is_in_no_table_is_measured():
+    rate = speed.peak(jax.devices()[0], jnp.float32)
+    assert 1e8 < rate < 1e15
+    assert rate == speed.product_rate("float32")
+
+
+def test_a_trace_is_of_some_steps_only(tmp_path: Path):
+    profile = speed.Profile(tmp_path, first=1, steps=2)
+    steps = [(profile.ends, profile.step()) for _ in range(6)]
+    assert steps == [(False, False)] * 3 + [(True, True)] + [(False, False)] * 2
+    assert profile.made == 2
+    assert not profile.close()
+    assert list(tmp_path.rglob("*.trace.json.gz"))
+    shorter = speed.Profile(tmp_path / "shorter", first=0, steps=9)
+    shorter.step()
+    assert shorter.close()
+    assert shorter.made == 1
+    assert list((tmp_path / "shorter").rglob("*.trace.json.gz"))
