@@ -2,7 +2,7 @@
 
     python -m experiments.encode --workdir=runs/lora --out=items.npy
 
-items.npy is float32 [I, D], what the scoring head compares profiles with; items.ids.json lists the I item ids in order.
+items.npy is float32 [I, D], what the scoring head compares user embeddings with; items.ids.json lists the I item ids in order.
 """
 
 import json
@@ -24,7 +24,7 @@ def main() -> None:
     if out.suffix != ".npy" or not out.parent.is_dir():
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
     assembly, scorer = restored_scorer(command.workdir())
-    vectors = scorer.contexts().astype(np.float32)
+    vectors = scorer.item_embeddings().astype(np.float32)
     if jax.process_index():
         return
     scratch = out.with_suffix(".tmp.npy")

@@ -44,13 +44,13 @@ def recommend(scorer: Scorer, history: Sequence[int], k: int, user: int) -> list
       k: how many; all items outside the history when there are fewer.
       user: row of the user table; its length stands for somebody who isn't in it.
     """
-    contexts = scorer.contexts()
+    item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
     read = np.asarray(history, np.int32)
     # The history stands in the row of its user; everybody else's is empty.
     offsets = np.array([0] * (user + 1) + [len(read)], np.int64)
-    profile = scorer.profiles(contexts, Sequences(offsets, read, None, None), np.array([user]))
-    scores = np.array(jax.jit(pairs)(params, profile, contexts)[0], np.float32)
+    profile = scorer.user_embeddings(item_embeddings, Sequences(offsets, read, None, None), np.array([user]))
+    scores = np.array(jax.jit(pairs)(params, profile, item_embeddings)[0], np.float32)
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are NaN or infinite: the model has diverged")
     scores[read] = -np.inf

@@ -149,7 +149,7 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     end to end, so positions in `items` move by what the processes before hold. A whole catalogue is the same in all.
     """
     processes, index = jax.process_count(), jax.process_index()
-    whole = batch.candidates is not None and batch.own is None
+    whole = batch.candidates is not None and batch.user_items is None
     if processes > 1 and not whole:
         offset = index * len(batch.items)
         batch = batch._replace(
@@ -183,10 +183,10 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
         of_batches = ([np.shape(ids) for ids, _ in batch.tokens] for batch in batches)
         shapes = [np.max(group, axis=0).tolist() for group in itertools.zip_longest(*of_batches, fillvalue=(0, 0))]
         batches = [in_groups(batch, shapes) for batch in batches]
-    if axes.real is not None and batches[0].real is not None:
+    if axes.target_positions is not None and batches[0].target_positions is not None:
         # Places of a flat [B · T]: where T grows, they move.
         wide = max(batch.target.shape[1] for batch in batches)
-        batches = [batch._replace(real=_in_rows_of(batch, wide)) for batch in batches]
+        batches = [batch._replace(target_positions=_in_rows_of(batch, wide)) for batch in batches]
     fields = {}
     for name, axis in axes._asdict().items():
         values = [getattr(batch, name) for batch in batches]
@@ -203,7 +203,7 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
 
 def _in_rows_of(batch: Batch, wide: int) -> np.ndarray:
     """The `real` of a batch when its targets [B, T] are padded to [B, wide]."""
-    real, width = np.asarray(batch.real), batch.target.shape[1]
+    real, width = np.asarray(batch.target_positions), batch.target.shape[1]
     return np.where(real == NOWHERE, NOWHERE, real // width * wide + real % width).astype(np.int32)
 
 

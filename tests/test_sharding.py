@@ -77,12 +77,14 @@ def test_places_of_real_targets_stay_where_runs_of_other_widths_come_together():
         real = np.full(50, NOWHERE, np.int32)
         real[: mask.sum()] = np.flatnonzero(mask)
         target = rng.integers(5, size=(8, width))
-        return Batch(np.arange(8), np.arange(8), target, mask, target, mask, candidates=np.ones(8, bool), real=real)
+        return Batch(
+            np.arange(8), np.arange(8), target, mask, target, mask, candidates=np.ones(8, bool), target_positions=real
+        )
 
     batches = [of_width(3), of_width(6)]
     together = place_together(batches, Batch(*[0] * len(Batch._fields)), make_mesh(devices=jax.devices()[:1]))
     for k, batch in enumerate(batches):
-        flat, real = np.asarray(together.target[k]).reshape(-1), np.asarray(together.real[k])
+        flat, real = np.asarray(together.target[k]).reshape(-1), np.asarray(together.target_positions[k])
         np.testing.assert_array_equal(flat[real[real != NOWHERE]], batch.target[batch.target_mask])
         assert np.asarray(together.target_mask[k]).reshape(-1)[real[real != NOWHERE]].all()
 

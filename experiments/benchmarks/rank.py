@@ -91,8 +91,8 @@ def ours(case: Case) -> Callable[[], np.ndarray]:
     return ranks
 
 
-def _dot(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-    return profiles @ contexts.T
+def _dot(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+    return user_embeddings @ item_embeddings.T
 
 
 def torch_side(case: Case, top: int = 0) -> Callable[[], np.ndarray]:

@@ -107,22 +107,24 @@ def read(builder: BatchBuilder) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compare(parts: training.Parts, batch: Any, peer: dict[str, Any]) -> dict[str, float]:
-    """Largest differences of profiles, loss and gradients on one batch without dropout."""
+    """Largest differences of user embeddings, loss and gradients on one batch without dropout."""
     objective, frozen, trainable = parts.update.objective, parts.frozen, parts.trainable
-    contexts = forward(objective.model, objective.method, trainable["params"], {}, batch.items, None, apply="context")
-    profiles = forward(
+    item_embeddings = forward(
+        objective.model, objective.method, trainable["params"], {}, batch.items, None, apply="context"
+    )
+    user_embeddings = forward(
         objective.model,
         objective.method,
         trainable["params"],
         {},
-        contexts[batch.history],
+        item_embeddings[batch.history],
         batch.history_mask,
-        apply="profiles",
+        apply="user_embeddings",
     )
     loss, grads = jax.jit(jax.value_and_grad(objective))(trainable, frozen, batch, None)
-    ours = np.asarray(profiles)[np.asarray(batch.target_mask)]
+    ours = np.asarray(user_embeddings)[np.asarray(batch.target_mask)]
     return {
-        "parity_profiles": training.largest_difference({"": ours}, {"": peer["profiles"]}),
+        "parity_profiles": training.largest_difference({"": ours}, {"": peer["user_embeddings"]}),
         "parity_loss": abs(float(loss) - peer["loss"]) / peer["loss"],
         "parity_gradients": training.largest_difference(flatten(grads["params"]), peer["grads"]),
     }

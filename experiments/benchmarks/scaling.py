@@ -195,8 +195,8 @@ def shapes(texts: int, tokens: int, users: int = 16, history: int = 20) -> Batch
     text = TokenGroup(some(jnp.int32, texts, tokens), some(bool, texts, tokens))
     return Batch(
         some(jnp.int32, users), some(jnp.int32, texts), *by_position, *by_position, (text,),
-        candidates=some(bool, texts), log_q=some(jnp.float32, texts), own=some(jnp.int32, users, history),
-        real=some(jnp.int32, users * history),
+        candidates=some(bool, texts), log_q=some(jnp.float32, texts), user_items=some(jnp.int32, users, history),
+        target_positions=some(jnp.int32, users * history),
     )  # fmt: skip
 
 

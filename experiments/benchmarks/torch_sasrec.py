@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class SasRec(nn.Module):
-    """Histories [B, H] of item rows to profiles [B, H, D]."""
+    """Histories [B, H] of item rows to user embeddings [B, H, D]."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ class SasRec(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         return self.over(self.items(history))
 
-    def over(self, contexts: Tensor) -> Tensor:
-        """The same from the contexts of histories, [B, H, D]."""
-        x = functional.dropout(contexts + self.position[: contexts.shape[1]], self.dropout, self.training)
+    def over(self, item_embeddings: Tensor) -> Tensor:
+        """The same from the item embeddings of histories, [B, H, D]."""
+        x = functional.dropout(item_embeddings + self.position[: item_embeddings.shape[1]], self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -103,11 +103,11 @@ class Training:
         self._model.train(dropout)
 
     def loss(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of the real positions of these windows, and their profiles [P, D]."""
+        """The mean loss of the real positions of these windows, and their user embeddings [P, D]."""
         rows, real = self._rows[numbers], self._mask[numbers].flatten().nonzero().squeeze(1)
-        profiles = self._model(rows[:, :-1]).flatten(0, 1).index_select(0, real)
-        scores = profiles @ self._model.items.weight.T
-        return functional.cross_entropy(scores, rows[:, 1:].flatten().index_select(0, real)), profiles
+        user_embeddings = self._model(rows[:, :-1]).flatten(0, 1).index_select(0, real)
+        scores = user_embeddings @ self._model.items.weight.T
+        return functional.cross_entropy(scores, rows[:, 1:].flatten().index_select(0, real)), user_embeddings
 
     def step(self, numbers: Tensor) -> float:
         loss, _ = self.loss(numbers)
@@ -128,7 +128,7 @@ class Training:
 
     def probe(self, numbers: np.ndarray) -> dict[str, Any]:
         """Profiles, loss and gradients by our names and in our shapes, before any step."""
-        loss, profiles = self.loss(torch.from_numpy(numbers))
+        loss, user_embeddings = self.loss(torch.from_numpy(numbers))
         loss.backward()
         grads = {}
         for path, (parameter, rows) in self._places.items():
@@ -136,7 +136,7 @@ class Training:
             grad = parameter.grad[rows]
             grads[path] = (grad.T if path.endswith("/kernel") else grad).numpy().copy()
         self._adam.zero_grad(set_to_none=True)
-        return {"profiles": profiles.detach().numpy(), "loss": float(loss.detach()), "grads": grads}
+        return {"user_embeddings": user_embeddings.detach().numpy(), "loss": float(loss.detach()), "grads": grads}
 
 
 def places(model: SasRec) -> dict[str, tuple[nn.Parameter, slice]]:

@@ -81,7 +81,7 @@ class Training:
         width, (wide, hidden) = params["project/output/kernel"].shape[1], params["project/hidden/kernel"].shape
         length = params["users/position/embedding"].shape[0]
         layers = sum(path.endswith("ffn/up/kernel") for path in params)
-        # The table of ids is not used: contexts come from texts.
+        # The table of ids is not used: item embeddings come from texts.
         self._users = SasRec(Sizes(1, width, layers, heads, length, 0.0)).to(torch_device.DEVICE)
         self._project = Projection(wide, hidden, width).to(torch_device.DEVICE)
         arrays = dict(self._encoder.named_parameters())
@@ -145,9 +145,9 @@ class Training:
             history = flat[put(at)]
         else:
             history = catalogue[put(self._place[rows[:, :-1]])]
-        profiles = self._users.over(history).flatten(0, 1)[put(np.flatnonzero(real))]
+        user_embeddings = self._users.over(history).flatten(0, 1)[put(np.flatnonzero(real))]
         wanted = put(self._place[rows[:, 1:][real]])
-        return functional.cross_entropy(profiles @ catalogue.T, wanted, reduction="sum")
+        return functional.cross_entropy(user_embeddings @ catalogue.T, wanted, reduction="sum")
 
     def _parts(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         size = TOGETHER if self._reading == "usual" else len(numbers)

@@ -49,9 +49,9 @@ def keep_largest(matrix: scipy.sparse.csr_array, k: int) -> scipy.sparse.csr_arr
     return scipy.sparse.csr_array((values[keep], (row, columns[keep])), shape=matrix.shape)
 
 
-def _pick(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+def _pick(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
     """Scores [B, I] at the item rows [N, 1]: [B, N]."""
-    return jnp.take(profiles, contexts[:, 0].astype(jnp.int32), axis=1)
+    return jnp.take(user_embeddings, item_embeddings[:, 0].astype(jnp.int32), axis=1)
 
 
 class ScoreRows:
@@ -66,11 +66,11 @@ class ScoreRows:
         self._rows, self._num_items = rows, num_items
         self._read: tuple[Sequences, scipy.sparse.csr_array] | None = None
 
-    def contexts(self) -> np.ndarray:
+    def item_embeddings(self) -> np.ndarray:
         # Row numbers are exact in float32 up to 2²⁴.
         return np.arange(self._num_items, dtype=np.float32)[:, None]
 
-    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
+    def user_embeddings(self, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         if self._read is None or self._read[0] is not history:
             self._read = (history, interaction_matrix(history, self._num_items))
         return np.asarray(self._rows(self._read[1][users], users), np.float32)

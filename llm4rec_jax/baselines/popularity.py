@@ -11,8 +11,8 @@ from llm4rec_jax.baselines.core import BASELINES
 from llm4rec_jax.data.splits.split import Sequences, Split
 
 
-def _times(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-    return profiles @ contexts.T
+def _times(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+    return user_embeddings @ item_embeddings.T
 
 
 class Popularity:
@@ -44,10 +44,10 @@ class Popularity:
             counted[order] = np.arange(len(counted), 0, -1)
         self._scores = counted
 
-    def contexts(self) -> jax.Array:
+    def item_embeddings(self) -> jax.Array:
         return jnp.asarray(self._scores[:, None], jnp.float32)
 
-    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+    def user_embeddings(self, item_embeddings: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
         return jnp.ones((len(users), 1))
 
     @property

@@ -53,7 +53,7 @@ def evaluate(
       Leak: a history holds what is to be predicted.
       NonFiniteScores: a score is NaN or infinite.
     """
-    contexts = scorer.contexts()
+    item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
     history, targets = split.history(phase), split.targets_of(phase)
     candidates = split.candidates(phase)
@@ -61,8 +61,8 @@ def evaluate(
     found = rank(
         pairs,
         params,
-        lambda users: scorer.profiles(contexts, history, users),
-        contexts,
+        lambda users: scorer.user_embeddings(item_embeddings, history, users),
+        item_embeddings,
         history=history,
         targets=targets,
         candidates=candidates,
@@ -79,8 +79,8 @@ def evaluate(
     if found.lists is not None:
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
         # One number an item, as counts are, has no direction that could differ, nor have lists of one item.
-        if contexts.shape[1] > 1 and found.lists.shape[1] > 1 and (found.lists[users, 1] >= 0).any():
-            diversity = metrics.intra_list_diversity(found.lists[users], contexts)
+        if item_embeddings.shape[1] > 1 and found.lists.shape[1] > 1 and (found.lists[users, 1] >= 0).any():
+            diversity = metrics.intra_list_diversity(found.lists[users], item_embeddings)
             summary[f"diversity@{max(ks)}"] = diversity
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
     counts = np.diff(targets.offsets)[users]
@@ -113,13 +113,13 @@ def check_order(scorer: Scorer, split: Split, phase: Phase, *, mesh: Mesh, seed:
     Raises:
       OrderMatters: naming the first user and target.
     """
-    contexts = scorer.contexts()
+    item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
     history, targets, candidates = split.history(phase), split.targets_of(phase), split.candidates(phase)
 
     # Users read what they have read: the order of the items is moved, and not what an item is.
-    def profiles(users: np.ndarray) -> np.ndarray:
-        return scorer.profiles(contexts, history, users)
+    def user_embeddings(users: np.ndarray) -> np.ndarray:
+        return scorer.user_embeddings(item_embeddings, history, users)
 
     order = np.random.default_rng(seed).permutation(len(candidates))
     place = np.argsort(order)
@@ -127,7 +127,7 @@ def check_order(scorer: Scorer, split: Split, phase: Phase, *, mesh: Mesh, seed:
         rank(
             pairs,
             params,
-            profiles,
+            user_embeddings,
             vectors,
             history=history._replace(items=where[history.items]),
             targets=targets._replace(items=where[targets.items]),
@@ -135,8 +135,8 @@ def check_order(scorer: Scorer, split: Split, phase: Phase, *, mesh: Mesh, seed:
             mesh=mesh,
         ).ranks
         for vectors, where, allowed in (
-            (contexts, np.arange(len(order)), candidates),
-            (contexts[order], place, candidates[order]),
+            (item_embeddings, np.arange(len(order)), candidates),
+            (item_embeddings[order], place, candidates[order]),
         )
     )
     differing = np.flatnonzero((kept.rank != moved.rank) | (kept.ties != moved.ties))

@@ -23,7 +23,7 @@ from llm4rec_jax.sharding import fetch, put
 USER_TILE, ITEM_TILE = 1024, 2048
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(params, profiles [B, D], contexts [N, D]) -> scores [B, N]."""
+"""(params, user embeddings [B, D], item embeddings [N, D]) -> scores [B, N]."""
 
 
 class NonFiniteScores(ValueError):
@@ -93,8 +93,8 @@ def grid(mesh: Mesh, num_items: int, chunk: int) -> _Grid:
 def rank(
     pairs: Pairs,
     params: Any,
-    profiles: Callable[[np.ndarray], np.ndarray],
-    contexts: np.ndarray,
+    user_embeddings: Callable[[np.ndarray], np.ndarray],
+    item_embeddings: np.ndarray,
     *,
     history: Sequences,
     targets: Sequences,
@@ -109,13 +109,13 @@ def rank(
 
     Args:
       pairs, params: the scoring head; the same function object each time, so that it is compiled once.
-      profiles: user rows [n] to profiles [n, D].
-      contexts: [I, D], on the host: each device is given its part.
+      user_embeddings: user rows [n] to user embeddings [n, D].
+      item_embeddings: [I, D], on the host: each device is given its part.
       history, targets: by user; a target that is not a candidate is a ValueError.
       candidates: [I] bool, the items that are ranked.
       mesh: the devices.
       batch_size, chunk: users at a time, and items that a device scores at a time, rounded up to whole tiles. Lists
-        need memory of 4 bytes times their product, a few times over, beside the device's part of the contexts; ranks
+        need memory of 4 bytes times their product, a few times over, beside the device's part of the item embeddings; ranks
         alone need a tile's. No result depends on them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
@@ -135,7 +135,7 @@ def rank(
     cut = grid(mesh, num_items, chunk if top else num_items)
     shards = cut.mesh.shape["user"]
     step = -(-batch_size // (USER_TILE * shards)) * USER_TILE * shards
-    table, allowed = cut.lay(contexts), cut.lay(candidates)
+    table, allowed = cut.lay(item_embeddings), cut.lay(candidates)
 
     greater, equal = np.zeros(len(targets.items), np.int64), np.zeros(len(targets.items), np.int64)
     lists = np.full((len(counts), top), -1, np.int32) if top else None
@@ -143,14 +143,14 @@ def rank(
         rows = users[start : start + step]
         # The last batch repeats its last user, who is dropped again below.
         padded = np.concatenate([rows, np.full(step - len(rows), rows[-1])])
-        vectors = put(np.pad(profiles(rows), ((0, step - len(rows)), (0, 0)), mode="edge"), cut.sharding("user"))
+        vectors = put(np.pad(user_embeddings(rows), ((0, step - len(rows)), (0, 0)), mode="edge"), cut.sharding("user"))
         most = max(int(counts[rows].max()), 1)
         column = np.arange(bucket(most) if most > 1 else 1)
         inside = (column < counts[padded][:, None]) & (np.arange(step) < len(rows))[:, None]
         at = np.where(inside, targets.offsets[padded][:, None] + column, 0)
         wanted = targets.items[at] if len(targets.items) else at
 
-        own = _own(pairs, cut, params, vectors, contexts, wanted)
+        own = _own(pairs, cut, params, vectors, item_embeddings, wanted)
         found = _start(cut, own, top)
         seen = _places(padded, masked_user, masked_item, cut)
         for number, (row, place) in enumerate(seen):
@@ -217,12 +217,12 @@ def _places(
 
 
 def _own(
-    pairs: Pairs, cut: _Grid, params: Any, vectors: jax.Array, contexts: np.ndarray, wanted: np.ndarray
+    pairs: Pairs, cut: _Grid, params: Any, vectors: jax.Array, item_embeddings: np.ndarray, wanted: np.ndarray
 ) -> jax.Array:
     """The scores of the items wanted by each user [B, T]: those items are a small catalogue of their own."""
     items, place = np.unique(wanted, return_inverse=True)
     items = np.pad(items, (0, bucket(len(items), ITEM_TILE) - len(items)))
-    few, where = put(contexts[items], cut.sharding()), put(place.reshape(wanted.shape), cut.sharding("user"))
+    few, where = put(item_embeddings[items], cut.sharding()), put(place.reshape(wanted.shape), cut.sharding("user"))
     return _scores_at(pairs, cut, params, vectors, few, where)
 
 
@@ -234,10 +234,10 @@ def _check_finite(not_finite: np.ndarray, users: np.ndarray) -> None:
         )
 
 
-def _tile(pairs: Pairs, params: Any, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+def _tile(pairs: Pairs, params: Any, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
     # float32 all through: the default of some devices rounds the factors, which makes ties.
     with jax.default_matmul_precision("highest"):
-        return pairs(params, profiles, contexts).astype(jnp.float32)
+        return pairs(params, user_embeddings, item_embeddings).astype(jnp.float32)
 
 
 def _tiled(array: jax.Array, size: int) -> jax.Array:
@@ -251,23 +251,25 @@ _USER, _ITEM, _BOTH, _PLACES, _WHOLE = (
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _scores_at(
-    pairs: Pairs, cut: _Grid, params: Any, profiles: jax.Array, contexts: jax.Array, place: jax.Array
+    pairs: Pairs, cut: _Grid, params: Any, user_embeddings: jax.Array, item_embeddings: jax.Array, place: jax.Array
 ) -> jax.Array:
-    """Scores of each user at places [B, T] of contexts [N, D] that every device has."""
+    """Scores of each user at places [B, T] of item embeddings [N, D] that every device has."""
 
-    def local(params: Any, profiles: jax.Array, contexts: jax.Array, place: jax.Array) -> jax.Array:
-        items = _tiled(contexts, ITEM_TILE)
+    def local(params: Any, user_embeddings: jax.Array, item_embeddings: jax.Array, place: jax.Array) -> jax.Array:
+        items = _tiled(item_embeddings, ITEM_TILE)
 
         def of_users(part: tuple[jax.Array, jax.Array]) -> jax.Array:
             users, place = part
             scores = jax.lax.map(lambda some: _tile(pairs, params, users, some), items)
             return scores[place // ITEM_TILE, jnp.arange(USER_TILE)[:, None], place % ITEM_TILE]
 
-        return jax.lax.map(of_users, (_tiled(profiles, USER_TILE), _tiled(place, USER_TILE))).reshape(place.shape)
+        return jax.lax.map(of_users, (_tiled(user_embeddings, USER_TILE), _tiled(place, USER_TILE))).reshape(
+            place.shape
+        )
 
     return jax.shard_map(
         local, mesh=cut.mesh, in_specs=(_WHOLE, _USER, _WHOLE, _USER), out_specs=_USER, check_vma=False
-    )(params, profiles, contexts, place)
+    )(params, user_embeddings, item_embeddings, place)
 
 
 class _Found(NamedTuple):
@@ -305,8 +307,8 @@ def _chunk(
     cut: _Grid,
     params: Any,
     found: _Found,
-    profiles: jax.Array,
-    contexts: jax.Array,
+    user_embeddings: jax.Array,
+    item_embeddings: jax.Array,
     allowed: jax.Array,
     own: jax.Array,
     wanted: jax.Array,
@@ -319,8 +321,8 @@ def _chunk(
     def local(
         params: Any,
         found: _Found,
-        profiles: jax.Array,
-        contexts: jax.Array,
+        user_embeddings: jax.Array,
+        item_embeddings: jax.Array,
         allowed: jax.Array,
         own: jax.Array,
         wanted: jax.Array,
@@ -331,7 +333,7 @@ def _chunk(
         more, same, bad, values, items = (a[0] for a in found)
         within = number * cut.width
         first = jax.lax.axis_index("item") * cut.part + within
-        here = contexts[0], allowed[0]
+        here = item_embeddings[0], allowed[0]
         if cut.chunks > 1:
             here = tuple(jax.lax.dynamic_slice_in_dim(a, within, cut.width) for a in here)
         tiles = (*(_tiled(a, ITEM_TILE) for a in here), first + jnp.arange(0, cut.width, ITEM_TILE))
@@ -349,7 +351,7 @@ def _chunk(
             counts, scores = jax.lax.scan(add, nothing, (*tiles, row, column))
             return counts, None if scores is None else scores.transpose(1, 0, 2).reshape(USER_TILE, -1)
 
-        users = tuple(_tiled(a, USER_TILE) for a in (profiles, own, wanted))
+        users = tuple(_tiled(a, USER_TILE) for a in (user_embeddings, own, wanted))
         counts, scores = jax.tree.map(
             lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(of_users, (users, row[0, 0], column[0, 0]))
         )
@@ -360,7 +362,7 @@ def _chunk(
 
     specs = (_WHOLE, _BOTH, _USER, _ITEM, _ITEM, _USER, _USER, _PLACES, _PLACES, _WHOLE)
     return jax.shard_map(local, mesh=cut.mesh, in_specs=specs, out_specs=_BOTH, check_vma=False)(
-        params, found, profiles, contexts, allowed, own, wanted, row, column, jnp.asarray(number)
+        params, found, user_embeddings, item_embeddings, allowed, own, wanted, row, column, jnp.asarray(number)
     )
 
 
@@ -386,7 +388,7 @@ def _count(
     pairs: Pairs,
     params: Any,
     users: tuple[jax.Array, jax.Array, jax.Array],
-    contexts: jax.Array,
+    item_embeddings: jax.Array,
     allowed: jax.Array,
     first: jax.Array,
     row: jax.Array,
@@ -396,13 +398,13 @@ def _count(
     """Compares the scores of one tile with those of its users' targets, where they come out: they never go to memory.
 
     Args:
-      users: profiles [B, D], the targets' scores [B, T] and their items [B, T].
-      contexts, allowed, first: the tile's items, which of them are ranked, and the first one's row.
+      users: user embeddings [B, D], the targets' scores [B, T] and their items [B, T].
+      item_embeddings, allowed, first: the tile's items, which of them are ranked, and the first one's row.
       row, column: what is masked, [M], with rows outside for padding.
       keep: whether to return the scores too, [B, N], -inf where masked or not allowed.
     """
-    profiles, own, wanted = users
-    found = _tile(pairs, params, profiles, contexts)
+    user_embeddings, own, wanted = users
+    found = _tile(pairs, params, user_embeddings, item_embeddings)
     broken = allowed & ~jnp.isfinite(found)
     scores = jnp.where(allowed, found, -jnp.inf)
     among, place = jnp.minimum(row, USER_TILE - 1), wanted - first

@@ -1,4 +1,4 @@
-"""Contexts of a whole catalogue and profiles of all users, as evaluation and recommendation need them.
+"""Contexts of a whole catalogue and user embeddings of all users, as evaluation and recommendation need them.
 
 Everything is computed in `tiles`, so that a vector does not depend on what else is computed with it.
 """
@@ -34,17 +34,17 @@ Prompts = Callable[[Sequence[np.ndarray], np.ndarray], TokenGroup]
 class Scorer(Protocol):
     """What can be evaluated: a trained recommender, or a baseline."""
 
-    def contexts(self) -> np.ndarray:
+    def item_embeddings(self) -> np.ndarray:
         """[I, D]."""
         ...
 
-    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
+    def user_embeddings(self, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         """User rows [n] to [n, D]."""
         ...
 
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
-        """(pairs, params): `pairs(params, profiles [B, D], contexts [N, D])` is [B, N]."""
+        """(pairs, params): `score_matrix(params, user embeddings [B, D], item embeddings [N, D])` is [B, N]."""
         ...
 
 
@@ -122,12 +122,14 @@ class RecommenderScorer:
         )
 
         def profile(params: Any, vectors: jax.Array, mask: jax.Array) -> jax.Array:
-            return user_models.last(run("profiles", params, vectors, mask), mask)
+            return user_models.last(run("user_embeddings", params, vectors, mask), mask)
 
         self._profile = Tiled(profile, mesh)
-        self._profile_of_user = Tiled(lambda params, users: run("profiles", params, None, None, users)[:, 0], mesh)
+        self._profile_of_user = Tiled(
+            lambda params, users: run("user_embeddings", params, None, None, users)[:, 0], mesh
+        )
         self._known_users = model.users.num_users if isinstance(model.users, (User, LightGcn)) else None
-        self.pairs = partial(run, "pairs")
+        self.score_matrix = partial(run, "score_matrix")
         self._num_items = model.num_items
         self._reads_text = model.encoder is not None
 
@@ -197,7 +199,7 @@ class RecommenderScorer:
         return _Bound(self, params, delta, _on_host(text), _on_host(states))
 
     def contexts_of(self, weights: tuple[Params, Delta], items: np.ndarray, text: np.ndarray | None) -> np.ndarray:
-        """Item rows [n] and their text vectors [n, W] to contexts [n, D]."""
+        """Item rows [n] and their text vectors [n, W] to item embeddings [n, D]."""
         params, delta = weights
         # A method may have changed the table, though hardly any does.
         if self._has_rows and "ids" not in parts_of(delta):
@@ -209,9 +211,9 @@ class RecommenderScorer:
         return self._context(weights, items, text)
 
     def profiles_of(
-        self, weights: tuple[Params, Delta], contexts: np.ndarray, history: Sequences, users: np.ndarray
+        self, weights: tuple[Params, Delta], item_embeddings: np.ndarray, history: Sequences, users: np.ndarray
     ) -> np.ndarray:
-        """User rows [n] to profiles [n, D]."""
+        """User rows [n] to user embeddings [n, D]."""
         if self._prompts is not None:
             read = [history.items[history.offsets[u] : history.offsets[u + 1]][-self._history :] for u in users]
             return self._prompt_profile(weights, *self._prompts(read, users))
@@ -223,7 +225,7 @@ class RecommenderScorer:
                 )
             return self._profile_of_user(weights, users.astype(np.int32))
         items, mask = histories(history, users, self._history)
-        return self._profile(weights, contexts[items], mask)
+        return self._profile(weights, item_embeddings[items], mask)
 
     def catalogue(
         self, weights: tuple[Params, Delta], text: np.ndarray | None, states: np.ndarray | None = None
@@ -249,15 +251,15 @@ class _Bound:
         self._scorer, self._weights, self._text, self._states = scorer, (params, delta), text, states
         self._contexts: np.ndarray | None = None
 
-    def contexts(self) -> np.ndarray:
+    def item_embeddings(self) -> np.ndarray:
         # Validation, test and recommendations ask for the same.
         if self._contexts is None:
             self._contexts = self._scorer.catalogue(self._weights, self._text, self._states)
         return self._contexts
 
-    def profiles(self, contexts: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
-        return self._scorer.profiles_of(self._weights, contexts, history, users)
+    def user_embeddings(self, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
+        return self._scorer.profiles_of(self._weights, item_embeddings, history, users)
 
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
-        return self._scorer.pairs, self._weights
+        return self._scorer.score_matrix, self._weights

@@ -1,6 +1,6 @@
 """Scoring heads F: a profile and a context to a score.
 
-Each broadcasts: profiles [..., D] against contexts [..., D] give scores [...]. `pairs(P [B, D], C [N, D])` is [B, N],
+Each broadcasts: user embeddings [..., D] against item embeddings [..., D] give scores [...]. `score_matrix(P [B, D], C [N, D])` is [B, N],
 the same scores without a [B, N, D] array where the head allows it.
 """
 
@@ -25,8 +25,8 @@ class Dot(nn.Module):
     def __call__(self, profile: jax.Array, context: jax.Array) -> jax.Array:
         return (profile * context).sum(-1)
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        return profiles @ contexts.T
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        return user_embeddings @ item_embeddings.T
 
 
 @HEADS.register("cosine")
@@ -42,8 +42,8 @@ class Cosine(nn.Module):
     def __call__(self, profile: jax.Array, context: jax.Array) -> jax.Array:
         return (_unit(profile) * _unit(context)).sum(-1) / self.temperature
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        return _unit(profiles) @ _unit(contexts).T / self.temperature
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        return _unit(user_embeddings) @ _unit(item_embeddings).T / self.temperature
 
 
 @HEADS.register("linear")
@@ -57,8 +57,8 @@ class Linear(nn.Module):
     def __call__(self, profile: jax.Array, context: jax.Array) -> jax.Array:
         return self.profile(profile)[..., 0] + self.context(context)[..., 0]
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        return self.profile(profiles) + self.context(contexts)[:, 0]
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        return self.profile(user_embeddings) + self.context(item_embeddings)[:, 0]
 
 
 @HEADS.register("mlp")
@@ -79,8 +79,8 @@ class Mlp(nn.Module):
     def __call__(self, profile: jax.Array, context: jax.Array) -> jax.Array:
         return self.output(jax.nn.relu(self.profile(profile) + self.context(context)))[..., 0]
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        return self(profiles[:, None], contexts[None])
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        return self(user_embeddings[:, None], item_embeddings[None])
 
 
 @HEADS.register("bilinear")
@@ -90,8 +90,8 @@ class Bilinear(nn.Module):
     def __call__(self, profile: jax.Array, context: jax.Array) -> jax.Array:
         return (self._turn(profile) * context).sum(-1)
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-        return self._turn(profiles) @ contexts.T
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        return self._turn(user_embeddings) @ item_embeddings.T
 
     @nn.compact
     def _turn(self, profile: jax.Array) -> jax.Array:

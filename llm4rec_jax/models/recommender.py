@@ -1,8 +1,8 @@
 """The recommender: encoder, pooling, user model and head together.
 
 context  C_i = M(D_i)        `encode` then `context`
-profile  P_u = M(D_u)        `profiles` (a user model over contexts) or `prompt_profile` (M reads the history)
-score    Y_ui = F(P_u, C_i)  `score`, `pairs`
+profile  P_u = M(D_u)        `user_embeddings` (a user model over item embeddings) or `prompt_profile` (M reads the history)
+score    Y_ui = F(P_u, C_i)  `score`, `score_matrix`
 """
 
 from typing import Any
@@ -87,12 +87,16 @@ class Recommender(nn.Module):
         self, ids: jax.Array, mask: jax.Array, items: jax.Array, history: jax.Array, history_mask: jax.Array
     ) -> jax.Array:
         """Runs every part once, to initialise it. ids, mask: [U, L]; items: [U]; history, history_mask: [B, H]."""
-        contexts = self.context(items, None if self.encoder is None else self.encode(ids, mask))
+        item_embeddings = self.context(items, None if self.encoder is None else self.encode(ids, mask))
         if self.users is None:
-            profiles = self.prompt_profile(self.encode(ids, mask))
+            user_embeddings = self.prompt_profile(self.encode(ids, mask))
         else:
-            profiles = self.profiles(contexts[history], history_mask, jnp.zeros(len(history), jnp.int32))[:, -1]
-        return self.pairs(profiles, contexts) + self.score(profiles[:1], contexts[:1])
+            user_embeddings = self.user_embeddings(
+                item_embeddings[history], history_mask, jnp.zeros(len(history), jnp.int32)
+            )[:, -1]
+        return self.score_matrix(user_embeddings, item_embeddings) + self.score(
+            user_embeddings[:1], item_embeddings[:1]
+        )
 
     def encode(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids [U, L] and mask [U, L] to pooled float32 vectors [U, W], W the encoder's width."""
@@ -123,7 +127,7 @@ class Recommender(nn.Module):
         return self.pooling(self.encoder.above(states, mask, layer), mask).astype(jnp.float32)
 
     def context(self, items: jax.Array, text: jax.Array | None) -> jax.Array:
-        """Item rows [U] and their pooled text [U, W] to contexts [U, D]."""
+        """Item rows [U] and their pooled text [U, W] to item embeddings [U, D]."""
         context = None
         if text is not None:
             context = text if self.project is None else self.project(text)
@@ -135,9 +139,9 @@ class Recommender(nn.Module):
         assert context is not None
         return context
 
-    def profiles(
+    def user_embeddings(
         self,
-        contexts: jax.Array | None,
+        item_embeddings: jax.Array | None,
         mask: jax.Array | None,
         users: jax.Array | None = None,
         hidden: jax.Array | None = None,
@@ -147,8 +151,8 @@ class Recommender(nn.Module):
         What `users.reads` of the user model says it does not read may be None.
 
         Args:
-          contexts, mask: [B, H, D] and [B, H].
-          users: rows of the user table [B], for a model that knows its users: profiles are [B, 1, D] then.
+          item_embeddings, mask: [B, H, D] and [B, H].
+          users: rows of the user table [B], for a model that knows its users: user embeddings are [B, 1, D] then.
           hidden: positions [B, H] of gaps, for a model that fills them.
         """
         assert self.users is not None
@@ -156,20 +160,20 @@ class Recommender(nn.Module):
             case "user":
                 return self.users(users)[:, None]
             case "gaps":
-                return self.users(contexts, mask, hidden)
-        return self.users(contexts, mask)
+                return self.users(item_embeddings, mask, hidden)
+        return self.users(item_embeddings, mask)
 
     def prompt_profile(self, text: jax.Array) -> jax.Array:
-        """Pooled prompts [B, W] to profiles [B, D]."""
+        """Pooled prompts [B, W] to user embeddings [B, D]."""
         return text if self.project_prompt is None else self.project_prompt(text)
 
     def score(self, profile: jax.Array, context: jax.Array) -> jax.Array:
-        """Profiles [..., D] against contexts [..., D], broadcast: [...]."""
+        """Profiles [..., D] against item embeddings [..., D], broadcast: [...]."""
         return self.head(profile, context)
 
-    def pairs(self, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
+    def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
         """Every profile [B, D] against every context [N, D]: [B, N]."""
-        return self.head.pairs(profiles, contexts)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.head.score_matrix(user_embeddings, item_embeddings)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def recommender(

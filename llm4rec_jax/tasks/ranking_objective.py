@@ -21,8 +21,8 @@ class Objective(NamedTuple):
       label_threshold: with a pointwise loss, the label is rating ≥ this instead of the rating.
       cut: with `frozen["states"]`, the block of the encoder that they are the input of; None: they are of all blocks.
       gather: brings the text vectors [U, W], encoded on many devices, to all of them.
-      micro_batches: parts of the batch's users whose profiles and scores are computed one after another, in the
-        memory of one part, against contexts that are encoded once (gradient caching, Gao et al. 2021, arXiv
+      micro_batches: parts of the batch's users whose user embeddings and scores are computed one after another, in the
+        memory of one part, against item embeddings that are encoded once (gradient caching, Gao et al. 2021, arXiv
         2101.06983: the encoder's backward pass is made once, from the sum of the parts' gradients). Such a batch has
         no `real`.
     """
@@ -72,16 +72,16 @@ class Objective(NamedTuple):
             # Keys of their own: how many groups the texts are in changes no other dropout.
             own = () if key is None else jax.random.split(jax.random.fold_in(key, 1), len(batch.tokens))
             text = self.gather(jnp.concatenate(list(self._encode(frozen["states"], batch, runner(iter(own))))))
-        contexts = run("context", batch.items, text)
+        item_embeddings = run("context", batch.items, text)
         if self.micro_batches == 1:
-            return self._of_users(contexts, batch, run)
+            return self._of_users(item_embeddings, batch, run)
         own = None if key is None else jax.random.split(next(keys), self.micro_batches)
 
         @jax.checkpoint
         def of_some(part: tuple[Batch, jax.Array | None]) -> jax.Array:
             some, key = part
             some = some._replace(**{name: getattr(batch, name) for name in BY_ITEM})
-            return self._of_users(contexts, some, runner(iter(() if key is None else jax.random.split(key, 4))))
+            return self._of_users(item_embeddings, some, runner(iter(() if key is None else jax.random.split(key, 4))))
 
         # Every so manieth example, so that on a mesh each part has as many of every device as the others.
         by_user = batch._replace(**dict.fromkeys(BY_ITEM))
@@ -90,39 +90,49 @@ class Objective(NamedTuple):
         losses = jax.lax.map(of_some, (parts, own))
         return losses.swapaxes(0, 1).reshape(-1, losses.shape[-1])
 
-    def _of_users(self, contexts: jax.Array, batch: Batch, run: Callable[..., jax.Array]) -> jax.Array:
-        """The loss of every target [B, T] from the contexts of the batch's items, [U, D]."""
+    def _of_users(self, item_embeddings: jax.Array, batch: Batch, run: Callable[..., jax.Array]) -> jax.Array:
+        """The loss of every target [B, T] from the item embeddings of the batch's items, [U, D]."""
         if batch.prompt is not None:
-            profiles = run("prompt_profile", run("encode", *batch.prompt))[:, None]
+            user_embeddings = run("prompt_profile", run("encode", *batch.prompt))[:, None]
         else:
-            profiles = run("profiles", contexts[batch.history], batch.history_mask, batch.users, batch.hidden)
-            if batch.target.shape[1] != profiles.shape[1]:
-                profiles = user_models.last(profiles, jnp.asarray(batch.history_mask))[:, None]
+            user_embeddings = run(
+                "user_embeddings",
+                item_embeddings[batch.history],
+                batch.history_mask,
+                batch.users,
+                batch.masked_positions,
+            )
+            if batch.target.shape[1] != user_embeddings.shape[1]:
+                user_embeddings = user_models.last(user_embeddings, jnp.asarray(batch.history_mask))[:, None]
 
         if self.loss.negatives == "none":
             assert batch.rating is not None
             wanted = batch.rating
             if self.label_threshold is not None:
                 wanted = (wanted >= self.label_threshold).astype(jnp.float32)
-            return self.loss(run("score", profiles, contexts[batch.target]), wanted)
+            return self.loss(run("score", user_embeddings, item_embeddings[batch.target]), wanted)
         if self.loss.negatives == "sampled":
             assert batch.negatives is not None
             columns = jnp.concatenate([batch.target[..., None], batch.negatives], axis=-1)
-            return self.loss(run("score", profiles[:, :, None], contexts[columns]))
+            return self.loss(run("score", user_embeddings[:, :, None], item_embeddings[columns]))
         assert batch.candidates is not None
         where, target = jnp.asarray(batch.candidates), jnp.asarray(batch.target)
-        flat, flat_target, per_user = profiles.reshape(-1, profiles.shape[-1]), target.reshape(-1), target.shape[1]
+        flat, flat_target, per_user = (
+            user_embeddings.reshape(-1, user_embeddings.shape[-1]),
+            target.reshape(-1),
+            target.shape[1],
+        )
         user = jnp.arange(target.size) // per_user
-        if batch.real is not None:
+        if batch.target_positions is not None:
             # Scores against many candidates are dear, and often most positions are padding.
-            flat, flat_target, user = (a.at[batch.real].get(mode="clip") for a in (flat, flat_target, user))
-        if batch.own is not None:
+            flat, flat_target, user = (a.at[batch.target_positions].get(mode="clip") for a in (flat, flat_target, user))
+        if batch.user_items is not None:
             items = jnp.asarray(batch.items)
             where = where & ~_repeated(items, where)
-            where = (where & ~_among(items, where, jnp.asarray(batch.own)))[user]
-        losses = self.loss(run("pairs", flat, contexts), flat_target, batch.log_q, where)
-        if batch.real is not None:
-            losses = jnp.zeros(target.size, losses.dtype).at[batch.real].set(losses, mode="drop")
+            where = (where & ~_among(items, where, jnp.asarray(batch.user_items)))[user]
+        losses = self.loss(run("score_matrix", flat, item_embeddings), flat_target, batch.log_q, where)
+        if batch.target_positions is not None:
+            losses = jnp.zeros(target.size, losses.dtype).at[batch.target_positions].set(losses, mode="drop")
         return losses.reshape(target.shape)
 
     def _encode(self, states: jax.Array | None, batch: Batch, run: Callable[..., jax.Array]) -> Iterator[jax.Array]:

@@ -46,9 +46,11 @@ def dense(sequences):
 
 
 def scores(scorer, history):
-    contexts = scorer.contexts()
+    item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
-    return np.asarray(pairs(params, scorer.profiles(contexts, history, np.arange(USERS)), contexts))
+    return np.asarray(
+        pairs(params, scorer.user_embeddings(item_embeddings, history, np.arange(USERS)), item_embeddings)
+    )
 
 
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others(split):

@@ -18,8 +18,8 @@ from llm4rec_jax.evaluation.evaluate import OrderMatters, check_order, evaluate
 from llm4rec_jax.sharding import make_mesh
 
 
-def dot(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-    return profiles @ contexts.T
+def dot(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+    return user_embeddings @ item_embeddings.T
 
 
 class Table:
@@ -29,10 +29,10 @@ class Table:
         self._scores = jnp.asarray(scores, jnp.float32)
         self.histories: list[list[int]] = []
 
-    def contexts(self) -> jax.Array:
+    def item_embeddings(self) -> jax.Array:
         return jnp.eye(self._scores.shape[1])
 
-    def profiles(self, contexts: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
+    def user_embeddings(self, item_embeddings: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
         self.histories = [history.of(user).tolist() for user in range(len(self._scores))]
         return self._scores[users]
 
@@ -154,7 +154,12 @@ class Placed(Table):
 
     @property
     def head(self):
-        return lambda _, profiles, contexts: profiles @ contexts.T + jnp.arange(len(contexts)), None
+        return (
+            lambda _, user_embeddings, item_embeddings: (
+                user_embeddings @ item_embeddings.T + jnp.arange(len(item_embeddings))
+            ),
+            None,
+        )
 
 
 class TestOrder:
@@ -181,7 +186,7 @@ class TestOrder:
                 self._scores = jnp.asarray(rng.normal(size=(users, 16)), jnp.float32)
                 self._items = jnp.repeat(jnp.asarray(rng.normal(size=(items // 2, 16)), jnp.float32), 2, axis=0)
 
-            def contexts(self):
+            def item_embeddings(self):
                 return self._items
 
         check_order(Vectors(), many, "test", mesh=make_mesh())

@@ -18,8 +18,8 @@ from llm4rec_jax.evaluation.ranks import NonFiniteScores, Ranking, rank
 from llm4rec_jax.sharding import make_mesh
 
 
-def dot(params: None, profiles: jax.Array, contexts: jax.Array) -> jax.Array:
-    return profiles @ contexts.T
+def dot(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+    return user_embeddings @ item_embeddings.T
 
 
 class Case(NamedTuple):
@@ -287,19 +287,19 @@ from tests.evaluation.test_ranks import dot
 
 users, items, width = map(int, sys.argv[1:])
 rng = np.random.default_rng(0)
-profiles = rng.standard_normal((users, width), np.float32)
-contexts = rng.standard_normal((items, width), np.float32)
+user embeddings = rng.standard_normal((users, width), np.float32)
+item embeddings = rng.standard_normal((items, width), np.float32)
 wanted = rng.integers(items, size=users, dtype=np.int32)
 targets = Sequences(np.arange(users + 1), wanted, None, None)
 history = Sequences(np.arange(users + 1) * 20, rng.integers(items, size=20 * users, dtype=np.int32), None, None)
 mesh = make_mesh()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before, start = peak(), time.perf_counter()
-found = rank(dot, None, lambda u: profiles[u], contexts, history=history, targets=targets,
+found = rank(dot, None, lambda u: user embeddings[u], item embeddings, history=history, targets=targets,
              candidates=np.ones(items, bool), mesh=mesh).ranks
 seconds = time.perf_counter() - start
 some = np.arange(0, users, users // 20)
-scores = profiles[some].astype(np.float64) @ np.asarray(contexts, np.float64).T
+scores = user embeddings[some].astype(np.float64) @ np.asarray(item embeddings, np.float64).T
 for user, row in zip(some, scores):
     row[np.setdiff1d(history.of(user), wanted[user])] = -np.inf
 above = (scores > np.take_along_axis(scores, wanted[some, None], 1)).sum(1) + 1

@@ -51,7 +51,7 @@ def test_every_baseline_is_described(arg):
     assembly = Assembly(config)
     if arg in baselines_movielens.FITTED:
         assert config.baseline.name == arg
-        assert assembly.baseline.contexts().shape[0] == assembly.dataset.num_items
+        assert assembly.baseline.item_embeddings().shape[0] == assembly.dataset.num_items
         return
     users = assembly.model.users
     assert (reads(users) == "user") == (arg in ("bpr_mf", "lightgcn"))

@@ -1,4 +1,4 @@
-"""Contexts and profiles are those of the plain model, and do not depend on what else is computed, or where."""
+"""Contexts and user embeddings are those of the plain model, and do not depend on what else is computed, or where."""
 
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ def write(histories: list[np.ndarray], users: np.ndarray) -> TokenGroup:
 
 
 class Parts(NamedTuple):
-    """A model with parameters, all of them random, its scorer, and all contexts and profiles on one device."""
+    """A model with parameters, all of them random, its scorer, and all item embeddings and user embeddings on one device."""
 
     model: Recommender
     method: Peft
@@ -62,14 +62,14 @@ class Parts(NamedTuple):
     prompts: Prompts | None
     weights: tuple[dict, dict]
     scorer: RecommenderScorer
-    contexts: jax.Array
-    profiles: jax.Array
+    item_embeddings: jax.Array
+    user_embeddings: jax.Array
 
 
 def everything(scorer: RecommenderScorer, weights: tuple[dict, dict]) -> tuple[jax.Array, jax.Array]:
     bound = scorer.of(*weights)
-    contexts = bound.contexts()
-    return contexts, bound.profiles(contexts, PAST, np.arange(USERS))
+    item_embeddings = bound.item_embeddings()
+    return item_embeddings, bound.user_embeddings(item_embeddings, PAST, np.arange(USERS))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -91,7 +91,9 @@ def parts(request: pytest.FixtureRequest, bert_folder: Path) -> Parts:
 
 def test_the_number_of_devices_changes_no_bit(parts):
     scorer = RecommenderScorer(parts.model, parts.method, make_mesh(), parts.tokens, parts.prompts, HISTORY)
-    for one, eight in zip((parts.contexts, parts.profiles), everything(scorer, parts.weights), strict=True):
+    for one, eight in zip(
+        (parts.item_embeddings, parts.user_embeddings), everything(scorer, parts.weights), strict=True
+    ):
         np.testing.assert_array_equal(one, eight)
         assert np.isfinite(one).all()
         assert len(np.unique(one, axis=0)) > 100
@@ -106,9 +108,9 @@ def test_what_else_is_computed_changes_no_bit(parts, size):
     if tokens is not None:
         text = scorer.encode_texts(weights, Tokens(tokens.ids[items], tokens.lengths[items]))
         np.testing.assert_array_equal(text, scorer.text(*weights)[items])
-    np.testing.assert_array_equal(scorer.contexts_of(weights, items, text), parts.contexts[items])
-    profiles = scorer.profiles_of(weights, parts.contexts, PAST, users)
-    np.testing.assert_array_equal(profiles, parts.profiles[users])
+    np.testing.assert_array_equal(scorer.contexts_of(weights, items, text), parts.item_embeddings[items])
+    user_embeddings = scorer.profiles_of(weights, parts.item_embeddings, PAST, users)
+    np.testing.assert_array_equal(user_embeddings, parts.user_embeddings[users])
 
 
 def test_contexts_and_profiles_are_those_of_the_plain_model(parts):
@@ -122,7 +124,7 @@ def test_contexts_and_profiles_are_those_of_the_plain_model(parts):
             length = parts.tokens.lengths[item]
             text = apply("encode", parts.tokens.ids[item : item + 1, :length], np.ones((1, length), bool))
         context = apply("context", np.array([item]), text)[0]
-        np.testing.assert_allclose(context, parts.contexts[item], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(context, parts.item_embeddings[item], rtol=1e-4, atol=1e-5)
     # Histories of 1, of H and of more, of which the last H are read.
     for user in (1, 2, 3):
         read = PAST.of(user)[-HISTORY:]
@@ -130,24 +132,26 @@ def test_contexts_and_profiles_are_those_of_the_plain_model(parts):
             ids = np.array([[96, *WORDS[read]]])
             plain = apply("prompt_profile", apply("encode", ids, np.ones_like(ids, bool)))[0]
         else:
-            plain = apply("profiles", parts.contexts[read][None], np.ones((1, len(read)), bool))[0, -1]
-        np.testing.assert_allclose(plain, parts.profiles[user], rtol=1e-4, atol=1e-5)
+            plain = apply("user_embeddings", parts.item_embeddings[read][None], np.ones((1, len(read)), bool))[0, -1]
+        np.testing.assert_allclose(plain, parts.user_embeddings[user], rtol=1e-4, atol=1e-5)
     if parts.prompts is None:
-        assert not parts.profiles[0].any()
+        assert not parts.user_embeddings[0].any()
 
 
 def test_text_that_is_known_is_not_computed_again(parts):
     if parts.tokens is None:
         pytest.skip("reads no text")
     text = parts.scorer.text(*parts.weights)
-    np.testing.assert_array_equal(parts.scorer.of(*parts.weights, text).contexts(), parts.contexts)
-    assert (parts.scorer.of(*parts.weights, text[::-1]).contexts() != parts.contexts).any()
+    np.testing.assert_array_equal(parts.scorer.of(*parts.weights, text).item_embeddings(), parts.item_embeddings)
+    assert (parts.scorer.of(*parts.weights, text[::-1]).item_embeddings() != parts.item_embeddings).any()
 
 
 def test_the_head_scores_pairs_and_stays_the_same_function(parts):
     pairs, params = parts.scorer.of(*parts.weights).head
-    profiles, contexts = parts.profiles[:5], parts.contexts[:9]
-    np.testing.assert_allclose(pairs(params, profiles, contexts), profiles @ contexts.T, rtol=1e-5, atol=1e-5)
+    user_embeddings, item_embeddings = parts.user_embeddings[:5], parts.item_embeddings[:9]
+    np.testing.assert_allclose(
+        pairs(params, user_embeddings, item_embeddings), user_embeddings @ item_embeddings.T, rtol=1e-5, atol=1e-5
+    )
     # So ranking is compiled once.
     assert pairs is parts.scorer.of(*parts.weights).head[0]
 

@@ -37,7 +37,7 @@ def arrays(params) -> dict[str, np.ndarray]:
 @every_head
 def test_pairs_are_the_broadcast_scores(name):
     module, params = build(name)
-    pairs = module.apply(params, P, C, method="pairs")
+    pairs = module.apply(params, P, C, method="score_matrix")
     assert pairs.shape == (B, N)
     one_by_one = [[module.apply(params, p, c) for c in C] for p in P]
     np.testing.assert_allclose(pairs, np.array(one_by_one), rtol=1e-4, atol=1e-5)
@@ -50,10 +50,12 @@ def test_pairs_are_the_broadcast_scores(name):
 @every_head
 def test_profiles_at_every_position_against_candidates(name):
     rng = np.random.default_rng(2)
-    profiles, contexts = rng.normal(size=(2, 6, 1, D)), rng.normal(size=(2, 6, 3, D))
-    scores = score(name, profiles, contexts)
+    user_embeddings, item_embeddings = rng.normal(size=(2, 6, 1, D)), rng.normal(size=(2, 6, 3, D))
+    scores = score(name, user_embeddings, item_embeddings)
     assert scores.shape == (2, 6, 3)
-    np.testing.assert_allclose(scores[1, 4, 2], score(name, profiles[1, 4, 0], contexts[1, 4, 2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        scores[1, 4, 2], score(name, user_embeddings[1, 4, 0], item_embeddings[1, 4, 2]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dot():
@@ -72,7 +74,7 @@ def test_cosine():
 def test_cosine_of_zeros_is_zero_with_finite_gradients(zero):
     vectors = [np.zeros(D) if i in zero else v for i, v in enumerate((P[0], C[0]))]
     module = HEADS.build("cosine")
-    for method in ("__call__", "pairs"):
+    for method in ("__call__", "score_matrix"):
         args = vectors if method == "__call__" else [v[None] for v in vectors]
         value, grads = jax.value_and_grad(lambda *a, m=method: module.apply({}, *a, method=m).sum(), (0, 1))(*args)
         assert value == 0.0
@@ -110,7 +112,7 @@ def test_bilinear():
 @every_head
 def test_gradients_are_finite_and_reach_every_parameter(name):
     module, params = build(name)
-    grads = jax.grad(lambda p: jnp.square(module.apply(p, P, C, method="pairs")).sum())(params)
+    grads = jax.grad(lambda p: jnp.square(module.apply(p, P, C, method="score_matrix")).sum())(params)
     for g in jax.tree.leaves(grads):
         assert np.isfinite(g).all()
         assert np.abs(g).max() > 0

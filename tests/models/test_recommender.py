@@ -43,22 +43,22 @@ def build(kind: str, **options):
 
 
 def shapes(model, params) -> tuple[int, ...]:
-    """The shape of the scores of all profiles against all contexts, by the calls that training makes."""
+    """The shape of the scores of all user embeddings against all item embeddings, by the calls that training makes."""
 
     def scores(params):
         def run(method, *args):
             return model.apply({"params": params}, *args, method=method)
 
         text = None if model.encoder is None else run("encode", TOKENS, TOKENS_MASK)
-        contexts = run("context", ITEMS, text)
-        assert contexts.shape == (5, model.width)
+        item_embeddings = run("context", ITEMS, text)
+        assert item_embeddings.shape == (5, model.width)
         if model.users is None:
-            profiles = run("prompt_profile", run("encode", TOKENS[:2], TOKENS_MASK[:2]))
+            user_embeddings = run("prompt_profile", run("encode", TOKENS[:2], TOKENS_MASK[:2]))
         else:
-            profiles = run("profiles", contexts[HISTORY], HISTORY_MASK)
-            assert profiles.shape == (2, 3, model.width)
-            profiles = user_models.last(profiles, HISTORY_MASK)
-        return run("pairs", profiles, contexts)
+            user_embeddings = run("user_embeddings", item_embeddings[HISTORY], HISTORY_MASK)
+            assert user_embeddings.shape == (2, 3, model.width)
+            user_embeddings = user_models.last(user_embeddings, HISTORY_MASK)
+        return run("score_matrix", user_embeddings, item_embeddings)
 
     return jax.eval_shape(scores, params).shape
 
@@ -113,8 +113,8 @@ def test_parts_as_numpy_has_them(text_model):
     x = (means - means.mean(1, keepdims=True)) / np.sqrt(means.var(1, keepdims=True) + 1e-6)
     x = (x * p["norm"]["scale"] + p["norm"]["bias"]) @ p["hidden"]["kernel"] + p["hidden"]["bias"]
     x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    contexts = run(model, params, "context", ITEMS, text)
-    np.testing.assert_allclose(contexts, x @ p["output"]["kernel"] + p["output"]["bias"], atol=1e-4)
+    item_embeddings = run(model, params, "context", ITEMS, text)
+    np.testing.assert_allclose(item_embeddings, x @ p["output"]["kernel"] + p["output"]["bias"], atol=1e-4)
 
 
 def test_text_and_ids_are_added():

@@ -61,8 +61,8 @@ def test_a_wrong_count_fails(tmp_path):
 def test_a_configuration_reaches_it_by_name(tmp_path):
     """The study of the document, with the method where this test has it."""
     (write(tmp_path, "") / "my_study.py").write_text(block("the study").replace("configs.ssf", "my_method"))
-    code = "import my_study; from llm4rec_jax.runs.assemble import Assembly; "
-        "print(Assembly(my_study.get_config()).method.name)"
+    code = "import my_study; from llm4rec_jax.runs.assemble import Assembly\n"
+    code += "print(Assembly(my_study.get_config()).method.name)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -222,7 +222,7 @@ def run(model, params, method, delta, apply, *args):
 
 ITEMS = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
 ITEMS_MASK = np.arange(5) < np.array([5, 2])[:, None]
-CALLS = {"encoder": ("encode", IDS, MASK), "users": ("profiles", ITEMS, ITEMS_MASK)}
+CALLS = {"encoder": ("encode", IDS, MASK), "users": ("user_embeddings", ITEMS, ITEMS_MASK)}
 
 
 SMALL = {

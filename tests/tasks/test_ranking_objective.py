@@ -53,7 +53,7 @@ def make(mode: str, width: int = H, seed: int = 1) -> Batch:
         return batch._replace(candidates=candidates)
     candidates[batch.target[target_mask]] = True
     own = np.sort(np.pad(rng.integers(11, size=(B, 4)), ((0, 0), (2, 0)), constant_values=-1), axis=1)
-    return batch._replace(candidates=candidates, own=own, log_q=np.log(rng.random(len(rows))).astype(np.float32))
+    return batch._replace(candidates=candidates, user_items=own, log_q=np.log(rng.random(len(rows))).astype(np.float32))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def naive(name: str, batch: Batch) -> float:
         if batch.negatives is not None:
             against = scores[batch.negatives[b, t]]
         elif batch.candidates is not None:
-            own = [] if batch.own is None else batch.own[b]
+            own = [] if batch.user_items is None else batch.user_items[b]
             rivals = [u for u in np.flatnonzero(batch.candidates) if u != target and batch.items[u] not in own]
             against = scores[rivals]
         losses.append(one(name, scores[target], against, 0.0 if batch.rating is None else batch.rating[b, t]))
@@ -155,20 +155,20 @@ def test_losses_only_where_targets_are_real_are_the_same(name):
     def run(batch):
         return jax.value_and_grad(objective)(trainable(), FROZEN, batch, None)
 
-    (whole, grads), (compact, compact_grads) = run(batch), run(batch._replace(real=real))
+    (whole, grads), (compact, compact_grads) = run(batch), run(batch._replace(target_positions=real))
     assert float(compact) == pytest.approx(float(whole), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), compact_grads, grads)
-    losses = objective.losses(trainable(), FROZEN, batch._replace(real=real), None)
+    losses = objective.losses(trainable(), FROZEN, batch._replace(target_positions=real), None)
     assert not np.asarray(losses)[~batch.target_mask].any()
 
 
 def test_in_batch_negatives_are_never_the_users_own():
     """A user who owns all candidates has nothing to be compared with; one who owns none has all of them."""
     batch = make("in_batch")
-    everything = batch._replace(own=np.tile(np.arange(11), (B, 1)))
+    everything = batch._replace(user_items=np.tile(np.arange(11), (B, 1)))
     losses = objective("in_batch").losses(trainable(), FROZEN, everything, None)
     np.testing.assert_allclose(losses, 0, atol=1e-6)
-    nothing = batch._replace(own=np.full((B, 4), -1))
+    nothing = batch._replace(user_items=np.full((B, 4), -1))
     assert (objective("in_batch").losses(trainable(), FROZEN, nothing, None)[batch.target_mask] > 0.01).all()
     np.testing.assert_allclose(value_and_grad("in_batch", nothing)[0], naive("in_batch", nothing), rtol=1e-5)
 

@@ -229,9 +229,9 @@ def test_states_that_training_does_not_change_are_computed_once(
         if name == "cached":
             weights = {**trained.frozen["params"], **trained.trainable["params"]}, trained.trainable["delta"]
             states = trained.frozen["states"]
-            contexts = trained.scorer.of(*weights).contexts()
-            np.testing.assert_array_equal(trained.scorer.of(*weights, states=states).contexts(), contexts)
-            assert (trained.scorer.of(*weights, states=states[::-1]).contexts() != contexts).any()
+            item_embeddings = trained.scorer.of(*weights).item_embeddings()
+            np.testing.assert_array_equal(trained.scorer.of(*weights, states=states).item_embeddings(), item_embeddings)
+            assert (trained.scorer.of(*weights, states=states[::-1]).item_embeddings() != item_embeddings).any()
     np.testing.assert_allclose(*curves, rtol=1e-5)
 
 

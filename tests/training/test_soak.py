@@ -40,7 +40,8 @@ def test_memory_threads_and_files_stay_as_they_are(tmp_path):
 
     A checkpoint is saved far more often than anyone would, so that what one costs shows.
     """
-    code = "from pathlib import Path; import sys\nfrom tests.helpers.killed_run import main; main(Path(sys.argv[1]), 10**9)"
+    code = "from pathlib import Path; import sys; from tests.helpers.killed_run import main; "
+    code += "main(Path(sys.argv[1]), 10**9)"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     with (tmp_path / "log.txt").open("wb") as log:
         run = subprocess.Popen(

@@ -44,9 +44,9 @@ class Batch(NamedTuple):
       negatives: [B, T, K] positions in `items`.
       candidates: [U] bool, the `items` that a target is compared with: the batch's targets, or the whole catalogue.
       log_q: [U] log of the probability that a target is this item.
-      own: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
-      hidden: [B, H] bool, the positions of the history that a user model has to fill; `target` is what stands there.
-      real: [P] where `target_mask` is true, as places in the flat [B * T], padded with `NOWHERE`: losses against many
+      user_items: [B, M] rows of the item table that the user has in training, ascending, padded with -1 in front.
+      masked_positions: [B, H] bool, the positions of the history that a user model has to fill; `target` is what stands there.
+      target_positions: [P] where `target_mask` is true, as places in the flat [B * T], padded with `NOWHERE`: losses against many
         candidates need not be computed elsewhere.
     """
 
@@ -62,9 +62,9 @@ class Batch(NamedTuple):
     negatives: Array | None = None
     candidates: Array | None = None
     log_q: Array | None = None
-    own: Array | None = None
-    hidden: Array | None = None
-    real: Array | None = None
+    user_items: Array | None = None
+    masked_positions: Array | None = None
+    target_positions: Array | None = None
 
 
 def token_group(tokens: Tokens, rows: np.ndarray, length: int) -> TokenGroup:

@@ -167,7 +167,7 @@ class BatchBuilder:
             parts = [order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)]
         batch = Batch(
             user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
-            negatives=parts[2] if self._sampler is not None else None, hidden=hidden,
+            negatives=parts[2] if self._sampler is not None else None, masked_positions=hidden,
         )  # fmt: skip
         if self._prompts is not None:
             histories = [self.sequences.items[a:b] for a, b in zip(start, stop, strict=True)]
@@ -180,13 +180,13 @@ class BatchBuilder:
         elif self._mode == "in_batch":
             candidates = np.zeros(len(items), bool)
             candidates[parts[1][target_mask]] = True
-            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], own=self._own(user))
+            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], user_items=self._own(user))
         if self._compact and batch.candidates is not None:
             places = np.flatnonzero(target_mask)
             size = bucket(len(places)) if self._room is None else fit(len(places), self._room.real)
             real = np.full(size, NOWHERE, np.int32)
             real[: len(places)] = places
-            batch = batch._replace(real=real)
+            batch = batch._replace(target_positions=real)
         return batch
 
     def _with_gaps(
@@ -287,7 +287,7 @@ def training_batches(
       negatives: what the loss compares a target with (`Loss.negatives`).
       num_negatives, alpha: K, and the power of popularity that they are drawn by, for "sampled".
       ratings: give the targets' ratings.
-      tokens: the catalogue's texts; None where contexts need none (ids, or text vectors computed beforehand).
+      tokens: the catalogue's texts; None where item embeddings need none (ids, or text vectors computed beforehand).
       prompts: (histories, users) to their texts' tokens, for a user model that reads text.
       seed: of order and negatives.
       shard: (index, count) of this process. Laid end to end, the examples of all are those of one process, with the

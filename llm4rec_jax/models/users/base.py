@@ -1,4 +1,4 @@
-"""User models: the item vectors of a history to profiles.
+"""User models: the item vectors of a history to user embeddings.
 
 Each takes item vectors [B, H, D], the oldest first and padded at the end, and their mask [B, H], and returns the
 profile after every position, [B, H, D]: position t has read items 0…t and nothing later. So one pass trains on every
@@ -22,18 +22,18 @@ def reads(model: nn.Module | None) -> str:
     """What a user model is called with, and so how it is trained.
 
     "history": (items [B, H, D], mask [B, H]) -> the profile after every position [B, H, D].
-    "gaps": the same with a third argument, the positions [B, H] that are hidden from it -> profiles [B, H, D], at the
+    "gaps": the same with a third argument, the positions [B, H] that are hidden from it -> user embeddings [B, H, D], at the
       hidden positions those of what was there; without it, the profile that follows the history, at every position.
     "user": (user rows [B]) -> [B, D]; it knows nobody but the users of its training.
     """
     return getattr(model, "reads", "history")
 
 
-def last(profiles: jax.Array, mask: jax.Array) -> jax.Array:
+def last(user_embeddings: jax.Array, mask: jax.Array) -> jax.Array:
     """The profile at the last real position: [B, H, D] and [B, H] to [B, D]; zeros for an empty history."""
     length = mask.astype(jnp.int32).sum(-1)
     index = jnp.maximum(length - 1, 0)[:, None, None]
-    return jnp.take_along_axis(profiles, index, axis=1)[:, 0] * (length > 0)[:, None]
+    return jnp.take_along_axis(user_embeddings, index, axis=1)[:, 0] * (length > 0)[:, None]
 
 
 @USERS.register("mean")

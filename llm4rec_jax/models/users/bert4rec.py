@@ -34,7 +34,7 @@ class Bidirectional(nn.Module):
 
     @nn.compact
     def __call__(self, items: jax.Array, mask: jax.Array, hidden: jax.Array | None = None) -> jax.Array:
-        """Item vectors [B, H, D], mask [B, H], hidden [B, H] or None to profiles [B, H, D]; see `users.reads`."""
+        """Item vectors [B, H, D], mask [B, H], hidden [B, H] or None to user embeddings [B, H, D]; see `users.reads`."""
         mask = mask.astype(bool)
         length = None
         if hidden is None:

@@ -169,19 +169,19 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
             check_in_batch(batch, sequences, popularity)
         else:
             assert batch.log_q is None
-            assert batch.own is None
+            assert batch.user_items is None
             assert (batch.candidates is not None) == (mode == "catalogue")
         check_tokens(batch, tokens)
 
 
 def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray) -> None:
     assert batch.candidates is not None
-    assert batch.own is not None
+    assert batch.user_items is not None
     items, target = np.asarray(batch.items), np.asarray(batch.target)
     targets = np.unique(target[np.asarray(batch.target_mask)])
     np.testing.assert_array_equal(np.flatnonzero(batch.candidates), targets)
     np.testing.assert_allclose(np.asarray(batch.log_q)[targets], np.log(popularity[items[targets]] / popularity.sum()))
-    for user, own in zip(batch.users, np.asarray(batch.own), strict=True):
+    for user, own in zip(batch.users, np.asarray(batch.user_items), strict=True):
         assert own[own >= 0].tolist() == sorted(sequences.of(user))
         assert (np.diff(own) >= 0).all()
 
@@ -394,19 +394,21 @@ def test_gaps_hide_what_they_ask_for():
     for batch in islice(batches, 150):
         assert batch.history.shape == batch.target.shape == (8, 7)
         np.testing.assert_array_equal(batch.history, batch.target)
-        np.testing.assert_array_equal(batch.hidden, batch.target_mask)
-        assert not (batch.hidden & ~batch.history_mask).any()
-        assert batch.hidden.any(1).all()
-        assert batch.real is not None
-        np.testing.assert_array_equal(batch.real[batch.real != NOWHERE], np.flatnonzero(batch.hidden))
+        np.testing.assert_array_equal(batch.masked_positions, batch.target_mask)
+        assert not (batch.masked_positions & ~batch.history_mask).any()
+        assert batch.masked_positions.any(1).all()
+        assert batch.target_positions is not None
+        np.testing.assert_array_equal(
+            batch.target_positions[batch.target_positions != NOWHERE], np.flatnonzero(batch.masked_positions)
+        )
         for user, _, items in decoded(batch._replace(target_mask=batch.history_mask)):
             # A whole window: consecutive items of the user, the last target among them.
             own = sequences.of(user).tolist()
             assert any(own[i : i + len(items)] == items for i in range(len(own)))
         last = np.arange(7) == batch.history_mask.sum(1, keepdims=True) - 1
         long = batch.history_mask.sum(1) == 7
-        lone_last += (batch.hidden == last)[long].all(1).sum()
-        hidden += batch.hidden[long].sum()
+        lone_last += (batch.masked_positions == last)[long].all(1).sum()
+        hidden += batch.masked_positions[long].sum()
         positions, windows_seen = positions + 7 * long.sum(), windows_seen + long.sum()
     # Only the last: by design, by chance, or where chance hid nothing.
     none, by_chance = (1 - share) ** 7, share * (1 - share) ** 6

@@ -74,13 +74,13 @@ def test_an_empty_history_is_zero_with_finite_gradients(name):
     module, params = build(name)
 
     def loss(params, items):
-        profiles = last(module.apply(params, items, MASK), MASK)
-        return (profiles * jnp.arange(1.0, D + 1)).sum(), profiles
+        user_embeddings = last(module.apply(params, items, MASK), MASK)
+        return (user_embeddings * jnp.arange(1.0, D + 1)).sum(), user_embeddings
 
-    grads, profiles = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, ITEMS)
-    assert np.isfinite(profiles).all()
-    assert not np.asarray(profiles)[3].any()
-    assert np.abs(np.asarray(profiles)[LENGTHS > 0]).max(-1).min() > 0
+    grads, user_embeddings = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, ITEMS)
+    assert np.isfinite(user_embeddings).all()
+    assert not np.asarray(user_embeddings)[3].any()
+    assert np.abs(np.asarray(user_embeddings)[LENGTHS > 0]).max(-1).min() > 0
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert not np.asarray(grads[1])[~MASK].any()
 
@@ -91,10 +91,10 @@ def test_no_history_at_all_is_finite(name):
 
 
 def test_last():
-    profiles = np.arange(B * H * D, dtype=np.float32).reshape(B, H, D) + 1
-    want = np.stack([p[n - 1] if n else np.zeros(D) for p, n in zip(profiles, LENGTHS, strict=True)])
-    np.testing.assert_array_equal(last(profiles, MASK), want)
-    np.testing.assert_array_equal(last(profiles, MASK.astype(np.int32)), want)
+    user_embeddings = np.arange(B * H * D, dtype=np.float32).reshape(B, H, D) + 1
+    want = np.stack([p[n - 1] if n else np.zeros(D) for p, n in zip(user_embeddings, LENGTHS, strict=True)])
+    np.testing.assert_array_equal(last(user_embeddings, MASK), want)
+    np.testing.assert_array_equal(last(user_embeddings, MASK.astype(np.int32)), want)
 
 
 def test_mean_against_numpy():
@@ -203,13 +203,13 @@ def test_bidirectional_against_torch():
     np.testing.assert_allclose(grads, items.grad.numpy(), atol=1e-4)
 
     # In use, one hidden position behind the history says who the user is.
-    profiles = module.apply(variables, ITEMS, MASK)
-    assert profiles.shape == (B, H, D)
+    user_embeddings = module.apply(variables, ITEMS, MASK)
+    assert user_embeddings.shape == (B, H, D)
     for row, n in zip(range(B), LENGTHS, strict=True):
         behind = np.pad(ITEMS[row : row + 1, :n], ((0, 0), (0, 1), (0, 0)))
         with torch.no_grad():
             x = theirs(torch.tensor(behind), np.ones((1, n + 1), bool), np.arange(n + 1)[None] == n)
-        np.testing.assert_allclose(profiles[row], np.tile(x[0, -1].numpy(), (H, 1)), atol=1e-5)
+        np.testing.assert_allclose(user_embeddings[row], np.tile(x[0, -1].numpy(), (H, 1)), atol=1e-5)
 
 
 def test_a_hidden_item_is_not_read():
