@@ -12,6 +12,7 @@ from configs import (
     unisrec_scientific_tuning,
 )
 from configs.movielens_100k import ARGS, get_config
+from experiments.reports.spec import checked
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import download, sources
 from llm4rec_jax.models.graphs.lightgcn import LightGcn
