@@ -94,4 +94,6 @@ def _has_type(value: Any, hint: Any) -> bool:
 def _words(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return " or ".join(names.get(choice, getattr(typing.get_origin(choice) or choice, "__name__", str(choice))) for choice in choices)
+    return " or ".join(
+        names.get(choice, getattr(typing.get_origin(choice) or choice, "__name__", str(choice))) for choice in choices
+    )

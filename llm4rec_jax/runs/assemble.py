@@ -18,7 +18,7 @@ from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
-from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.ondisk import reader as prepared
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
@@ -29,9 +29,11 @@ from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.results import evaluate_ranking
+from llm4rec_jax.runs.schema import table
+from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import adopt
-
-INPUTS = ("text", "id", "id+text")
+from llm4rec_jax.training.config import TrainConfig
 
 
 def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -62,14 +64,12 @@ class Assembly:
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
                 "evaluate, sweep and tables take its runs, and no other command does"
             )
-        if self.config.inputs not in INPUTS:
-            raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
         LOSSES.lookup(self.config.loss.name)
         if self.config.baseline.name is not None:
             BASELINES.lookup(self.config.baseline.name)
 
     def beside(self, config: ConfigDict) -> "Assembly":
-        """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
+        """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
         for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
@@ -252,19 +252,56 @@ class Assembly:
             self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
         )
 
-    @property
-    def scales(self) -> dict[str, float]:
-        """Learning rate factors by regex."""
-        return factors(self.config.train.scales)
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """Options of training."""
+        return table(self.config, "train", seed=self.config.seed)
 
+    @cached_property
+    def task(self) -> RankingTask:
+        """What is trained."""
+        return RankingTask(
+            self.model,
+            self.method,
+            self.params(),
+            self.split,
+            self.train_config,
+            loss=table(self.config, "loss"),
+            tokens=self.tokens,
+            prompts=self.prompts,
+        )
 
-def factors(text: str) -> dict[str, float]:
-    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
-    found = {}
-    for pair in text.split():
-        regex, _, factor = pair.rpartition("=")
-        try:
-            found[regex] = float(factor)
-        except ValueError:
-            raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-    return found
+    # ------------------------------------------------------------------------------------------------- the run's folder
+    def summary(self) -> str:
+        """Words the dataset's and the split's statistics."""
+        dataset, split = self.dataset, self.split
+        return (
+            f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
+            f"{split.protocol}\n{format_statistics(split.statistics())}"
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Returns the contents of dataset.json."""
+        return {
+            "name": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "protocol": self.split.protocol,
+            "statistics": self.dataset.statistics(),
+            "split": self.split.statistics(),
+        }
+
+    def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
+        """Evaluates a trained state on validation and test, and writes the tables of users.
+
+        Args:
+          trainable: {"delta": …, "params": …}.
+          frozen: {"params": …}, and "text" and "states" where they are known.
+          workdir: Folder of the run.
+        """
+        weights = {**frozen["params"], **trainable["params"]}
+        scorer = self.scorer.of(weights, trainable["delta"], frozen.get("text"), frozen.get("states"))
+        return evaluate_ranking(scorer, self.split, self.mesh, workdir)
+
+    def evaluate_baseline(self, workdir: Path) -> dict[str, dict[str, float]]:
+        """Fits the baseline and evaluates it."""
+        return evaluate_ranking(self.baseline, self.split, self.mesh, workdir, baseline=True)

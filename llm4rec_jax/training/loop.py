@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax import sharding, trees
+from llm4rec_jax import sharding
 from llm4rec_jax.peft.sites import count
+from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.training import throughput
 from llm4rec_jax.training.checkpoint import digest
 from llm4rec_jax.training.compiled_steps import CompiledSteps
@@ -72,7 +73,7 @@ def run_loop(
     started = time.perf_counter()
     mesh = mesh or sharding.make_mesh()
     if config.metric not in task.metrics:
-        raise ValueError(unknown_metric(config.metric, task.metrics))
+        raise ValueError(unknown_name("validation metric", config.metric, task.metrics))
     task.bind(mesh)
 
     # ------------------------------------------------------------------------------------------------------ parameters
@@ -129,8 +130,11 @@ def run_loop(
                 recorder.add(at, batch, flops, {name: np.asarray(value) for name, value in figures.items()})
 
         try:
-            with sigterm_event() as stop, recorder.logging(started) as log:
-                tracer = throughput.Profile(profile, log.log, functools.partial(flush_metrics, 0))
+            with (
+                sigterm_event() as stop,
+                recorder.logging(started) as log,
+                throughput.Profile(profile, log.log, functools.partial(flush_metrics, 0)) as tracer,
+            ):
                 log.log(
                     f"training {sizes[0]:,} parameters ({sizes[1]:,} of them in the delta), {sizes[2]:,} frozen; "
                     f"{'starting' if recorder.step is None else f'going on after step {step}'}, {config.steps} steps"
@@ -170,7 +174,6 @@ def run_loop(
                         recorder.flush()
                         log.log(f"SIGTERM: saved at step {step}; the same command goes on from here")
                         raise Preempted(step)
-                tracer.close()
         finally:
             stream.close()
 
@@ -205,4 +208,4 @@ def check_outcome(
 def unchanged_params(before: Any, after: Any) -> list[str]:
     """Returns the paths of the arrays that are equal bit by bit in two trees; `before` is on this host."""
     pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
-    return [trees.path_name(path) for (path, old), new in pairs if np.array_equal(old, sharding.fetch(new))]
+    return [sharding.path_name(path) for (path, old), new in pairs if np.array_equal(old, sharding.fetch(new))]

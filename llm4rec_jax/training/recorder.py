@@ -179,9 +179,7 @@ class RunRecorder:
         self._log.write("validation", step, summary)
         record, metric = self._record, self._config.metric
         if step and summary.get("users_constant"):
-            self._log.log(
-                f"warning: {self._label}all items have one score for {summary['users_constant']:.0f} users"
-            )
+            self._log.log(f"warning: {self._label}all items have one score for {summary['users_constant']:.0f} users")
         better = record["best_value"] is None or is_better(metric, summary[metric], record["best_value"])
         self._log.log(
             f"{self._label}step {step}: validation {metric} {summary[metric]:.4f}{' (best so far)' if better else ''}"

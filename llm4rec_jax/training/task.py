@@ -69,12 +69,23 @@ class Task(Protocol):
       notes: Lines for the user about what the loop is going to do.
     """
 
-    method: Peft
-    metrics: Sequence[str]
-    compute_dtype: Any
-    has_loops: bool
-    batch_size: int
-    notes: Sequence[str]
+    @property
+    def method(self) -> Peft: ...
+
+    @property
+    def metrics(self) -> Sequence[str]: ...
+
+    @property
+    def compute_dtype(self) -> Any: ...
+
+    @property
+    def has_loops(self) -> bool: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def bind(self, mesh: Mesh) -> None:
         """Fixes the devices. Called once, before anything else."""
@@ -94,6 +105,15 @@ class Task(Protocol):
 
     def batches(self, seed: int) -> CheckpointableIterator:
         """Returns the stream of training batches, on the host."""
+        ...
+
+    @property
+    def batch_axes(self) -> Any:
+        """Axis of the runs in each field of a batch, for runs in one program; None where they share a field."""
+        ...
+
+    def place_together(self, batches: Sequence[Any]) -> Any:
+        """Returns batches of several runs on the mesh, stacked by `batch_axes`."""
         ...
 
     def place(self, batch: Any) -> Any:
@@ -134,5 +154,3 @@ def partition_params(method: Peft, params: Mapping[str, Any], key: jax.Array) ->
     trained = {name: part for name, part in params.items() if name not in adapted}
     frozen = {name: part for name, part in params.items() if name in adapted}
     return Params({"delta": delta, "params": trained}, frozen)
-
-

@@ -5,9 +5,10 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -141,40 +142,53 @@ def peak_bytes() -> int:
 
 
 class Profile:
-    """A trace of some steps of a run, for TensorBoard and Perfetto.
+    """Context manager that traces some steps of a run, for TensorBoard and Perfetto.
 
     Args:
-      folder: where the trace is written.
-      first, steps: it begins when so many steps have been made, programs being compiled by then, and takes so many.
-
-    Attributes:
-      made: steps that it has taken.
+      folder: Folder of the trace; None traces nothing.
+      log: Prints a line.
+      wait: Returns when the steps that have been given out are done.
+      first: Number of steps before the trace begins: programs are compiled by then.
+      steps: Number of steps to trace.
     """
 
-    def __init__(self, folder: Path, first: int = 5, steps: int = 5) -> None:
-        self.folder, self.first, self._steps = folder, first, steps
-        self._before, self.made, self._tracing = 0, 0, False
+    def __init__(
+        self, folder: Path | None, log: Callable[[str], None], wait: Callable[[], None], first: int = 5, steps: int = 5
+    ) -> None:
+        self._folder, self._log, self._wait, self._first, self._steps = folder, log, wait, first, steps
+        self._before = self._traced = 0
+        self._tracing = False
 
-    @property
-    def ends(self) -> bool:
-        """Whether the next call of `step` writes the trace: what it has begun should have ended by then."""
-        return self._tracing and self.made == self._steps
+    def __enter__(self) -> Self:
+        return self
 
-    def step(self) -> bool:
-        """To be called before each step; says whether the trace has just been written."""
-        if self.ends:
-            return self.close()
-        if self._before == self.first and not self.made:
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+    def before_step(self) -> None:
+        """Begins or ends the trace where it is time to."""
+        if self._folder is None:
+            return
+        if self._tracing and self._traced == self._steps:
+            self._wait()
+            self._stop()
+            self._log(f"{self._traced} steps are traced in {self._folder}, for TensorBoard or ui.perfetto.dev")
+        if self._before == self._first and not self._traced:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._tracing = True
         self._before += not self._tracing
-        self.made += self._tracing
-        return False
+        self._traced += self._tracing
 
-    def close(self) -> bool:
-        """Writes what there is so far, if it has not been written; says whether it did."""
-        if not self._tracing:
-            return False
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is None:
+            return
+        if not self._traced:
+            self._log(
+                f"warning: no step is traced: tracing begins after {self._first} steps, when programs are compiled"
+            )
+        if self._tracing:
+            self._stop()
+            self._log(f"only {self._traced} steps are traced in {self._folder}: no more were made")
+
+    def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()
-        return True
