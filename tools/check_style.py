@@ -67,7 +67,6 @@ NAMES = {
     "states_below": "hidden_states(stop=)",
     "states_of_all": "all_hidden_states",
     "states_over": "encode_from",
-    "taste": "gaussian_process",
     "unmoved": "unchanged_params",
 }
 
