@@ -12,8 +12,7 @@ docs/guides/sweeps.md.
 import rich.console
 from absl import flags
 
-from experiments import launch
-from experiments.cli import command
+from experiments.cli import command, launch
 from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
