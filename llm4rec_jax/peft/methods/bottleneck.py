@@ -25,7 +25,7 @@ def sublayers(method: str, params: Params, target: str, reduction: int) -> Itera
 def bottleneck(
     method: str, reduction: int, stddev: float, target: str, activation: Callable[[jax.Array], jax.Array]
 ) -> Peft:
-    """Returns the method h + σ(h W_down + b) W_up + c after each target sublayer; both W from N(0, stddev²), b = c = 0."""
+    """Returns the method h + σ(h W_down + b) W_up + c after each target sublayer; both W from N(0, stddev²)."""
 
     def init(key: jax.Array, params: Params) -> Delta:
         delta = {}
