@@ -232,6 +232,8 @@ class Sites:
     up: str | None = "ffn/up"
     down: str | None = "ffn/down"
     norms: tuple[str, ...] = ("attention_norm", "ffn_norm")
+    grouped: bool = False
+    """Queries may have another width than the states, and keys and values another than queries."""
 
     @property
     def linear(self) -> dict[str, str]:
@@ -260,6 +262,10 @@ def megatron_rules(bias: bool = True, scope: str = ".*") -> Rules:
         (rf"{scope}layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
         (r".*/word/embedding", Spread("model")),
     )
+
+
+TRANSFORMER_RULES = megatron_rules()
+"""Those of a family whose projections have biases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +299,7 @@ class Family:
     sites: Sites = Sites()
     unused_modules: tuple[str, ...] = ()
     target_modules: tuple[str, ...] = ()
-    sharding_rules: Rules = megatron_rules()
+    sharding_rules: Rules = TRANSFORMER_RULES
     causal: bool = False
     pooling: str = "mean"
 

@@ -83,7 +83,7 @@ def _config_to_hf(config: BertConfig) -> dict[str, Any]:
 
 _BLOCK = "encoder.layer.{i}"
 
-register(
+BERT = register(
     Family(
         model_type="bert",
         build=Bert,

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,27 @@ def names_of(family: Family) -> Names:
     return Names(family.weight_rules, family.prefixes, family.dropped)
 
 
+def family_of(params: Mapping[str, Any]) -> Family:
+    """The family that an encoder's parameters belong to, by their paths; those that name all alike count as one.
+
+    Raises:
+      PretrainedError: they are of no family, or of several.
+    """
+    paths, fitting = list(flatten(dict(params))), {}
+    for family in families().values():
+        names = names_of(family)
+        try:
+            fitting.setdefault(tuple(names.tensor(path) for path in paths), family)
+        except WeightError:
+            continue
+    if not paths or not fitting:
+        raise PretrainedError(f"these are not the parameters of an encoder: {some(params)}")
+    if len(fitting) > 1:
+        kinds = ", ".join(family.model_type for family in fitting.values())
+        raise PretrainedError(f"these parameters may be of the families {kinds}: give the family")
+    return next(iter(fitting.values()))
+
+
 def parameter_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that an encoder needs, by path."""
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
@@ -198,7 +220,8 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
         raise PretrainedError(f"{file} is not JSON ({error}): it is damaged, fetch it again") from error
     if not isinstance(raw, dict):
         raise PretrainedError(f"{file} holds {raw!r} instead of the fields of a model: it is damaged, fetch it again")
-    if (named := raw.get("model_type")) not in families():
+    named = raw.get("model_type")
+    if not isinstance(named, str) or named not in families():
         raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(families()))}")
     family = find_family(named)
     try:

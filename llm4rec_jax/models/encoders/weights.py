@@ -51,7 +51,7 @@ def linear(tensor: str, *paths: str, bias: bool = True, transpose: bool = True) 
 
 
 def norm(tensor: str, path: str, bias: bool = True) -> tuple[Rule, ...]:
-    """Rules of a norm: scale and, unless it has none, bias. The names `gamma` and `beta` of old checkpoints are read."""
+    """Rules of a norm: scale and, unless it has none, bias. Old checkpoints call them `gamma` and `beta`."""
     scale = Rule(f"{tensor}.weight", (f"{path}/scale",), also=(f"{tensor}.gamma",))
     return (scale, Rule(f"{tensor}.bias", (f"{path}/bias",), also=(f"{tensor}.beta",))) if bias else (scale,)
 
@@ -108,6 +108,27 @@ class Names:
     def tensor(self, path: str) -> str:
         """Name of the tensor that holds a parameter."""
         return self.source(path).tensor
+
+    def module(self, site: str) -> str:
+        """Name of the checkpoint's module for a site: "encoder.layer.3.output.dense" for "layer_3/ffn/down".
+
+        Raises:
+          WeightError: no rule has such a site.
+        """
+        for rule in self._rules:
+            for template in rule.paths:
+                if (found := _pattern(template.rpartition("/")[0]).fullmatch(site)) is not None:
+                    return _filled(rule, found).tensor.rpartition(".")[0]
+        raise WeightError(f"{site} is not a module of this family")
+
+    def site(self, key: str) -> str | None:
+        """The site whose module's name a key begins with; None when there is none."""
+        bare = self.bare(key)
+        for rule in self._rules:
+            module = rule.tensor.rpartition(".")[0]
+            if rule.paths and (found := _pattern(f"{module}.").match(bare)) is not None:
+                return _filled(rule, found).paths[0].rpartition("/")[0]
+        return None
 
     def paths(self, name: str) -> tuple[str, ...] | None:
         """Paths of the parameters that a tensor holds; none for one that is dropped, None for an unknown one."""
@@ -169,13 +190,11 @@ class Names:
         """
         there, needed = set(there), set(needed)
         if missing := sorted(needed - there):
-            raise WeightError(
-                f"tensors that the encoder needs are missing: {some(dict.fromkeys(map(self.tensor, missing)))}"
-            )
+            names = dict.fromkeys(map(self.tensor, missing))
+            raise WeightError(f"tensors that the encoder needs are missing: {some(names)}")
         if unused := sorted(there - needed):
-            raise WeightError(
-                f"tensors beyond what config.json describes: {some(dict.fromkeys(map(self.tensor, unused)))}"
-            )
+            names = dict.fromkeys(map(self.tensor, unused))
+            raise WeightError(f"tensors beyond what config.json describes: {some(names)}")
 
 
 @functools.cache
