@@ -10,8 +10,9 @@ import torch
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
 from tests.conftest import random_bert
-from tests.helpers.torch_side import NAMES, (
+from tests.helpers.torch_side import (
     LORA,
+    NAMES,
     D,
     N,
     adapted,

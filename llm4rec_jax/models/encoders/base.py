@@ -128,8 +128,8 @@ class Encoder(nn.Module):
     """A language model M: token ids [B, L] and their mask [B, L] to hidden states [B, L, D].
 
     A family's module has `setup` make `self.blocks`, modules named `layer_0`, `layer_1`, …, and defines `embed`; with
-    positions inside its blocks it defines `block_inputs`, with a norm at the end `finish`. Dropout is on exactly when
-    `apply` is given a `dropout` rng.
+    positions inside its blocks it defines `block_inputs`, with a norm at the end `finish`. (`nn.nowrap` keeps these three
+    from being sites.) Dropout is on exactly when `apply` is given a `dropout` rng.
     """
 
     config: Any
@@ -140,10 +140,12 @@ class Encoder(nn.Module):
         """The record of the encoder's family."""
         return find_family(self.config.model_type)
 
+    @nn.nowrap
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
         raise NotImplementedError
 
+    @nn.nowrap
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
         """Arguments that every block takes after states and mask, such as angles of rotary positions or a bias.
 
@@ -152,6 +154,7 @@ class Encoder(nn.Module):
         """
         return ()
 
+    @nn.nowrap
     def finish(self, x: jax.Array) -> jax.Array:
         """Hidden states of the last layer [B, L, D] from those after the last block."""
         return x

@@ -62,6 +62,7 @@ class Bert(Encoder):
         self.embeddings = Embeddings(self.config)
         self.blocks = post_norm_blocks(self.config)
 
+    @nn.nowrap
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
         return self.embeddings(ids, token_type)

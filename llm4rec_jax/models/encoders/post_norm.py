@@ -83,7 +83,8 @@ class Attention(nn.Module):
             allowed = jnp.broadcast_to(allowed, (len(q), 1, q.shape[1], k.shape[1]))
             return jax.nn.dot_product_attention(q, k, v, *bias, mask=allowed, implementation="cudnn")
         rate = self.config.attention_probs_dropout_prob
-        return attend(q, k, v, allowed, lambda weights: dropout(self, weights, rate), *bias)
+        added = bias[0] if bias else None
+        return attend(q, k, v, allowed, lambda weights: dropout(self, weights, rate), bias=added)
 
 
 class FeedForward(nn.Module):

@@ -32,8 +32,8 @@ def attend(
     Returns:
       [B, L, heads, d] in v's dtype. Weights are computed in float32.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * scale, k, v))
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * factor, k, v))
     # The most negative finite number rather than -inf: a row with nothing to attend to stays finite.
     scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
     scores = scores if bias is None else scores + bias
