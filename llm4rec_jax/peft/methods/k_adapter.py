@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.encoders.bert import BertConfig, Layer
+from llm4rec_jax.models.encoders.post_norm import Layer, PostNormConfig
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, stack
@@ -44,7 +44,7 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
         )
 
     def small(dtype: str) -> Layer:
-        config = BertConfig(
+        config = PostNormConfig(
             hidden_size=width,
             num_attention_heads=heads,
             intermediate_size=4 * width,
