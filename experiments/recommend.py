@@ -21,7 +21,7 @@ from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import Assembly
-from llm4rec_jax.runs.results import restored_scorer
+from llm4rec_jax.runs.load import restore_scorer
 
 _USER = flags.DEFINE_string("user", None, "A user id of the data.")
 _HISTORY = flags.DEFINE_string("history", None, "Titles, parted by semicolons, the most recent last.")
@@ -101,7 +101,7 @@ def main() -> None:
     if (_USER.value is None) == (_HISTORY.value is None):
         raise ValueError("give either --user=ID or --history='title; title'")
     workdir: Path = command.workdir()
-    assembly, scorer = restored_scorer(workdir)
+    assembly, scorer = restore_scorer(workdir)
     if _USER.value is not None:
         user, history = history_of(assembly, _USER.value)
     else:

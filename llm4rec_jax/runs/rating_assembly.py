@@ -56,6 +56,13 @@ class RatingAssembly:
         if config.loss.name != "bce_pointwise":
             raise ValueError(f"config.loss.name is {config.loss.name!r}; ratings are learnt by 'bce_pointwise'")
 
+    def beside(self, config: Any) -> "RatingAssembly":
+        """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
+        other = RatingAssembly(config)
+        for name in ("whole", "_pretrained", "model", "method", "mesh"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
     @cached_property
     def whole(self) -> PointwiseData:
         """The data before training questions are drawn."""
@@ -185,7 +192,7 @@ class RatingAssembly:
     def rules(self) -> sharding.Rules:
         """Sharding rules: only the encoder is large enough to be cut."""
         mesh = self.config.mesh
-        rules: list[Any] = [*sharding.BERT_RULES] if mesh.model > 1 else []
+        rules: list[Any] = [*self._pretrained[0].family.sharding_rules] if mesh.model > 1 else []
         return [*rules, sharding.FULLY_SHARDED] if mesh.fsdp else rules
 
     @cached_property

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from llm4rec_jax.data import sources
 from llm4rec_jax.runs import folder, plugins
@@ -20,7 +19,7 @@ from llm4rec_jax.training.metric_writer import MetricWriter, WandbWriter
 from llm4rec_jax.training.task import TrainResult
 
 
-def assemble(config: ConfigDict) -> Assembly | RatingAssembly:
+def assemble(config: Any) -> Assembly | RatingAssembly:
     """Returns the assembly of a configuration: `RatingAssembly` for sources of labeled examples.
 
     Raises:
@@ -33,7 +32,7 @@ def assemble(config: ConfigDict) -> Assembly | RatingAssembly:
 
 
 def run(
-    config: ConfigDict, workdir: Path, log: Callable[[str], None] = lambda text: None, profile: Path | None = None
+    config: Any, workdir: Path, log: Callable[[str], None] = lambda text: None, profile: Path | None = None
 ) -> dict[str, Any]:
     """Trains and evaluates, or returns the result of the run that has ended here.
 

@@ -216,7 +216,7 @@ RENAMED_VALUES = {
     "model.users": {},
 }
 # Ranges of options that the modules of a model share, by name.
-_OPTION_RANGES: dict[str, dict[str, float]] = {
+_OPTION_RANGES: dict[str, dict[str, Any]] = {
     "dropout": {"low": 0.0, "below": 1.0},
     "layers": {"low": 1},
     "heads": {"low": 1},
@@ -244,7 +244,7 @@ def default_config() -> ConfigDict:
     return _as_config_dict(Config())
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: Any) -> ConfigDict:
     """Returns a configuration with every key of the schema, once each value has been checked.
 
     Args:
@@ -344,7 +344,7 @@ def _check_options(options: Mapping[str, Any], name: str) -> None:
             check(dataclasses.make_dataclass("Options", [(key, float, field)])(), name)
 
 
-def _update(config: ConfigDict, values: Mapping[str, Any]) -> None:
+def _update(config: Any, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict) and key in config and not key.endswith("options"):
             _update(config[key], value)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batching.batch import Batch
 from llm4rec_jax.data.batching.buckets import ANY
-from llm4rec_jax.data.batching.builder import Gaps, training_batches
+from llm4rec_jax.data.batching.builder import BatchBuilder, Gaps, training_batches
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation import metrics
@@ -19,8 +20,8 @@ from llm4rec_jax.evaluation.evaluate import evaluate
 from llm4rec_jax.inference.batch_sizes import group_cost
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
 from llm4rec_jax.losses.ranking import LOSSES
-from llm4rec_jax.models.users.base import reads
 from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.models.users.base import reads
 from llm4rec_jax.options import check, option
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below
@@ -114,11 +115,16 @@ class RankingTask:
         )
 
     def init(self, key: jax.Array) -> Params:
-        """Returns the parameters at the start, and finds out which of the encoder's states no step changes."""
+        """Returns the parameters at the start."""
         params = partition_params(self.method, self._params, key)
+        self.plan(params)
+        return params
+
+    def plan(self, params: Params) -> None:
+        """Finds out which of the encoder's states no step changes; `params` may be shapes only."""
         c, dropout = self._encoder, self._config.dropout
         # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
-        deterministic = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
+        deterministic = c is not None and (not dropout or c.dropout == 0)
         depth = 0 if c is None else c.num_hidden_layers
         first_trained, reads_all = (0, False) if c is None else constant_below(params.trainable["delta"], depth)
         frozen_encoder = c is not None and first_trained == depth and not reads_all
@@ -143,7 +149,6 @@ class RankingTask:
             self.notes = [
                 f"the encoder {'is only read from beside' if reads_all else what}: each text passes there once"
             ]
-        return params
 
     def constant_shapes(self, params: Params) -> dict[str, Any]:
         """Returns the shapes of the text vectors [I, W] and of the cached states [I, L, W]; None where not used."""
@@ -163,8 +168,14 @@ class RankingTask:
     # ----------------------------------------------------------------------------------------------------------- input
     def batches(self, seed: int) -> CheckpointableIterator:
         """Returns the stream of training batches."""
+        builder, dataset = self.input(seed)
+        self.notes = [f"{len(builder.examples.user):,} examples an epoch", *self.notes]
+        return iter(dataset)
+
+    def input(self, seed: int) -> tuple[BatchBuilder, grain.IterDataset]:
+        """Returns the builder of batches, and the dataset that it makes; see `training_batches`."""
         users, config = self.model.users, self._config
-        builder, dataset = training_batches(
+        return training_batches(
             self.split,
             batch_size=config.batch_size,
             history=1 if self._reads == "user" else config.history,
@@ -185,8 +196,6 @@ class RankingTask:
             most_tokens=ANY if self._encoder is None else self._encoder.max_position_embeddings,
             workers=config.input_workers or 0,
         )
-        self.notes = [f"{len(builder.examples.user):,} examples an epoch", *self.notes]
-        return iter(dataset)
 
     def place(self, batch: Batch) -> Batch:
         """Splits a batch over the data axis."""

@@ -135,7 +135,7 @@ class WandbWriter:
 
     def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] # an extra
         except ModuleNotFoundError:
             raise ValueError(
                 "config.log.wandb needs the package wandb: pip install 'llm4rec-jax[wandb]', or leave the key out"
