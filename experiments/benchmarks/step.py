@@ -14,8 +14,8 @@ from absl import flags
 from experiments.benchmarks import machine, timing
 from llm4rec_jax import peft
 from llm4rec_jax.data import assets
-from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders import huggingface
+from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig
 from llm4rec_jax.models.encoders.pooling import Mean
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.training.optimizer import optimizer
@@ -65,7 +65,7 @@ def measure(
     from experiments.benchmarks import torch_encoder
 
     folder = folder or assets.minilm()
-    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype, attention=attention)
+    encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype, attention=attention)
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, encoder.config.vocab_size, (texts, length)).astype(np.int32)
     mask = np.ones_like(ids)
@@ -109,7 +109,7 @@ def measure(
 class Step:
     """Ours, as `train` makes one: a jitted update whose state is given away."""
 
-    def __init__(self, encoder: Bert, params: Any, method: peft.Peft, delta: Any) -> None:
+    def __init__(self, encoder: Encoder, params: Any, method: peft.Peft, delta: Any) -> None:
         pooling = Mean()
 
         def loss(delta: Any, frozen: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -141,7 +141,7 @@ class Step:
     def probe(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Vectors, loss and gradients of what is trained, before any step."""
         (value, vectors), grads = self._probe(self._state["delta"], self._frozen, ids, mask)
-        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": pretrained.flatten(grads)}
+        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": huggingface.flatten(grads)}
 
 
 def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
@@ -170,6 +170,6 @@ def encoder_weights(params: Any) -> Any:
     return {name: part for name, part in params.items() if name != "embeddings"}
 
 
-def flops(config: BertConfig, weights: int, tokens: int, length: int, frozen: bool) -> float:
+def flops(config: EncoderConfig, weights: int, tokens: int, length: int, frozen: bool) -> float:
     """Of one training step over so many tokens: 6N + 12 · layers · L · D a token, 4N + … with a frozen base."""
     return tokens * ((4 if frozen else 6) * weights + 12 * config.num_hidden_layers * length * config.hidden_size)

@@ -40,6 +40,7 @@ from llm4rec_jax.training.checkpoint import Checkpoints, digest
 from llm4rec_jax.training.compiled_steps import Programs
 from llm4rec_jax.training.metric_writer import Journal, aside
 from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.placement import place_batch, place_together
 from llm4rec_jax.training.runs import (
     NonFiniteLoss,
     Preempted,
@@ -194,7 +195,7 @@ def train_together(
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
     c = None if model.encoder is None else model.encoder.config
-    still = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
+    still = c is not None and (not dropout or c.dropout == 0)
     cut, every = (0, False) if c is None else constant_below(one["delta"], c.num_hidden_layers)
     fixed = c is not None and cut == c.num_hidden_layers and not every
     constant = still and fixed and "pooling" not in first.params
@@ -282,7 +283,7 @@ def train_together(
     def take() -> tuple[list[Batch], Any]:
         """The next batch of every run, and all of them on the mesh."""
         batches = [next(stream) for stream in streams]
-        return batches, sharding.place_together(batches, axes, mesh) if many else sharding.place_batch(batches[0], mesh)
+        return batches, place_together(batches, axes, mesh) if many else place_batch(batches[0], mesh)
 
     # ---------------------------------------------------------------------------------------------------------- resume
     every_run = range(len(runs))

@@ -12,6 +12,8 @@ def attend(
     v: jax.Array,
     allowed: jax.Array,
     drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """softmax(q kᵀ / √d) v for each head (Vaswani et al. 2017, equation 1).
 
@@ -24,13 +26,18 @@ def attend(
       q: [B, L, heads, d]; k, v: [B, S, heads, d].
       allowed: [B, 1 or heads, 1 or L, S] bool, which keys may be attended to; where there is none, to all alike.
       drop: dropout on the weights, which may not be divided by their sum yet.
+      bias: [1 or B, heads, L, S], added to the scores.
+      scale: Factor of q kᵀ; 1/√d by default.
 
     Returns:
       [B, L, heads, d] in v's dtype. Weights are computed in float32.
     """
-    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * q.shape[-1] ** -0.5, k, v))
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * factor, k, v))
     # The most negative finite number rather than -inf: a row with nothing to attend to stays finite.
-    scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32) + jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)
+    scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
+    scores = scores if bias is None else scores + bias
+    scores = scores + jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)
     # The sum does not change with what is taken off before; so neither do gradients.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
