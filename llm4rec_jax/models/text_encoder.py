@@ -40,8 +40,8 @@ class TextEncoder(nn.Module):
         """Token ids [U, L] and mask [U, L] to float32 vectors [U, W]."""
         return self._pooled(self.encoder(ids, mask), mask)
 
-    def hidden_states(self, ids: jax.Array, mask: jax.Array, stop: int | None) -> jax.Array:
-        """Hidden states before the encoder's block `stop`, [U, L, W].
+    def hidden_states(self, stop: int | None, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Hidden states before the encoder's block `stop`, [U, L, W], for ids and mask [U, L].
 
         With `stop` None, those before and after every block, [U, L, S, W] for S - 1 blocks.
         """
@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         return self.encoder.hidden_states(ids, mask, stop)
 
     def encode_from(self, layer: int | None, states: jax.Array, mask: jax.Array) -> jax.Array:
-        """Vectors [U, W] from what `hidden_states` gave for `stop=layer`."""
+        """Vectors [U, W] from what `hidden_states` gave for `layer`."""
         return self._pooled(self.encoder.encode_from(layer, states, mask), mask)
 
     def _pooled(self, states: jax.Array, mask: jax.Array) -> jax.Array:
