@@ -128,8 +128,8 @@ class Encoder(nn.Module):
     """A language model M: token ids [B, L] and their mask [B, L] to hidden states [B, L, D].
 
     A family's module has `setup` make `self.blocks`, modules named `layer_0`, `layer_1`, …, and defines `embed`; with
-    positions inside its blocks it defines `block_inputs`, with a norm at the end `finish`. (`nn.nowrap` keeps these three
-    from being sites.) Dropout is on exactly when `apply` is given a `dropout` rng.
+    positions inside its blocks it defines `block_inputs`, with a norm at the end `finish`; `nn.nowrap` keeps these
+    three from being sites. Dropout is on exactly when `apply` is given a `dropout` rng.
     """
 
     config: Any

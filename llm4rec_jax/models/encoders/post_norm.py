@@ -44,7 +44,7 @@ def layer_norm(config: PostNormConfig, name: str) -> nn.LayerNorm:
 
 
 def _dense(config: PostNormConfig, features: int, name: str) -> nn.Dense:
-    return dense(features, config.dtype, config.initializer_range, name)
+    return dense(features, name, config.dtype, config.initializer_range)
 
 
 class Attention(nn.Module):
