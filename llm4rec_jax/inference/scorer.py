@@ -73,6 +73,10 @@ class RecommenderScorer:
         def embed_users(weights: Weights, inputs: UserInputs) -> jax.Array:
             return forward(model.matcher, method, *weights, inputs, apply="user_embeddings")
 
+        def score_matrix(weights: Weights, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+            """Scores [B, N] of user embeddings [B, D] with item embeddings [N, D]."""
+            return forward(model.matcher, method, *weights, user_embeddings, item_embeddings, apply="score_matrix")
+
         def of_history(weights: Weights, items: jax.Array, mask: jax.Array) -> jax.Array:
             return at_last_position(embed_users(weights, UserInputs(items, mask)), mask)
 
@@ -84,6 +88,7 @@ class RecommenderScorer:
         self._of_history = map_in_fixed_batches(of_history, mesh)
         self._of_prompt = map_in_fixed_batches(of_prompt, mesh)
         self._of_user = map_in_fixed_batches(lambda w, users: embed_users(w, UserInputs(users=users))[:, 0], mesh)
+        self.score_matrix = score_matrix
 
     def of(
         self, params: Params, delta: Delta, text: OnHostOrDevice = None, states: OnHostOrDevice = None
@@ -98,7 +103,7 @@ class RecommenderScorer:
         """
         return BoundScorer(self, (params, delta), _on_host(text), _on_host(states))
 
-    # ------------------------------------------------------------------------------------------------ texts of all items
+    # ----------------------------------------------------------------------------------------------- texts of all items
 
     @cached_property
     def _texts(self) -> tuple[BatchTextEncoder, Tokens]:
@@ -132,7 +137,7 @@ class RecommenderScorer:
         """Returns the embeddings [n, D] of the items in rows [n], whose texts have the vectors [n, W]."""
         params, delta = weights
         inputs: Any = items
-        # Looks rows up on the host, so that no device holds the table; unless a method has changed it, as hardly any does.
+        # Rows are looked up on the host, so that no device holds the table, unless a method has changed the table.
         if "ids" in params and "ids" not in parts_of(delta):
             inputs = fetch(params["ids"]["embedding"])[items]
             params = {name: part for name, part in params.items() if name != "ids"}
@@ -163,12 +168,6 @@ class RecommenderScorer:
             return self._of_user(weights, users.astype(np.int32))
         items, mask = histories(history, users, self._history)
         return self._of_history(weights, item_embeddings[items], mask)
-
-    def score_matrix(self, weights: Weights, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
-        """Returns the scores [B, N] of user embeddings [B, D] with item embeddings [N, D]."""
-        return forward(
-            self._model.matcher, self._method, *weights, user_embeddings, item_embeddings, apply="score_matrix"
-        )
 
 
 class BoundScorer:

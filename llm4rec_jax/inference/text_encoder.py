@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -54,9 +53,7 @@ class BatchTextEncoder:
         self._encode_from = functools.cache(lambda layer: batched("encode_from", layer))
         self._hidden_states = functools.cache(lambda stop: batched("hidden_states", stop))
 
-    def encode(
-        self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None
-    ) -> np.ndarray:
+    def encode(self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None) -> np.ndarray:
         """Encodes texts.
 
         Args:
@@ -99,9 +96,7 @@ class BatchTextEncoder:
         """Returns shape and type of `hidden_states`."""
         c = self._config
         blocks = () if stop is not None else (c.num_hidden_layers + 1,)
-        return jax.ShapeDtypeStruct(
-            (len(tokens.ids), int(tokens.lengths.max()), *blocks, c.hidden_size), c.dtype
-        )
+        return jax.ShapeDtypeStruct((len(tokens.ids), int(tokens.lengths.max()), *blocks, c.hidden_size), c.dtype)
 
     def _groups(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
         """Yields the rows of the texts that share a bucket, and the bucket's number of tokens."""

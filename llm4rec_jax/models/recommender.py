@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models import text_encoder
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges, GraphItems, GraphUsers
@@ -27,7 +28,7 @@ from llm4rec_jax.models.heads import HEADS, Head
 from llm4rec_jax.models.items.item_encoder import COMBINATIONS, Feature, IdTable, ItemEncoder
 from llm4rec_jax.models.items.projection import PROJECTIONS
 from llm4rec_jax.models.text_encoder import TextEncoder
-from llm4rec_jax.models.users.base import USERS, UserEncoder, UserInputs, at_last_position
+from llm4rec_jax.models.users.base import USERS, UserEncoder, UserInputs
 from llm4rec_jax.registry import unknown_name
 
 
@@ -143,7 +144,7 @@ def recommender(
       >>> model.matcher.apply({"params": params}, history, method="user_embeddings").shape
       (1, 2, 4)
     """
-    options = options or {}
+    options, users = options or {}, user_model_name(users)
     if encoder is None and num_items is None:
         raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
     if combine not in COMBINATIONS:
@@ -154,7 +155,7 @@ def recommender(
     projection = PROJECTIONS.build(project or "none", width=width, **options.get("project", {})) if text else None
 
     graph = None
-    if users in GRAPHS or users in GRAPHS.aliases:
+    if users in GRAPHS:
         if num_items is None or encoder is not None or edges is None:
             raise ValueError(
                 f"users={users!r} smooths vectors of users and items over their graph: give num_items and edges, and "
@@ -207,19 +208,29 @@ def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] |
       {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, without the parts that have no parameters.
     """
 
-    def draw(key: jax.Array) -> dict[str, Any]:
-        trees, width = [], model.width
-        tokens, features = jnp.zeros((2, 2), jnp.int32), {"ids": jnp.zeros(2, jnp.int32)}
-        vectors = jnp.zeros((2, width))
-        if model.text is not None:
-            trees.append(model.text.init(key, tokens, tokens == 0))
-            vectors = features["text"] = jnp.zeros((2, model.text.width))
-        trees.append(model.items.init(key, features))
-        inputs = UserInputs(jnp.zeros((2, 2, width)), tokens == 0, None, jnp.zeros(2, jnp.int32), vectors)
-        trees.append(model.matcher.init(key, inputs, jnp.zeros((2, width))))
-        drawn = {name: part for tree in trees for name, part in tree.get("params", {}).items()}
-        # jit drops what is not returned, so random parameters of a given encoder are never computed.
-        return {name: part for name, part in drawn.items() if name != "encoder" or encoder_params is None}
+    width, vectors, features = model.width, jnp.zeros((2, model.width)), {"ids": jnp.zeros(2, jnp.int32)}
+    params = {}
+    if model.text is not None:
+        params = text_encoder.init(model.text, key, encoder_params)
+        vectors = features["text"] = jnp.zeros((2, model.text.width))
 
-    params = jax.jit(draw)(key)
-    return params if encoder_params is None else {**params, "encoder": encoder_params}
+    def draw(key: jax.Array) -> dict[str, Any]:
+        mask, rows = jnp.zeros((2, 2), bool), jnp.zeros(2, jnp.int32)
+        inputs = UserInputs(jnp.zeros((2, 2, width)), mask, None, rows, vectors)
+        items = model.items.init(key, features).get("params", {})
+        # Parts that both have, as a graph's vectors, are the same: a draw depends on the key and the name alone.
+        return {**items, **model.matcher.init(key, inputs, jnp.zeros((2, width))).get("params", {})}
+
+    return {**params, **jax.jit(draw)(key)}
+
+
+def user_model_name(name: str) -> str:
+    """Returns the current name of a user model, in `USERS` or `GRAPHS`, with a warning when `name` is a former one.
+
+    Raises:
+      ValueError: There is no such user model.
+    """
+    name = GRAPHS.current_name(USERS.current_name(name))
+    if name not in USERS and name not in GRAPHS:
+        raise ValueError(unknown_name(USERS.kind, name, sorted({*USERS, *GRAPHS})))
+    return name

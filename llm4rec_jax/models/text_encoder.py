@@ -1,5 +1,8 @@
 """Texts to vectors: a language model and a pooling."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,7 @@ class TextEncoder(nn.Module):
       >>> from llm4rec_jax.models.encoders.pooling import POOLINGS
       >>> config = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
       >>> model = TextEncoder(Bert(config), POOLINGS.build("mean"))
-      >>> ids = jnp.array([[3, 1, 4], [1, 5, 0]])
-      >>> params = model.init(jax.random.key(0), ids, ids > 0)["params"]
+      >>> ids, params = jnp.array([[3, 1, 4], [1, 5, 0]]), init(model, jax.random.key(0))
       >>> list(params), model.apply({"params": params}, ids, ids > 0).shape
       (['encoder'], (2, 8))
     """
@@ -55,3 +57,25 @@ class TextEncoder(nn.Module):
 
     def _pooled(self, states: jax.Array, mask: jax.Array) -> jax.Array:
         return self.pooling(states, mask).astype(jnp.float32)
+
+
+def init(model: TextEncoder, key: jax.Array, encoder_params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Draws a text encoder's parameters.
+
+    Args:
+      model: The text encoder.
+      key: Key of the random draws.
+      encoder_params: Parameters of the language model, which are returned as they are; None draws them too.
+
+    Returns:
+      {"encoder": …, "pooling": …}; poolings without parameters have no entry.
+    """
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        tokens = jnp.zeros((2, 2), jnp.int32)
+        drawn = model.init(key, tokens, tokens == 0)["params"]
+        # jit drops what is not returned, so random parameters of a given encoder are never computed.
+        return {name: part for name, part in drawn.items() if name != "encoder" or encoder_params is None}
+
+    params = jax.jit(draw)(key)
+    return params if encoder_params is None else {**params, "encoder": encoder_params}

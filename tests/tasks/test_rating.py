@@ -13,8 +13,9 @@ from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.labeled import PointwiseData, Rows
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.rating import ANSWERS
-from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks import rating_training as pointwise_train
 from llm4rec_jax.tasks.rating_scoring import Reader
@@ -111,7 +112,7 @@ def _pairs(user: int, history: np.ndarray, target: int):
 def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name):
     folder = tiny.encoder_folder(tmp_path / "encoder")
     encoder, weights = pretrained.load(folder)
-    model = recommender(encoder=encoder, users="mean", project=None, head="cosine")
+    model = TextEncoder(encoder, POOLINGS.build("mean"))
     head, asks = ANSWERS.build(name), name == "text"
     parts = DATA.parts()
     texts = [TITLES[t] for part in PROMPTS for t in parts[part].target] if asks else TITLES
@@ -122,7 +123,7 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
     tuned = Reader(model, method, tokens, asks, None, np.zeros(16, np.float32))
     params["answers"] = jax.tree.map(lambda a: a + 0.3, answering.start(head, 16, jax.random.key(1)))
     trainable, frozen = separate(method, params, jax.random.key(2))
-    encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0, method="encode"))
+    encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0))
     still = tuned._replace(vectors=np.asarray(encode(params, tokens.ids)))
     scores = [
         answering.scorer(head, reader)(trainable, frozen["params"], DATA.test, numbers["test"])

@@ -15,8 +15,8 @@ class Feature(NamedTuple):
 
     Attributes:
       name: Its name in the inputs of `ItemEncoder`: "text", "ids".
-      layers: Modules that take the feature to [U, D], one after another. Each needs a `name` of its own, under which its
-        parameters stand.
+      layers: Modules that take the feature to [U, D], one after another. The parameters of each stand under its `name`,
+        which no other layer of the item encoder has.
     """
 
     name: str

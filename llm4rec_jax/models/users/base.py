@@ -52,10 +52,8 @@ class UserEncoder(nn.Module):
         "history": `history` and `history_mask` to [B, H, D]. The embedding at position t reads items 0…t and nothing
           later, so one pass trains on every position, and a user's embedding is the one at the last real item.
         "masked_history": `masked_positions` too. At masked positions the output predicts the item that was there. With
-          none masked, every position has the embedding that follows the whole history. Such an encoder has the
-          attributes `mask_prob`, the probability that training masks a position, and `mask_last_prob`, the share of
-          training windows in which only the last position is masked.
-        "user_id": `users` to [B, 1, D]; the encoder has a vector for each of its `num_users` users and for nobody else.
+          none masked, every position has the embedding that follows the whole history. See `masking`.
+        "user_id": `users` to [B, 1, D]. See `known_users`.
         "prompt": `prompt` to [B, 1, D].
       is_recurrent: Whether the encoder loops over positions, so that compilers count the work of one position only.
     """
@@ -69,7 +67,12 @@ class UserEncoder(nn.Module):
 
     @property
     def known_users(self) -> int | None:
-        """Number of users that the encoder can embed; None: anybody."""
+        """Number of users that have a vector each, and are the only ones that can be embedded; None: anybody can."""
+        return None
+
+    @property
+    def masking(self) -> tuple[float, float] | None:
+        """How training masks: (probability of a position, share of windows with only the last position masked)."""
         return None
 
 

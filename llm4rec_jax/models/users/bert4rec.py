@@ -28,6 +28,10 @@ class Bert4Rec(TransformerBlocks):
     mask_prob: float = 0.2
     mask_last_prob: float = 0.2
 
+    @property
+    def masking(self) -> tuple[float, float]:
+        return self.mask_prob, self.mask_last_prob
+
     @nn.compact
     def __call__(self, inputs: UserInputs) -> jax.Array:
         items, mask, masked = inputs.history, inputs.history_mask.astype(bool), inputs.masked_positions
