@@ -18,7 +18,7 @@ from llm4rec_jax.data.labeled import PointwiseData, Rows, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
-from llm4rec_jax.models.rating import ANSWERS
+from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import load_encoder
@@ -55,7 +55,7 @@ class PointwiseAssembly:
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
-        ANSWERS.lookup(config.model.users)
+        RATING_HEADS.lookup(config.model.users)
         if config.loss.name != "bce_pointwise":
             raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
 
@@ -124,7 +124,7 @@ class PointwiseAssembly:
     @cached_property
     def head(self) -> Any:
         model = self.config.model
-        return ANSWERS.build(model.users, **dict(model.user_options.get(model.users, {})))
+        return RATING_HEADS.build(model.users, **dict(model.user_options.get(model.users, {})))
 
     @cached_property
     def method(self) -> peft.Peft:

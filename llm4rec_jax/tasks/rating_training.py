@@ -75,7 +75,7 @@ def train(
     """Trains, or goes on with, the run in `workdir`. What is random is a function of seed and step.
 
     Args:
-      head: one of `models.answers.ANSWERS`, made.
+      head: one of `models.answers.RATING_HEADS`, made.
       reader: reads the texts.
       params: {"encoder": …, "answers": the head's, …}.
       data: the questions.

@@ -14,7 +14,7 @@ from llm4rec_jax.data.labeled import PointwiseData, Rows
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
-from llm4rec_jax.models.rating import ANSWERS
+from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks import rating_training as pointwise_train
@@ -55,7 +55,7 @@ def frozen_reader() -> Reader:
 
 
 def train(workdir: Path, **options: Any) -> pointwise_train.Trained:
-    head = ANSWERS.build("hierarchical")
+    head = RATING_HEADS.build("hierarchical")
     params = {"answers": answering.start(head, 6, jax.random.key(0))}
     options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, **options}
     return pointwise_train.train(head, frozen_reader(), params, DATA, PROMPTS, workdir, **options)
@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 def auc(run: pointwise_train.Trained) -> float:
-    score = answering.scorer(ANSWERS.build("hierarchical"), frozen_reader())
+    score = answering.scorer(RATING_HEADS.build("hierarchical"), frozen_reader())
     scores = score(run.trainable, run.frozen, DATA.test, PROMPTS["test"])
     return pointwise.evaluate(scores, DATA, DATA.test).summary["auc"]
 
@@ -113,7 +113,7 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
     folder = tiny.encoder_folder(tmp_path / "encoder")
     encoder, weights = pretrained.load(folder)
     model = TextEncoder(encoder, POOLINGS.build("mean"))
-    head, asks = ANSWERS.build(name), name == "text"
+    head, asks = RATING_HEADS.build(name), name == "text"
     parts = DATA.parts()
     texts = [TITLES[t] for part in PROMPTS for t in parts[part].target] if asks else TITLES
     numbers = dict(zip(PROMPTS, np.split(np.arange(168), [48, 108]), strict=True))
