@@ -14,7 +14,7 @@ from configs import (
 from configs.movielens_100k import ARGS, get_config
 from experiments.reports import spec as table_spec
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import download
 from llm4rec_jax.data import sources
 from llm4rec_jax.models.graphs.lightgcn import LightGcn
 from llm4rec_jax.models.users.base import reads
@@ -66,7 +66,7 @@ def test_every_baseline_is_described(arg):
 def test_studies_of_published_data_are_described(study):
     for arg in s3rec_beauty.ARGS:
         config = study.get_config(arg)
-        assert config.data.published in fetch.PUBLISHED
+        assert config.data.published in download.PUBLISHED
         assert config.data.source in sources.SOURCES
         assert config.baseline.name is None or config.baseline.name in BASELINES
         method = Assembly(config).bare_method
