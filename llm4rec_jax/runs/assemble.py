@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import assets, filters, sources
-from llm4rec_jax.data import download
+from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
@@ -28,7 +27,7 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs import plugins as own_code
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.training.checkpoint import adopt
 
 INPUTS = ("text", "id", "id+text")
@@ -56,7 +55,7 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
-        own_code.load(config)
+        plugins.load(config)
         if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "

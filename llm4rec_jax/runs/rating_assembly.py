@@ -10,8 +10,7 @@ import numpy as np
 from llm4rec_jax import peft
 from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.rating import Features, Predictor
-from llm4rec_jax.data import assets, sources
-from llm4rec_jax.data import download
+from llm4rec_jax.data import assets, download, sources
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot

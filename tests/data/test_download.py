@@ -225,7 +225,7 @@ class TestHostileArchive:
 
     def test_a_bomb_is_not_unpacked(self, site, publish, tmp_path, monkeypatch):
         target, run = self.fetch(site, publish, tmp_path)
-        monkeypatch.setattr(fetch, "MOST_BYTES", 10_000)
+        monkeypatch.setattr(download, "MOST_BYTES", 10_000)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.txt", bytes(10_001))
             archive.writestr("b.csv", CONTENT["b.csv"])

@@ -1,7 +1,9 @@
 """Products with weights, whose gradients are written in the order that compilers do best."""
 
+from functools import cache
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 
@@ -35,3 +37,19 @@ product.defvjp(_forward, _backward)
 def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """`product`, as `flax.linen.Dense` takes it."""
     return product(x, kernel)
+
+
+@cache
+def normal(scale: float) -> Any:
+    """Normal initialiser of standard deviation `scale`.
+
+    It is jitted: whenever a module is called, Flax traces how its parameters would be drawn, for their shapes.
+    """
+    return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
+
+
+def dense(features: int, name: str, dtype: Any, stddev: float, bias: bool = True) -> nn.Dense:
+    """A linear layer to `features`, drawn from N(0, stddev²), whose gradients `product` orders."""
+    return nn.Dense(
+        features, use_bias=bias, dtype=dtype, kernel_init=normal(stddev), dot_general=dot_general, name=name
+    )

@@ -1,10 +1,10 @@
-"""A padding plan from a sample: for nearly all batches like it, in few groups, and a bucket for those that need more."""
+"""A padding plan from a sample: nearly all batches fit in few groups; those that need more get a bucket."""
 
 import numpy as np
 import pytest
 
 from llm4rec_jax.data.batching.buckets import bucket, token_bucket
-from llm4rec_jax.data.batching.padding import SAMPLE, PaddingPlan, BatchSizes, fit, plan_padding
+from llm4rec_jax.data.batching.padding import SAMPLE, BatchSizes, PaddingPlan, fit, plan_padding
 
 
 def sizes(rng: np.random.Generator, items: int) -> BatchSizes:

@@ -46,7 +46,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def texts(tmp_path, monkeypatch) -> Texts:
     """Short chunks, so that every range of users comes out of several and there are several of items."""
     whole = mmap.chunks
-    monkeypatch.setattr(mapped, "chunks", lambda total, size=0: whole(total, 77))
+    monkeypatch.setattr(mmap, "chunks", lambda total, size=0: whole(total, 77))
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\nlamp\ni\n", encoding="utf-8")
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
     return Texts("{item_id}: {title}", str(tmp_path / "tokenizer"), 16)
