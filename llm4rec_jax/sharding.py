@@ -26,15 +26,6 @@ class Spread(NamedTuple):
 
 Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | Spread]]"
 
-# Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
-# those out of them by row, embeddings by vocabulary.
-BERT_RULES: Rules = (
-    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
-    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/bias", PartitionSpec("model")),
-    (r".*layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
-    # A vocabulary that the devices do not divide is cut by width.
-    (r".*/word/embedding", Spread("model")),
-)
 # Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
 ITEM_RULE = (r".*/ids/embedding", Spread("model"))
 PEOPLE_RULE = (r".*/users/(table/embedding|user|item)", Spread("model"))

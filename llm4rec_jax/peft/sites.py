@@ -32,7 +32,7 @@ def stack(params: Params, method: str) -> tuple[int, int]:
     blocks = {int(found[1]) for site in sites(params) if (found := re.fullmatch(r"layer_(\d+)", site))}
     if not blocks or "embeddings" not in params:
         raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
-    return len(blocks), params["layer_0"]["attention"]["query"]["kernel"].shape[0]
+    return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]
 
 
 def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:

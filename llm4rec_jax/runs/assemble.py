@@ -239,7 +239,7 @@ class Assembly:
         mesh, users = self.config.mesh, self.config.model.users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += sharding.BERT_RULES if self.reads_text else ()
+            rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
             rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
         # Runs of before have no such key.

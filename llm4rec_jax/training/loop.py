@@ -196,7 +196,7 @@ def train_together(
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
     c = None if model.encoder is None else model.encoder.config
-    still = c is not None and (not dropout or c.hidden_dropout_prob == c.attention_probs_dropout_prob == 0)
+    still = c is not None and (not dropout or c.dropout == 0)
     cut, every = (0, False) if c is None else constant_below(one["delta"], c.num_hidden_layers)
     fixed = c is not None and cut == c.num_hidden_layers and not every
     constant = still and fixed and "pooling" not in first.params

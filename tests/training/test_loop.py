@@ -20,6 +20,7 @@ from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users.base import USERS
@@ -318,7 +319,7 @@ def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder,
 
 def test_a_model_axis_trains_as_one_device(split, tokens, encoder_folder, tmp_path):
     curves = []
-    for name, mesh, placed in (("one", one_device(), ()), ("eight", sharding.make_mesh(model=4), sharding.BERT_RULES)):
+    for name, mesh, placed in (("one", one_device(), ()), ("eight", sharding.make_mesh(model=4), TRANSFORMER_RULES)):
         train_text(
             split, tokens, encoder_folder, tmp_path / name, "lora", mesh=mesh, rules=placed, steps=6, dropout=False,
             log_every=1,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.encoders.bert import BertConfig, Layer
+from llm4rec_jax.models.encoders.post_norm import Layer, PostNormConfig
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, stack
@@ -20,7 +20,7 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
 
         a ← f + T(f D_k + d_k) U_k + u_k,  f = H_k + a  (a = 0 at first)
 
-    T being `blocks` transformer blocks of BERT's kind that attend to real tokens only. W = [I; 0] at the start, so that
+    T being `blocks` post-norm transformer blocks that attend to real tokens only. W = [I; 0] at the start, so that
     training starts at the pretrained function. Nothing is trained in the encoder, as in `side`.
 
     Args:
@@ -33,7 +33,7 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
         )
 
     def small(dtype: str) -> Layer:
-        config = BertConfig(
+        config = PostNormConfig(
             hidden_size=width,
             num_attention_heads=heads,
             intermediate_size=4 * width,

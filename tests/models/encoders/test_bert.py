@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.models.encoders.bert import Attention, Bert, BertConfig, first_layers
+from llm4rec_jax.models.encoders.base import first_layers
+from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.encoders.huggingface import flatten
+from llm4rec_jax.models.encoders.post_norm import Attention
 
 CONFIG = BertConfig(
     vocab_size=24,
