@@ -54,7 +54,7 @@ class Registry(dict[str, T], Generic[T]):
         self._warned: set[str] = set()
 
     def register(
-        self, name: str, aliases: Iterable[str] = (), option_aliases: Mapping[str, str] = MappingProxyType({})
+        self, name: str, *, aliases: Iterable[str] = (), option_aliases: Mapping[str, str] = MappingProxyType({})
     ) -> Callable[[Registered], Registered]:
         """Returns a decorator that stores its argument under `name` and returns it unchanged.
 

@@ -45,7 +45,7 @@ def test_a_cpu_computes_two_parts_of_a_block_side_by_side(monkeypatch):
     twice = map_in_fixed_batches(function, alone)
     load = [0, 0]
     parts = twice._start(jnp.float32(2), [x], load)
-    assert [(part.count, part.padded, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
+    assert [(part.batches, part.padded, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
     np.testing.assert_array_equal(np.concatenate([part.on_host() for part in parts]), 2 * x)
     assert started == [4] * 8
     # What fits in one batch is one part, and goes to the stream with the smaller load.
