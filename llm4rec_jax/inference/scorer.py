@@ -31,7 +31,7 @@ OnHostOrDevice: TypeAlias = np.ndarray | jax.Array | None
 
 
 class Scorer(Protocol):
-    """What can be evaluated: a trained recommender, or a baseline."""
+    """A model that can be evaluated: a trained recommender, or a baseline."""
 
     def item_embeddings(self) -> np.ndarray:
         """Embeddings of all items, [I, D]."""
