@@ -41,11 +41,10 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
     from experiments.benchmarks import torch_text
 
     config: Any = assembly.config
-    assert assembly.model.encoder is not None
     assert assembly.tokens is not None
     params = assembly.params()
     parts = training.parts(assembly, params, dropout=False)
-    cut, _ = constant_below(parts.trainable["delta"], assembly.model.encoder.config.num_hidden_layers)
+    cut, _ = constant_below(parts.trainable["delta"], assembly.model.text_encoder.encoder.config.num_hidden_layers)
     if cut:
         weights = {**parts.frozen["params"], **parts.trainable["params"]}
         parts.frozen["states"] = jax.device_put(assembly.scorer.states(weights, parts.trainable["delta"], cut))

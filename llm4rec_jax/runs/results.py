@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llm4rec_jax.data.labeled import PointwiseData
+from llm4rec_jax.data.labeled import LabeledData
 from llm4rec_jax.data.splits.split import Phase, Split
 from llm4rec_jax.evaluation import evaluate, rating_metrics
 from llm4rec_jax.inference.scorer import Scorer
@@ -50,7 +50,7 @@ def evaluate_ranking(
 
 
 def evaluate_rating(
-    scores: Callable[[str], np.ndarray], data: PointwiseData, workdir: Path | None
+    scores: Callable[[str], np.ndarray], data: LabeledData, workdir: Path | None
 ) -> dict[str, dict[str, float]]:
     """Evaluates scores of labeled examples on validation and test, and writes `per_row_*.parquet`.
 

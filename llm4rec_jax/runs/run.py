@@ -27,7 +27,7 @@ def assemble(config: Any) -> Assembly | RatingAssembly:
     """
     config = resolve(config)
     plugins.load(config)
-    kind = RatingAssembly if config.data.source in sources.POINTWISE else Assembly
+    kind = RatingAssembly if config.data.source in sources.LABELED_SOURCES else Assembly
     return kind(config)
 
 

@@ -122,16 +122,16 @@ class ModelConfig:
             "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
             "attention": {"hidden": 64},
             "gru": {"dropout": 0.2},
-            "bidirectional": {
+            "bert4rec": {
                 "layers": 2,
                 "heads": 2,
                 "dropout": 0.2,
                 "positions": 100,
-                "share": 0.2,
-                "only_last": 0.2,
+                "mask_prob": 0.2,
+                "mask_last_prob": 0.2,
             },
-            "tower": {"hidden": 128, "dropout": 0.2},
-            "graph": {"layers": 2},
+            "two_tower": {"hidden": 128, "dropout": 0.2},
+            "lightgcn": {"layers": 2},
         }
     )
     """Options by user model."""
@@ -150,7 +150,7 @@ class PeftConfig:
     options: dict[str, Any] = option({})
     """Options by method."""
     within: str = option("encoder")
-    """Part that the method adapts: "encoder", "users" or "encoder+users". An adapted part's own parameters are frozen."""
+    """Part that the method adapts: "encoder", "users" or "encoder+users". The part's own parameters are frozen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ RENAMED_KEYS = {"train.pull": "train.l2_to_init"}
 # Values of older configurations, by key.
 RENAMED_VALUES = {
     "loss.name": {},
-    "model.users": {},
+    "model.users": {"bidirectional": "bert4rec", "graph": "lightgcn", "id": "mf", "tower": "two_tower"},
 }
 # Ranges of options that the modules of a model share, by name.
 _OPTION_RANGES: dict[str, dict[str, Any]] = {
@@ -223,8 +223,8 @@ _OPTION_RANGES: dict[str, dict[str, Any]] = {
     "ffn": {"low": 1},
     "hidden": {"low": 1},
     "positions": {"low": 1},
-    "share": {"above": 0.0, "high": 1.0},
-    "only_last": {"low": 0.0, "high": 1.0},
+    "mask_prob": {"above": 0.0, "high": 1.0},
+    "mask_last_prob": {"low": 0.0, "high": 1.0},
     "temperature": {"above": 0.0},
     "rank": {"low": 1, "high": 4096},
     "reduction": {"low": 1},
@@ -311,6 +311,10 @@ def _rename(values: dict[str, Any]) -> None:
     for old, new in RENAMED_VALUES["model.users"].items():
         if isinstance(options, dict) and old in options:
             options[new] = options.pop(old)
+    cloze = options.get("bert4rec") if isinstance(options, dict) else None
+    for old, new in {"share": "mask_prob", "only_last": "mask_last_prob"}.items():
+        if isinstance(cloze, dict) and old in cloze:
+            cloze[new] = cloze.pop(old)
 
 
 def _check_table(values: Mapping[str, Any], defaults: Any, name: str) -> None:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batching.batch import Batch
 from llm4rec_jax.data.batching.buckets import ANY
-from llm4rec_jax.data.batching.builder import BatchBuilder, Gaps, training_batches
+from llm4rec_jax.data.batching.builder import BatchBuilder, BatchOptions, training_batches
+from llm4rec_jax.data.batching.masking import ClozeMasking
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation import metrics
@@ -21,7 +22,6 @@ from llm4rec_jax.inference.batch_sizes import group_cost
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.recommender import Recommender
-from llm4rec_jax.models.users.base import reads
 from llm4rec_jax.options import check, option
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below
@@ -92,9 +92,9 @@ class RankingTask:
         self._tokens, self._prompts, self._ks, self._state_cache_bytes = tokens, prompts, ks, state_cache_bytes
         self._chosen = LOSSES.lookup(self._loss.name)
         self._parts = config.micro_batches or 1
-        self._encoder = None if model.encoder is None else model.encoder.config
+        self._encoder = None if model.text is None else model.text.encoder.config
         self.compute_dtype = jnp.float32 if self._encoder is None else self._encoder.dtype
-        self.has_loops = self._parts > 1 or getattr(model.users, "has_loops", False)
+        self.has_loops = self._parts > 1 or model.users.is_recurrent
         self.metrics = _metric_names(ks)
         self.notes: list[str] = []
         _check_loss(self._loss, self._chosen.negatives, split)
@@ -175,25 +175,29 @@ class RankingTask:
     def input(self, seed: int) -> tuple[BatchBuilder, grain.IterDataset]:
         """Returns the builder of batches, and the dataset that it makes; see `training_batches`."""
         users, config = self.model.users, self._config
-        return training_batches(
-            self.split,
+        knows_users = users.inputs == "user_id"
+        options = BatchOptions(
             batch_size=config.batch_size,
-            history=1 if self._reads == "user" else config.history,
-            every_position=self._prompts is None and self._reads != "user",
-            first=self._reads == "user",
-            gaps=Gaps(*(getattr(users, name) for name in ("share", "only_last"))) if self._reads == "gaps" else None,
+            history=1 if knows_users else config.history,
+            every_position=self._prompts is None and not knows_users,
             negatives=self._chosen.negatives,
             num_negatives=self._loss.num_negatives,
             alpha=self._loss.alpha,
             ratings=self._chosen.negatives == "none",
+            predict_first=knows_users,
+            masking=None if users.masking is None else ClozeMasking(*users.masking),
+            compact_targets=self._mesh.size == 1 and self._parts == 1,
+            group_cost=group_cost(self._mesh),
+            max_tokens=ANY if self._encoder is None else self._encoder.max_position_embeddings,
+        )
+        return training_batches(
+            self.split,
+            options,
             tokens=None if self._constant_text else self._tokens,
             prompts=self._prompts,
             seed=seed,
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=self._mesh.shape["data"],
-            compact=self._mesh.size == 1 and self._parts == 1,
-            group_cost=group_cost(self._mesh),
-            most_tokens=ANY if self._encoder is None else self._encoder.max_position_embeddings,
             workers=config.input_workers or 0,
         )
 
@@ -235,10 +239,6 @@ class RankingTask:
         """Names up to twenty users of a batch."""
         names = self.split.dataset.users["user_id"].gather(np.asarray(batch.users)).to_list()
         return f"the users {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
-
-    @property
-    def _reads(self) -> str:
-        return reads(self.model.users)
 
 
 def _metric_names(ks: Sequence[int]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax import sharding
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
 from llm4rec_jax.peft.core import forward
@@ -43,7 +43,7 @@ class RatingTask:
         head: nn.Module,
         reader: Reader,
         params: Mapping[str, Any],
-        data: PointwiseData,
+        data: LabeledData,
         prompts: Mapping[str, np.ndarray],
         config: TrainConfig,
     ) -> None:
@@ -143,7 +143,7 @@ class _Shuffled:
     """Batches of examples in an order that is drawn anew each epoch; its position is the number of batches made."""
 
     def __init__(
-        self, rows: Rows, prompts: np.ndarray, reader: Reader, size: int, ratings: np.float32, seed: int
+        self, rows: LabeledExamples, prompts: np.ndarray, reader: Reader, size: int, ratings: np.float32, seed: int
     ) -> None:
         self._rows, self._prompts, self._reader, self._ratings = rows, prompts, reader, ratings
         self._size, self._seed, self._position = size, seed, 0
@@ -165,7 +165,7 @@ class _Shuffled:
         """Holds nothing that must be ended."""
 
 
-def _distinct_ratings(rows: Rows) -> int:
+def _distinct_ratings(rows: LabeledExamples) -> int:
     """Counts the different ratings in examples: consecutive ones share most of their histories."""
     users = np.broadcast_to(rows.user[:, None], rows.mask.shape)[rows.mask]
     history = np.column_stack([users, rows.history[rows.mask]])
