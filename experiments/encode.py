@@ -6,8 +6,8 @@ items.npy is float32 [I, D], what the scoring head compares user embeddings with
 in order.
 """
 
+import io
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import command
+from llm4rec_jax import checksums
 from llm4rec_jax.runs.results import restored_scorer
 
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
@@ -28,11 +29,13 @@ def main() -> None:
     vectors = scorer.item_embeddings().astype(np.float32)
     if jax.process_index():
         return
-    scratch = out.with_suffix(".tmp.npy")
-    np.save(scratch, vectors)
-    os.replace(scratch, out)
-    ids = out.with_suffix(".ids.json")
-    ids.write_text(json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n", encoding="utf-8")
+    ids, content = out.with_suffix(".ids.json"), io.BytesIO()
+    np.save(content, vectors)
+    # A command that is killed on the way leaves vectors without ids, and never with those of other items.
+    with checksums.writing(ids):
+        ids.unlink(missing_ok=True)
+    checksums.replace(out, content.getvalue())
+    checksums.replace(ids, (json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n").encode())
     print(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}")
 
 

@@ -24,6 +24,7 @@ from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
 from experiments.sweeps.trials import Study, TrialRun
+from llm4rec_jax import checksums
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.locks import Lock
 
@@ -83,8 +84,8 @@ def main() -> None:
     problem = None
     if index == 0 and any(run.finished for run in runs):
         try:
-            table = tables.of_sweep(workdir)
-            (workdir / "table.md").write_text(table, encoding="utf-8")
+            table = tables.of_sweep(workdir, Path(study.file))
+            checksums.replace(workdir / "table.md", table.encode())
             rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
             # What became of the trials is said first.

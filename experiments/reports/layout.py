@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.cli.console import visible
 from experiments.reports.spec import COSTS
 from experiments.reports.statistics import Cell, Row, Statistics
 from llm4rec_jax.evaluation.metrics import less_is_better
@@ -44,6 +45,7 @@ class Layout(NamedTuple):
     caption: what the table says of itself.
     label: for references to it.
     costs: how many of the columns, the last ones, are costs.
+    notices: what is unusual about the data of the runs, a sentence each.
     """
 
     header: list[str]
@@ -51,6 +53,7 @@ class Layout(NamedTuple):
     caption: str
     label: str
     costs: int
+    notices: list[str]
 
 
 def layout(s: Statistics) -> Layout:
@@ -65,7 +68,25 @@ def layout(s: Statistics) -> Layout:
     for number in dict.fromkeys(row.section for row in s.rows):
         rows = [row for row in s.rows if row.section == number]
         sections.append([_entries(s, row, ranking) for row in rows])
-    return Layout(header + costs, sections, _caption(s), table.label, len(costs))
+    sections = [[[_visible(entry) for entry in row] for row in section] for section in sections]
+    return Layout(header + costs, sections, visible(_caption(s), keep="\t\n"), table.label, len(costs), notices(s))
+
+
+def notices(s: Statistics) -> list[str]:
+    """Returns the notices of the runs' results, each once, with the rows that have it unless all do."""
+    labels: dict[str, list[str]] = {}
+    for row in s.rows:
+        told = [notice for run in row.runs for notice in run.result.get("notices") or ()]
+        for text in dict.fromkeys(f"{notice['message']} ({notice['key']})" for notice in told):
+            labels.setdefault(text, []).append(row.label)
+    return [
+        visible(text if len(rows) == len(s.rows) else f"{', '.join(rows)}: {text}") for text, rows in labels.items()
+    ]
+
+
+def _visible(entry: Entry) -> Entry:
+    value = visible(entry.value) if isinstance(entry.value, str) else entry.value
+    return entry._replace(text=visible(entry.text, keep="\t\n"), value=value)
 
 
 def metric_name(metric: str) -> str:

@@ -16,11 +16,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.sweeps import trials
 from experiments.sweeps.schedule import Entry, Schedule
+from experiments.sweeps.sealed_log import SealedLog
 from experiments.sweeps.trials import Study, Trial
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.evaluation.metrics import less_is_better
@@ -70,7 +70,11 @@ class Search:
         self._study, self._arg, self._workdir, self.metric = study, arg, workdir, metric
         self._seed, self._parallel = seed, parallel
         self._lock = Lock(workdir)
-        self._log = (workdir / "search.log").open("a+b")
+        try:
+            self._log = SealedLog(workdir / "search.log")
+        except BaseException:
+            self._lock.close()
+            raise
         try:
             self._optuna = self._opened({"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}, spared)
         except BaseException:
@@ -82,12 +86,9 @@ class Search:
         self._failed = [t for t in self.trials if t.state == TrialState.FAIL and not self._repeated(t)]
 
     def _opened(self, attributes: Mapping[str, str], spared: int) -> optuna.Study:
-        # A kill may have cut the last line short, and Optuna would write on behind it.
-        self._log.seek(0)
-        self._log.truncate(self._log.read().rfind(b"\n") + 1)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(self._log.name)),
+            storage=JournalStorage(self._log),
             study_name="search",
             direction="minimize" if less_is_better(self.metric) else "maximize",
             load_if_exists=True,

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.cli.overrides import merge_options
 from llm4rec_jax.data.sources import LABELED_SOURCES
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.folder import RunFolderError
 
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -205,7 +207,10 @@ def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
 def joint_command(runs: Sequence[TrialRun]) -> tuple[str, ...]:
     """Arguments of Python that train the runs, whose folders are in one workdir, in one program."""
     names = ",".join(run.folder.name for run in runs)
-    return ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
+    command = ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
+    # The configuration file has named them, and the folders' word alone is not enough.
+    imports = ",".join(plugins.names(runs[0].config))
+    return (*command, f"--trust_imports={imports}") if imports else command
 
 
 def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, TrialRun]) -> TrialRun:
@@ -229,6 +234,10 @@ def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, TrialR
         needs[placed[start].folder] = start
     try:
         config = _configuration(study, trial.arg)
+        for key, value in overrides.items():
+            if isinstance(value, Mapping):
+                # As the command line, by which the trial is run, reads it.
+                overrides[key] = merge_options(config, key, value, overrides)[0]
         config.update_from_flattened_dict(overrides)
         held = json.loads(config.to_json())
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import polars as pl
 import pytest
 
-from llm4rec_jax import peft
+from experiments import encode
+from llm4rec_jax import checksums, peft
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
@@ -141,6 +143,39 @@ def test_encode_writes_vectors_and_ids(trained, tmp_path):
     assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
 
 
+def test_vectors_never_stand_beside_the_ids_of_others(tmp_path, monkeypatch):
+    """A kill after the vectors are written, over a pair that is there."""
+
+    def encode_items(count: int) -> None:
+        items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
+        assembly = SimpleNamespace(dataset=SimpleNamespace(items=items))
+        scorer = SimpleNamespace(item_embeddings=lambda: np.zeros((count, 2)))
+        monkeypatch.setattr(encode, "restored_scorer", lambda workdir: (assembly, scorer))
+        encode.main()
+
+    monkeypatch.setattr(encode, "_OUT", SimpleNamespace(value=str(tmp_path / "items.npy")))
+    monkeypatch.setattr(encode.command, "workdir", lambda: tmp_path)
+    encode_items(3)
+    replace = checksums.replace
+
+    def killed(path: Path, content: bytes) -> None:
+        replace(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode.checksums, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encode_items(4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items.npy"]
+
+
+def test_a_table_of_options_is_merged_and_what_changes_is_said(config, tmp_path):
+    asked = ["--config.baseline.name=popularity", "--config.data.options={'rating': None}"]
+    done = command("train", f"--config={config}:id", f"--workdir={tmp_path}", *asked)
+    assert "config.data.options: rating was 'rating', is None; item, " in done.stderr
+    options = json.loads((tmp_path / "config.json").read_text())["data"]["options"]
+    assert (options["user"], options["rating"]) == ("user", None)
+
+
 def test_a_run_starts_from_another(config, trained, tmp_path_factory, monkeypatch):
     workdir, tmp_path = tmp_path_factory.mktemp("frozen"), tmp_path_factory.mktemp("bitfit")
     command("train", f"--config={config}:frozen", f"--workdir={workdir}")
@@ -206,6 +241,9 @@ def test_other_parts_train_and_recommend_to_a_stranger(config, tmp_path, argumen
         ),
         (["--config.imports=configs.my_own"], "there is no module 'configs.my_own'"),
         (["--config.imports=my_own.methods"], "there is no module 'my_own.methods'"),
+        (["--config.imports=../x"], "config.imports: '../x' is no module's name"),
+        (["--config.train.scales=(=1"], "config.train.scales: '(' is no regular expression"),
+        (["--config.train.steps=many"], "flag --config.train.steps=many"),
         (["--config.model.users=transfomer"], "did you mean 'transformer'"),
         (["--config.loss.name=brp"], "did you mean 'bpr'"),
         (["--config.data.path=/nowhere/x.csv"], "/nowhere/x.csv"),
@@ -236,6 +274,8 @@ def test_an_unknown_model_names_the_nearest(tmp_path):
 def test_help_shows_an_example(name):
     done = command(name, "--help")
     assert f"python -m experiments.{name} --" in done.stdout
+    for flag in ("workdir", "debug", "trust_imports"):
+        assert f"--{'[no]' * (flag == 'debug')}{flag}:" in done.stdout
 
 
 def test_importing_the_package_is_quick_and_leaves_torch_alone():

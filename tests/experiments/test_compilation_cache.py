@@ -48,3 +48,21 @@ def test_a_folder_of_ones_own_takes_its_place_and_one_that_cannot_be_written_is_
     done = compute(JAX_COMPILATION_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path / "file"))
     assert done.stdout == "7.0 None\n"
     assert "warning: compiled programs are not kept: cannot write" in done.stderr
+
+
+def test_a_program_under_another_one_s_key_is_compiled_again(tmp_path):
+    """Two entries that have changed places; each is a valid program."""
+    ours = {"JAX_COMPILATION_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path)}
+    compute(**ours)
+    (folder,) = (tmp_path / "llm4rec_jax" / "compiled").iterdir()
+    entries = {path: path.read_bytes() for path in sorted(folder.glob("*-cache"))}
+    assert len(entries) > 1
+    for path, content in zip(entries, reversed(entries.values()), strict=True):
+        path.write_bytes(content)
+    assert compute(**ours).stderr == ""
+    again = {path: path.read_bytes() for path in sorted(folder.glob("*-cache"))}
+    # What was misplaced has been made anew, and stands under its own key.
+    assert again.keys() == entries.keys()
+    assert all(content[-32:] == entries[path][-32:] or len(content) > 32 for path, content in again.items())
+    compute(**ours)
+    assert {path: path.read_bytes() for path in sorted(folder.glob("*-cache"))} == again
