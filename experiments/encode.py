@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import command
+from experiments.cli.console import visible
 from llm4rec_jax import checksums
 from llm4rec_jax.runs.results import restored_scorer
 
@@ -36,7 +37,7 @@ def main() -> None:
         ids.unlink(missing_ok=True)
     checksums.replace(out, content.getvalue())
     checksums.replace(ids, (json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n").encode())
-    print(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}")
+    print(visible(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}"))
 
 
 if __name__ == "__main__":

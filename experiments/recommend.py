@@ -43,7 +43,7 @@ def recommend(scorer: Scorer, history: Sequence[int], k: int, user: int) -> list
     Args:
       scorer: a trained recommender or a baseline.
       history: rows of the item table, the most recent last.
-      k: how many; all items outside the history when there are fewer.
+      k: number of items; all items outside the history when there are fewer.
       user: row of the user table; its length stands for somebody who isn't in it.
     """
     item_embeddings = scorer.item_embeddings()

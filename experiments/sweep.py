@@ -72,9 +72,9 @@ def main() -> None:
                 entries.extend(schedule.add(batch, trials.joint_command(batch)))
         if index == 0:
             write_state(workdir, study, runs, entries)
-            watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
+            watch.log(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
         with watch:
-            received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.say)
+            received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.log)
     finally:
         executor.close()
         if held is not None:
@@ -88,9 +88,9 @@ def main() -> None:
             checksums.replace(workdir / "table.md", table.encode())
             rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
-            # What became of the trials is said first.
+            # The outcome of the trials is printed first.
             problem = error
-            watch.say(f"no table: {error}")
+            watch.log(f"no table: {error}")
     launch.judge(entries)
     if problem is not None:
         raise problem

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import command
-from experiments.cli.console import say
+from experiments.cli.console import to_stderr
 from experiments.reports import finished_runs
 from experiments.reports.page import page
 from experiments.reports.render import latex, markdown, tidy
@@ -58,7 +58,7 @@ def of_folders(folders: Sequence[Path], spec: Path | None = None) -> Statistics:
 
 
 def _warn(text: str) -> None:
-    say(f"warning: {text}")
+    to_stderr(f"warning: {text}")
 
 
 def write(folders: Sequence[Path], form: str, spec: Path | None = None) -> str:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
 from experiments.cli import compilation_cache, distributed, overrides
-from experiments.cli.console import say
+from experiments.cli.console import to_stderr
 from llm4rec_jax.runs import plugins
 
 # glibc's mallopt parameters, from malloc.h.
@@ -112,12 +112,12 @@ def _run(main: Callable[[list[str]], None]) -> None:
             except (ValueError, OSError, ArithmeticError) as error:
                 if _DEBUG.value:
                     raise
-                say(f"error: {error}")
+                to_stderr(f"error: {error}")
                 sys.exit(2)
             except Exception as error:
-                # What nobody has foreseen keeps its traceback, and ends in what to do about it.
+                # An error that nobody has foreseen keeps its traceback, and says how to report it.
                 traceback.print_exc()
-                say(
+                to_stderr(
                     f"error: {type(error).__name__}: {error}. Either this is a bug, or input that should have been "
                     "refused: please report it with the lines above and the command"
                 )
@@ -135,29 +135,29 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         os.getcwd()
     except FileNotFoundError:
-        say("error: the working directory does not exist any more: cd to another")
+        to_stderr("error: the working directory does not exist any more: cd to another")
         sys.exit(2)
     try:
         if any(re.match(r"--?config\.[^=]+=\s*\{", argument) for argument in arguments):
             merged, notes = overrides.merge_tables(_before_overrides(arguments), arguments)
             arguments = [arguments[0], *merged[1:]]
             for note in notes:
-                say(note)
+                to_stderr(note)
         return flags.FLAGS(arguments)
     except flags.Error as error:
-        say(f"error: {error}; --help lists the flags")
+        to_stderr(f"error: {error}; --help lists the flags")
         sys.exit(2)
     except Exception as error:
         trace = traceback.extract_tb(error.__traceback__)
         if not isinstance(error, OSError) and "ml_collections" not in trace[-1].filename:
             # A configuration is a program: its author wants the traceback too.
             traceback.print_exc()
-            say(f"error: --config: {type(error).__name__}: {error}")
+            to_stderr(f"error: --config: {type(error).__name__}: {error}")
         else:
             unknown = None
             if not isinstance(error, OSError):
                 unknown = overrides.unknown_key(_before_overrides(arguments), arguments)
-            say(f"error: {unknown or f'--config: {error}'}")
+            to_stderr(f"error: {unknown or f'--config: {error}'}")
         sys.exit(2)
 
 

@@ -12,7 +12,7 @@ from jax._src.lru_cache import LRUCache
 
 from llm4rec_jax.data import cache
 
-# Of a step's programs each has some megabytes; the least recently used go first.
+# Programs of a step have some megabytes each; the least recently used go first.
 MOST_BYTES = 2**31
 
 

@@ -26,7 +26,7 @@ def visible(text: str, keep: str = "") -> str:
     return "".join(_symbol(character) if character not in keep else character for character in text)
 
 
-def say(text: str) -> None:
+def to_stderr(text: str) -> None:
     """Prints a message to standard error, its control characters as symbols."""
     print(visible(text, keep="\n"), file=sys.stderr)
 

@@ -109,7 +109,7 @@ def unknown_key(config: ConfigDict, arguments: Sequence[str]) -> str | None:
 
 
 def _as_a_table(keys: Sequence[str], value: str | None) -> str:
-    """How to give an option that the file does not set: only its table is a key."""
+    """Describes how to give an option that the file does not set: only its table is a key."""
     at = next((i for i, key in enumerate(keys) if key.endswith("options")), None)
     if at is None:
         return ""
@@ -132,7 +132,7 @@ def _literal(text: str | None) -> Any:
 
 
 def _lookup(config: Any, key: str | None) -> Any:
-    """The value of a dotted key; None where there is none."""
+    """Returns the value of a dotted key; None where the configuration has no such key."""
     for name in key.split(".") if key else ():
         config = config[name] if isinstance(config, ConfigDict) and name in config else None
     return config

@@ -20,10 +20,10 @@ class Entry(NamedTuple):
 
     Attributes:
       text: the figure, or a row's label.
-      rest: what follows it: the spread.
+      rest: text that follows it: the spread.
       style: "best", "second" or none of them.
       marked: whether it differs from the baseline.
-      value: what a column is sorted by; None: nothing.
+      value: key by which a column is sorted; None sorts last.
       interval: the 95% interval, which only HTML shows beside the rest.
     """
 
@@ -42,10 +42,10 @@ class Layout(NamedTuple):
     """Attributes:
     header: of the columns; the first has the labels, to the left, and the others figures, to the right.
     sections: rows by section, separated by a line.
-    caption: what the table says of itself.
+    caption: sentences about the table.
     label: for references to it.
-    costs: how many of the columns, the last ones, are costs.
-    notices: what is unusual about the data of the runs, a sentence each.
+    costs: number of columns, the last ones, that are costs.
+    notices: unusual properties of the runs' data, a sentence each.
     """
 
     header: list[str]
@@ -90,17 +90,22 @@ def _visible(entry: Entry) -> Entry:
 
 
 def metric_name(metric: str) -> str:
-    """As a header has it: NDCG@10."""
+    """Returns a metric's name for a header.
+
+    Example:
+      >>> metric_name("mean_rank")
+      'MEAN RANK'
+    """
     return metric.upper().replace("_", " ")
 
 
 def factor(s: Statistics, metric: str) -> int:
-    """What a metric is multiplied by."""
+    """Returns the factor that a metric is multiplied by."""
     return 1 if metric.split("@")[0] in _NO_SHARES else s.table.scale
 
 
 def figure(s: Statistics, metric: str, value: float, less: int = 0) -> str:
-    """A metric's value at the table's scale, with so many digits less."""
+    """Returns a metric's value at the table's scale, with `less` digits fewer than usual."""
     digits = s.table.digits if s.table.digits is not None else (2 if s.table.scale == 100 else 4)
     return f"{value * factor(s, metric):.{max(digits - less, 0)}f}"
 

@@ -65,7 +65,7 @@ def page(s: Statistics, title: str = "Results", note: str = "", more: Sequence[t
         ("95% intervals", _figure(plots.intervals(s), "Every metric of every row with its interval.")),
         ("Differences", _differences(s)),
         ("Learning curves", _figure(plots.curves(s), f"Validation {metric_name(s.main)} by step and by time.")),
-        ("What accuracy costs", _figure(plots.costs(s), "The metric by trained parameters and by time.")),
+        ("Accuracy by cost", _figure(plots.costs(s), "The metric by trained parameters and by time.")),
         ("By kind of user", _by_band(s)),
         *more,
         ("Runs", _runs(s)),
@@ -98,7 +98,7 @@ def sortable(header: Sequence[str], sections: Sequence[Sequence[Sequence[Entry]]
 
 
 def _notices(notices: Sequence[str]) -> str:
-    """What is unusual about the data, as a list; "" when nothing is."""
+    """Returns notices as a list in HTML; "" without any."""
     items = "".join(f"<li>{html.escape(notice)}</li>" for notice in notices)
     return f'<ul class="note">{items}</ul>' if items else ""
 
@@ -124,7 +124,7 @@ def _figure(drawn: plots.Figure | None, says: str) -> str:
 
 
 def _differences(s: Statistics) -> str:
-    """What each row's metrics are more than the baseline's, with p."""
+    """Returns a table of the differences to the baseline, with p."""
     if not s.comparisons:
         return ""
     tested = [m for m in s.metrics if any(row.cells[m].comparison for row in s.rows)]

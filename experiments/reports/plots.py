@@ -137,7 +137,7 @@ def _panels(s: Statistics) -> tuple[Figure, tuple[Axes, Axes]]:
 
 
 def _short_and_long(axis: Axes, ends: Sequence[float]) -> None:
-    """Where the longest curve is several times the shortest, the axis is logarithmic beyond the shortest."""
+    """Makes an axis logarithmic beyond the shortest curve if the longest is several times as long."""
     shortest = min((end for end in ends if end > 0), default=np.inf)
     if 4 * shortest < max(ends):
         axis.set_xscale("symlog", linthresh=shortest)

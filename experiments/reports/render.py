@@ -46,7 +46,14 @@ _LATEX = {
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Of cells that are Markdown: numbers to the right, the first column to the left."""
+    """Returns a table of cells in Markdown: the first column to the left, others to the right.
+
+    Example:
+      >>> print(markdown_table(["model", "MRR"], [["id", "0.1"]]))
+      | model | MRR |
+      | --- | ---: |
+      | id | 0.1 |
+    """
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -1,6 +1,6 @@
 """A search over configurations: an Optuna study whose trials are run folders.
 
-The study is a file in the workdir. What is drawn for a trial is a function of the seed, the trial's number and the
+The study is a file in the workdir. The draws for a trial are a function of the seed, the trial's number and the
 results known then; a search that is broken off goes on where it was when it is made again.
 """
 
@@ -105,7 +105,7 @@ class Search:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """What has been drawn, in order."""
+        """Drawn trials, in order."""
         return [t for t in self._optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
     @property
@@ -127,7 +127,7 @@ class Search:
         A trial that failed before this search was made is not counted; what was drawn for it is tried again.
 
         Raises:
-          ValueError: what `search(trial)` returns is no mapping, or cannot override the configuration.
+          ValueError: `search(trial)` returns no mapping, or one that cannot override the configuration.
         """
         for going in list(self._going):
             if going.entry.status == "running":
@@ -158,7 +158,7 @@ class Search:
         run_folder.write(self._workdir / "search.json", value)
 
     def tried(self) -> int:
-        """How many different configurations have been validated."""
+        """Returns the number of different configurations that have been validated."""
         looked_at = [t for t in self.trials if t.state == TrialState.COMPLETE or t.intermediate_values]
         return len({t.user_attrs[_FOLDER] for t in looked_at})
 
@@ -239,7 +239,7 @@ class Search:
         return _Going(trial, entry)
 
     def _report(self, going: _Going) -> None:
-        """Passes new validations on. That of step 0 is of no training. None where the records are damaged: the trial
+        """Passes new validations on, but that of step 0, before training. Damaged records are passed over: the trial
         itself fails by that."""
         known = self._optuna.get_trials(deepcopy=False)[going.trial.number].intermediate_values
         try:

@@ -218,7 +218,7 @@ class Schedule:
 def drive(
     schedule: Schedule,
     beat: Callable[[], None],
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     interval: float = 0.2,
 ) -> int | None:
     """Runs a schedule to its end.
@@ -228,7 +228,7 @@ def drive(
     Args:
       schedule: may be added to by `beat`.
       beat: called after every tick.
-      say: told when a signal has come.
+      log: told when a signal has come.
       interval: seconds between them.
 
     Returns:
@@ -240,7 +240,7 @@ def drive(
                 schedule.tick()
                 beat()
                 if received and not schedule.stopping:
-                    say(f"{signal.Signals(received[0]).name}: waiting for the trials that run to save and stop")
+                    log(f"{signal.Signals(received[0]).name}: waiting for the trials that run to save and stop")
                     schedule.stop()
                 if not schedule.pending:
                     return received[0] if received else None
@@ -278,7 +278,7 @@ def _how(ended: Ended) -> str:
 
 
 def _why(ended: Ended, folder: Path) -> str:
-    """What the process says of this folder, the exception, where the output ends in a traceback, or the last line."""
+    """Returns the process's error of this folder, else the exception of its last traceback, else its last line."""
     if ended.note or ended.code < 0:
         return _how(ended)
     lines = [line for line in ended.output.splitlines() if line.strip()]

@@ -35,7 +35,7 @@ def load(modules: Iterable[str], workdir: Path | None = None) -> None:
       workdir: folder of a run, which no module may lie in: what somebody else has put there is not run.
 
     Raises:
-      ValueError: a name that is none, a module that does not exist, or one inside `workdir`.
+      ValueError: a name that is not a module's, a module that does not exist, or one inside `workdir`.
     """
     for name in modules:
         if not all(part.isidentifier() for part in name.split(".")):
@@ -69,7 +69,7 @@ def check_loaded(config: Any, workdir: Path) -> None:
 
 
 def _exists(name: str, workdir: Path | None) -> bool:
-    """Whether a module can be imported; ValueError where it lies in the folder."""
+    """Returns whether a module can be imported; ValueError where it lies in the folder."""
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # of the package that it is in

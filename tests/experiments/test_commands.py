@@ -83,7 +83,7 @@ def test_the_same_command_prints_the_result_again_and_another_is_refused(config,
 
 
 def test_a_run_whose_records_were_removed_at_its_end_has_no_costs(config, trained, tmp_path):
-    """As the message about a damaged metrics.jsonl proposes."""
+    """Follows the message about a damaged metrics.jsonl."""
     workdir, done = trained
     folder = tmp_path / "again"
     shutil.copytree(workdir, folder)

@@ -61,7 +61,7 @@ def test_a_program_under_another_one_s_key_is_compiled_again(tmp_path):
         path.write_bytes(content)
     assert compute(**ours).stderr == ""
     again = {path: path.read_bytes() for path in sorted(folder.glob("*-cache"))}
-    # What was misplaced has been made anew, and stands under its own key.
+    # Misplaced entries have been made anew, under their own keys.
     assert again.keys() == entries.keys()
     assert all(content[-32:] == entries[path][-32:] or len(content) > 32 for path, content in again.items())
     compute(**ours)

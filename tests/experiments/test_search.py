@@ -1,4 +1,4 @@
-"""Searches: what is drawn, given up, taken up again after a kill, and said at the end."""
+"""Searches: trials drawn, given up, taken up again after a kill, and listed at the end."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ class Trainer:
 
 
 class Killed(BaseException):
-    """What ends a search in its midst."""
+    """Ends a search in its midst."""
 
 
 def searched(
@@ -92,7 +92,7 @@ def searched(
     until: Callable[[Search], bool] = lambda search: False,
     **options: int,
 ) -> tuple[Search, Trainer]:
-    """A search up to so many trials, or until it is killed."""
+    """Makes a search up to a number of trials, or until it is killed."""
     file = tmp_path / "searched.py"
     file.write_text(config, encoding="utf-8")
     workdir = tmp_path / "runs"

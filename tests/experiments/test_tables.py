@@ -57,7 +57,7 @@ def test_comparisons_are_of_all_rows_and_metrics_together(found):
             assert rows[group].cells[name].comparison == want[group][name]
     assert s.comparisons == 4
     assert rows["lora"].cells["ndcg@10"].comparison.adjusted < 0.05
-    # What has no values by user is not tested, but it changes.
+    # A metric without values by user is not tested, but it changes.
     assert rows["lora"].cells["coverage@20"].comparison is None
     assert rows["lora"].cells["coverage@20"].interval is None
     assert rows["lora"].cells["coverage@20"].change == pytest.approx(10)
@@ -68,7 +68,7 @@ def test_the_best_of_several_baselines_is_that_of_each_metric(found):
     rows = made(Table(metrics=("ndcg@10", "mean_rank", "hr@10"), baseline=("base", "lora")), found)
     means = {name: {g: rows[g].cells[name].mean for g in ("base", "lora")} for name in ("hr@10", "ndcg@10")}
     dora = rows["dora"].cells
-    # Of ranks less is better.
+    # For ranks less is better.
     assert dora["ndcg@10"].against == dora["mean_rank"].against == "lora"
     assert dora["hr@10"].against == max(means["hr@10"], key=means["hr@10"].__getitem__)
     difference = dora["ndcg@10"].mean - means["ndcg@10"]["lora"]
