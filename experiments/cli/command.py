@@ -39,10 +39,13 @@ def answer(result: Mapping[str, Any]) -> None:
 
 
 def workdir() -> Path:
-    """Returns the folder that --workdir names."""
+    """Returns the folder that --workdir names; ValueError where it is a file."""
     if _WORKDIR.value is None:
         raise ValueError("--workdir is missing")
-    return Path(_WORKDIR.value)
+    folder = Path(_WORKDIR.value)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir={folder} is a file: give a folder, which need not exist yet")
+    return folder
 
 
 def run(main: Callable[[], None], several: bool = False, joins: bool = True, needs_workdir: bool = True) -> None:

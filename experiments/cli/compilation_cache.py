@@ -1,6 +1,7 @@
 """Compiled programs kept on disk, so that a command that is run again does not compile its programs again."""
 
 import hashlib
+import os
 import platform
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def enable() -> None:
     folder = cache.default_folder("compiled") / _machine()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(place.stat().st_uid not in (0, os.getuid()) for place in (folder, *folder.parents[:3])):
+            # Programs are code; a folder for temporary files is open to everybody.
+            raise PermissionError("it belongs to another user")
         _drop_unfinished(folder)
     except (OSError, filelock.Timeout) as error:
         print(f"warning: compiled programs are not kept: cannot write {folder} ({error})", file=sys.stderr)

@@ -1,8 +1,6 @@
 """Arrays that are dear to make, kept on disk between runs."""
 
-import atexit
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -19,22 +17,8 @@ Arrays = dict[str, np.ndarray]
 
 
 def default_folder(kind: str) -> Path:
-    """Returns llm4rec_jax/KIND in $XDG_CACHE_HOME or ~/.cache; without a home, in a folder of this process."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home_cache()) / "llm4rec_jax" / kind
-
-
-@functools.cache
-def _home_cache() -> Path:
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError:  # HOME is not set, and the user has no entry in /etc/passwd
-        folder = tempfile.TemporaryDirectory(prefix="llm4rec_jax-")
-        atexit.register(folder.cleanup)
-        warnings.warn(
-            f"there is no home folder, so what is cached in {folder.name} goes with this process: set XDG_CACHE_HOME",
-            stacklevel=3,
-        )
-        return Path(folder.name)
+    """Returns llm4rec_jax/KIND in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / kind
 
 
 def get_or_compute(folder: Path, key: str, kind: str, make: Callable[[], Arrays]) -> Arrays:
