@@ -41,7 +41,7 @@ def merge_options(
       >>> merge_options(config, "data.options", {"user": "uid"}, {})
       ({'sep': ',', 'user': 'uid'}, "config.data.options: user was 'u', is 'uid'; sep stays")
       >>> merge_options(config, "data.options", {}, {})
-      ({}, 'config.data.options: user, sep dropped')
+      ({}, 'config.data.options: sep, user dropped')
       >>> merge_options(config, "data.options", {"user": "uid"}, {"data.source": "jsonl"})
       ({'user': 'uid'}, "config.data.options: user was 'u', is 'uid'; sep dropped")
     """
@@ -51,10 +51,10 @@ def merge_options(
     table = ConfigDict({} if other or not given else held)
     table.update(ConfigDict(dict(given)))
     merged = table.to_dict()
-    changed = [f"{name} was {held[name]!r}, is {merged[name]!r}" for name in held if merged.get(name) != held[name]]
-    parts = [change for change in changed if change.partition(" ")[0] in merged]
-    if stays := [name for name in held if name in merged and merged[name] == held[name]]:
-        parts.append(f"{', '.join(stays)} stay{'s' * (len(stays) == 1)}")
+    same = [name for name in held if name in merged and merged[name] == held[name]]
+    parts = [f"{name} was {held[name]!r}, is {merged[name]!r}" for name in held if name in merged and name not in same]
+    if same:
+        parts.append(f"{', '.join(same)} stay{'s' * (len(same) == 1)}")
     if dropped := [name for name in held if name not in merged]:
         parts.append(f"{', '.join(dropped)} dropped")
     return merged, f"config.{key}: {'; '.join(parts)}" if parts else ""
