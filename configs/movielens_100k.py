@@ -25,7 +25,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.inputs = arg if arg in ("id", "id+text") else "text"
     # A finished run whose parts outside the encoder this one starts from.
     config.init_from = placeholder(str)
-    # Modules that register methods, losses or sources of your own, joined by spaces: see docs/adding_a_method.md.
+    # Modules that register components of your own, joined by spaces: see docs/guides/extending.md.
     config.imports = placeholder(str)
 
     # A baseline in closed form, in place of everything that is trained: see llm4rec_jax/baselines.
@@ -79,16 +79,16 @@ def get_config(arg: str = "lora") -> ConfigDict:
             "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
             "attention": {"hidden": 64},
             "gru": {"dropout": 0.2},
-            "bidirectional": {
+            "bert4rec": {
                 "layers": 2,
                 "heads": 2,
                 "dropout": 0.2,
                 "positions": 100,
-                "share": 0.2,
-                "only_last": 0.2,
+                "mask_prob": 0.2,
+                "mask_last_prob": 0.2,
             },
-            "tower": {"hidden": 128, "dropout": 0.2},
-            "graph": {"layers": 2},
+            "two_tower": {"hidden": 128, "dropout": 0.2},
+            "lightgcn": {"layers": 2},
         }
     )
     model.head = "dot"
@@ -143,7 +143,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.checkpoint_every = 6 if tuned else 60
 
     # Devices over which the encoder's matrices and the tables of ids are cut; with fsdp, all parameters and optimizer
-    # states are cut over the others too. See docs/scaling.md.
+    # states are cut over the others too. See docs/guides/scaling.md.
     config.mesh = ConfigDict({"model": 1, "fsdp": placeholder(bool)})
     config.lock()
     return config
