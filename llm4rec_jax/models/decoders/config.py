@@ -200,8 +200,10 @@ def read_rope(raw: Mapping[str, Any], partial: bool = False) -> Rope:
       ValueError: a `rope_type` that is not implemented, or a field that its type lacks or does not know.
 
     Example:
-      >>> read_rope({"rope_theta": 5e5, "max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 2.0}})
-      Rope(rope_theta=500000.0, rope_type='linear', partial_rotary_factor=1.0, longest=None, factor=2.0, ...)
+      >>> scaling = {"type": "linear", "factor": 2.0}
+      >>> rope = read_rope({"rope_theta": 5e5, "max_position_embeddings": 64, "rope_scaling": scaling})
+      >>> rope.rope_theta, rope.rope_type, rope.factor
+      (500000.0, 'linear', 2.0)
     """
     # Both only where someone wrote it for both versions of transformers, which prefers the older key.
     given = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
