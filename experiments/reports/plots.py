@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments.cli.console import visible
 from experiments.reports.bands import Banding, result
 from experiments.reports.layout import factor, metric_name
 from experiments.reports.statistics import Row, Statistics
@@ -175,5 +174,5 @@ def _points(file: Path, metric: str) -> Iterator[tuple[int, tuple[float, float]]
 
 def _plain(label: str) -> str:
     """A label that Matplotlib does not read as a formula, nor leaves out of a legend."""
-    label = visible(label)
+    label = "".join(character if character.isprintable() else "?" for character in label)
     return label.replace("$", r"\$").lstrip("_") or label
