@@ -5,15 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import polars as pl
 import pytest
 
-from experiments import encode
-from llm4rec_jax import checksums, peft
+from llm4rec_jax import peft
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
@@ -143,29 +141,41 @@ def test_encode_writes_vectors_and_ids(trained, tmp_path):
     assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
 
 
-def test_vectors_never_stand_beside_the_ids_of_others(tmp_path, monkeypatch):
+_ENCODE = """
+import sys
+from types import SimpleNamespace as Namespace
+import numpy as np, polars as pl
+from absl import flags
+from experiments import encode
+count, killed = int(sys.argv.pop()), sys.argv.pop() == "killed"
+items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
+scorer = Namespace(item_embeddings=lambda: np.zeros((count, 2)))
+encode.restored_scorer = lambda workdir: (Namespace(dataset=Namespace(items=items)), scorer)
+replace = encode.checksums.replace
+def replace_once(path, content):
+    replace(path, content)
+    if killed:
+        raise SystemExit(9)
+encode.checksums.replace = replace_once
+flags.FLAGS(sys.argv)
+encode.main()
+"""
+
+
+def test_vectors_never_stand_beside_the_ids_of_others(tmp_path):
     """A kill after the vectors are written, over a pair that is there."""
 
-    def encode_items(count: int) -> None:
-        items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
-        assembly = SimpleNamespace(dataset=SimpleNamespace(items=items))
-        scorer = SimpleNamespace(item_embeddings=lambda: np.zeros((count, 2)))
-        monkeypatch.setattr(encode, "restored_scorer", lambda workdir: (assembly, scorer))
-        encode.main()
+    def encode_items(count: int, how: str) -> int:
+        flags = ["--workdir=x", f"--out={tmp_path / 'items.npy'}"]
+        done = subprocess.run(
+            [sys.executable, "-c", _ENCODE, *flags, how, str(count)], cwd=ROOT, env=environment(), check=False
+        )
+        return done.returncode
 
-    monkeypatch.setattr(encode, "_OUT", SimpleNamespace(value=str(tmp_path / "items.npy")))
-    monkeypatch.setattr(encode.command, "workdir", lambda: tmp_path)
-    encode_items(3)
-    replace = checksums.replace
-
-    def killed(path: Path, content: bytes) -> None:
-        replace(path, content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(encode.checksums, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        encode_items(4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["items.npy"]
+    assert encode_items(3, "whole") == 0
+    assert len(json.loads((tmp_path / "items.ids.json").read_text())) == 3
+    assert encode_items(4, "killed") == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["items.npy"]
 
 
 def test_a_table_of_options_is_merged_and_what_changes_is_said(config, tmp_path):
