@@ -10,8 +10,9 @@ from torch import nn
 from transformers import BertModel
 
 from experiments.benchmarks import torch_device
-from llm4rec_jax.models.encoders.huggingface import flatten, to_torch_name
+from llm4rec_jax.models.encoders.huggingface import to_torch_name
 from llm4rec_jax.peft.hf.adapter import torch_name
+from llm4rec_jax.trees import flatten
 
 
 def load(folder: Path) -> BertModel:

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from llm4rec_jax.trees import flatten
+
 Params = Mapping[str, Any]
 Delta = dict[str, Any]
 """What a method trains: {site: {name: array}}, {"shared": …} being what several sites share; of a chain, {"0": delta
@@ -71,8 +73,7 @@ def count(delta: Any) -> int:
 
 def parts_of(delta: Delta) -> set[str]:
     """The parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(delta))
-    return {re.sub(r"^(\d+/)+", "", name).split("/")[0].split(".")[0] for name in names}
+    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in flatten(delta)}
 
 
 def constant_below(delta: Delta, depth: int) -> tuple[int, bool]:
@@ -87,12 +88,8 @@ def constant_below(delta: Delta, depth: int) -> tuple[int, bool]:
       every: the delta reads the states of every block and changes none (a side network): all of them are constants.
     """
     lowest, beside, inside = depth, False, False
-    for path, _ in jax.tree.leaves_with_path(delta):
-        if (
-            found := re.fullmatch(
-                r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", jax.tree_util.keystr(path, simple=True, separator="/")
-            )
-        ) is None:
+    for path in flatten(delta):
+        if (found := re.fullmatch(r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", path)) is None:
             continue
         if found[1].startswith(".layers"):
             beside = True

@@ -242,7 +242,7 @@ class Assembly:
         if mesh.model > 1:
             rules += sharding.BERT_RULES if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
-            rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
+            rules += [sharding.USER_TABLE_RULE] if users in ("id", "graph") else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 

@@ -8,7 +8,7 @@ from configs import movielens_100k
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.folder import RunFolderError
-from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
+from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, USER_TABLE_RULE
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, PEOPLE_RU
         ("lora", "transformer", 1, True, [FULLY_SHARDED]),
         ("lora", "transformer", 2, False, [*BERT_RULES]),
         ("id+text", "transformer", 2, True, [*BERT_RULES, ITEM_RULE, FULLY_SHARDED]),
-        ("id", "id", 2, None, [ITEM_RULE, PEOPLE_RULE]),
-        ("id", "graph", 2, True, [PEOPLE_RULE, FULLY_SHARDED]),
+        ("id", "id", 2, None, [ITEM_RULE, USER_TABLE_RULE]),
+        ("id", "graph", 2, True, [USER_TABLE_RULE, FULLY_SHARDED]),
     ],
 )
 def test_rules_are_those_of_the_parts_that_exist(arg, users, model, fsdp, rules):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig, first_layers
+from llm4rec_jax.trees import flatten, unflatten
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -163,33 +164,9 @@ def save(
         for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
     return folder
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} to nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def to_torch_name(path: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.models.encoders.bert import Attention, Bert, BertConfig, first_layers
-from llm4rec_jax.models.encoders.huggingface import flatten
+from llm4rec_jax.trees import flatten
 
 CONFIG = BertConfig(
     vocab_size=24,
