@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,35 +28,68 @@ class Registry(dict[str, T], Generic[T]):
     """A dictionary of named objects of one kind, filled by the `register` decorator.
 
     Args:
-        kind: what the entries are, in the singular, as error messages call them ("source", "split").
+        kind: Singular noun that error messages call an entry by ("source", "split").
+
+    Attributes:
+        aliases: Former names of entries and the names that replace them.
+
+    Example:
+        >>> shapes = Registry("shape")
+        >>> @shapes.register("square", aliases=("quad",))
+        ... def corners() -> int:
+        ...     return 4
+        >>> shapes.build("square")
+        4
+        >>> shapes.lookup("sqare")
+        Traceback (most recent call last):
+        ValueError: unknown shape 'sqare'; did you mean 'square'? Choose from: square
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
+        self.aliases: dict[str, str] = {}
+        self._warned: set[str] = set()
 
-    def register(self, name: str) -> Callable[[Registered], Registered]:
+    def register(self, name: str, aliases: Iterable[str] = ()) -> Callable[[Registered], Registered]:
         """Returns a decorator that stores its argument under `name` and returns it unchanged.
 
+        Args:
+            name: Name of the entry.
+            aliases: Former names, which still find the entry, with a warning.
+
         Raises:
-            ValueError: if the name is taken.
+            ValueError: if the name or an alias is taken.
         """
 
         def decorate(value: Registered) -> Registered:
-            if name in self:
-                raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
+            for taken in (name, *aliases):
+                if taken in self or taken in self.aliases:
+                    raise ValueError(f"{self.kind} {taken!r} is registered already; choose another name")
+            self.aliases.update(dict.fromkeys(aliases, name))
             # The decorated object keeps its own, more precise type for its callers.
             self[name] = cast(T, value)
             return value
 
         return decorate
 
+    def current_name(self, name: str) -> str:
+        """Returns the name that replaces an alias, with one warning a process; any other name as it is."""
+        if name not in self.aliases:
+            return name
+        if name not in self._warned:
+            self._warned.add(name)
+            message = f"the {self.kind} {name!r} is now called {self.aliases[name]!r}; the old name still works"
+            warnings.warn(message, FutureWarning, stacklevel=2)
+        return self.aliases[name]
+
     def lookup(self, name: str) -> T:
-        """Returns the entry of that name.
+        """Returns the entry of that name or alias.
 
         Raises:
             ValueError: if there is none; the message names the nearest and lists all.
         """
+        name = self.current_name(name)
         if name not in self:
             raise ValueError(unknown_name(self.kind, name, sorted(self)))
         return self[name]

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 
 from llm4rec_jax.data.batching.batch import NOWHERE, Batch, TokenGroup
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.sharding import BERT_RULES, make_mesh, place, place_batch, place_together, specs
+from llm4rec_jax.sharding import BERT_RULES, make_mesh, place, specs
+from llm4rec_jax.training.placement import place_batch, place_together
 from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
 

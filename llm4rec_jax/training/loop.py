@@ -41,6 +41,7 @@ from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.compiled_steps import Programs
 from llm4rec_jax.training.metric_writer import Journal, aside
 from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.placement import place_batch, place_together
 from llm4rec_jax.training.runs import (
     NonFiniteLoss,
     Preempted,
@@ -283,7 +284,7 @@ def train_together(
     def take() -> tuple[list[Batch], Any]:
         """The next batch of every run, and all of them on the mesh."""
         batches = [next(stream) for stream in streams]
-        return batches, sharding.place_together(batches, axes, mesh) if many else sharding.place_batch(batches[0], mesh)
+        return batches, place_together(batches, axes, mesh) if many else place_batch(batches[0], mesh)
 
     # ---------------------------------------------------------------------------------------------------------- resume
     every_run = range(len(runs))

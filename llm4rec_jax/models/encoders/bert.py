@@ -13,32 +13,17 @@ A joint is a method call that can be intercepted, named by the module's path and
 """
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models.layers.activations import ACTIVATIONS
 from llm4rec_jax.models.layers.attention import attend
-from llm4rec_jax.models.layers.linear import dot_general
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x) by erf, as torch computes it; jax's own takes erfc, which costs more than twice as much on a CPU."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": gelu,
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
+from llm4rec_jax.models.layers.dropout import dropout
+from llm4rec_jax.models.layers.linear import dense, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +90,8 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
 
 
-@cache
-def _normal(scale: float) -> Any:
-    # Whenever a module is called, Flax traces how its parameters would be drawn, for their shapes: jitted, just once.
-    return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
-
-
 def _dense(config: BertConfig, features: int, name: str) -> nn.Dense:
-    init = _normal(config.initializer_range)
-    return nn.Dense(features, dtype=config.dtype, kernel_init=init, dot_general=dot_general, name=name)
-
-
-def _dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-    """Dropout that is on exactly when the caller gave a `dropout` rng."""
-    if rate == 0.0 or not module.has_rng("dropout"):
-        return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+    return dense(features, config.dtype, config.initializer_range, name)
 
 
 class Embeddings(nn.Module):
@@ -137,14 +107,14 @@ class Embeddings(nn.Module):
                 f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
                 "truncate the text when tokenising"
             )
-        init = _normal(c.initializer_range)
+        init = normal(c.initializer_range)
         # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
         embed = partial(nn.Embed, features=c.hidden_size, embedding_init=init)
         words = embed(c.vocab_size, name="word")(ids)
         positions = embed(c.max_position_embeddings, name="position")(jnp.arange(ids.shape[-1]))
         kinds = jnp.int32(0) if token_type is None else token_type
         types = embed(c.type_vocab_size, name="token_type")(kinds)
-        return _dropout(self, _norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
+        return dropout(self, _norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
 
 
 class Attention(nn.Module):
@@ -178,7 +148,7 @@ class Attention(nn.Module):
                 )
             allowed = jnp.broadcast_to(allowed, (len(q), 1, q.shape[1], k.shape[1]))
             return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
-        return attend(q, k, v, allowed, lambda w: _dropout(self, w, self.config.attention_probs_dropout_prob))
+        return attend(q, k, v, allowed, lambda w: dropout(self, w, self.config.attention_probs_dropout_prob))
 
 
 class FeedForward(nn.Module):
@@ -202,9 +172,9 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         c = self.config
         attended = Attention(c, name="attention")(x, mask)
-        x = _norm(c, "attention_norm")(x + _dropout(self, attended, c.hidden_dropout_prob))
+        x = _norm(c, "attention_norm")(x + dropout(self, attended, c.hidden_dropout_prob))
         transformed = FeedForward(c, name="ffn")(x)
-        return _norm(c, "ffn_norm")(x + _dropout(self, transformed, c.hidden_dropout_prob))
+        return _norm(c, "ffn_norm")(x + dropout(self, transformed, c.hidden_dropout_prob))
 
 
 class Bert(nn.Module):

@@ -1,7 +1,9 @@
 """Products with weights, whose gradients are written in the order that compilers do best."""
 
+from functools import cache
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 
@@ -35,3 +37,19 @@ product.defvjp(_forward, _backward)
 def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """`product`, as `flax.linen.Dense` takes it."""
     return product(x, kernel)
+
+
+@cache
+def normal(scale: float) -> Any:
+    """Returns an initializer that draws from N(0, scale²), jitted and made once for each scale.
+
+    Whenever a module is called, Flax traces how its parameters would be drawn, to learn their shapes.
+    """
+    return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
+
+
+def dense(features: int, dtype: Any, scale: float, name: str, use_bias: bool = True) -> nn.Dense:
+    """Returns a linear layer [..., in] -> [..., features] with `product`'s gradients and weights from N(0, scale²)."""
+    return nn.Dense(
+        features, use_bias=use_bias, dtype=dtype, kernel_init=normal(scale), dot_general=dot_general, name=name
+    )
