@@ -2,7 +2,8 @@
 
     python -m experiments.encode --workdir=runs/lora --out=items.npy
 
-items.npy is float32 [I, D], what the scoring head compares user embeddings with; items.ids.json lists the I item ids in order.
+items.npy is float32 [I, D], what the scoring head compares user embeddings with; items.ids.json lists the I item ids
+in order.
 """
 
 import json

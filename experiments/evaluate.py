@@ -11,7 +11,7 @@ from absl import flags
 from experiments.cli import command
 from llm4rec_jax.evaluation.evaluate import check_order
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.runs import rating_runs as pointwise_runs
+from llm4rec_jax.runs import rating_runs
 from llm4rec_jax.runs.results import evaluate_run, restored_scorer
 
 _CHECK = flags.DEFINE_bool("check", False, "Rank once more with the items in another order.")
@@ -21,10 +21,10 @@ def main() -> None:
     workdir = command.workdir()
     config = run_folder.config_of(workdir)
     with run_folder.locked(workdir):
-        if pointwise_runs.takes(config):
+        if rating_runs.takes(config):
             if _CHECK.value:
                 raise ValueError(f"{workdir} answers questions and ranks no catalogue: it has no order to --check")
-            command.answer(pointwise_runs.evaluate_again(workdir))
+            command.answer(rating_runs.evaluate_again(workdir))
             return
         assembly, scorer = restored_scorer(workdir)
         found = evaluate_run(assembly, scorer, workdir)

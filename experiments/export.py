@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.cli import command
 from llm4rec_jax import peft
-from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs.results import restored
 
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
@@ -32,14 +32,14 @@ def main() -> None:
     others = {name: part for name, part in params.items() if name != "encoder"}
     assert _OUT.value is not None
     if _MERGE.value:
-        written = interchange.merge(
+        written = save_load.merge(
             _OUT.value, encoder, params["encoder"], method, own,
             tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling,
             max_tokens=min(config.text.max_tokens, encoder.config.max_position_embeddings),
         )  # fmt: skip
     else:
         base = str(assembly.encoder_path)
-        written = interchange.save(_OUT.value, method, own, params["encoder"], base=base, others=others)
+        written = save_load.save(_OUT.value, method, own, params["encoder"], base=base, others=others)
     command.answer({"out": str(Path(written)), "method": method.name, "parameters": peft.count(own)})
 
 

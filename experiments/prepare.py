@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from experiments.cli import command
 from llm4rec_jax.data.ondisk.writer import PART, Texts, local, prepare
-from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.runs.assemble import Assembly
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:arg; --config.KEY=VALUE changes a value.")
@@ -36,7 +36,7 @@ def main() -> None:
         raise ValueError(f"config.data.split is {config.data.split!r}: only leave_one_out is prepared")
     texts = None
     if assembly.reads_text:
-        texts = Texts(config.text.item, str(pretrained.resolve(assembly.encoder_path)), config.text.max_tokens)
+        texts = Texts(config.text.item, str(huggingface.resolve(assembly.encoder_path)), config.text.max_tokens)
     engine = local
     if _BEAM.value is not None:
         from llm4rec_jax.data.ondisk.beam import pipeline  # Comes with an extra

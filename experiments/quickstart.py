@@ -13,11 +13,11 @@ import rich.console
 from absl import flags
 
 from configs import movielens_100k
-from experiments import report
 from experiments import train as training
 from experiments.cli import command
 from experiments.recommend import history_of, recommend
 from experiments.recommend import table as side_by_side
+from experiments.reports import quickstart as report
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.results import restored_scorer

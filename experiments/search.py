@@ -11,8 +11,7 @@ WORKDIR/search.json has all trials and how many configurations were tried, which
 import rich.console
 from absl import flags
 
-from experiments import launch
-from experiments.cli import command
+from experiments.cli import command, launch
 from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive

@@ -18,13 +18,12 @@ from pathlib import Path
 import rich.console
 from absl import flags
 
-from experiments import launch, tables
-from experiments.cli import command
-from experiments.cli import distributed as joining
+from experiments import tables
+from experiments.cli import command, distributed, launch
 from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
-from experiments.sweeps.trials import Run, Study
+from experiments.sweeps.trials import Study, TrialRun
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.locks import Lock
 
@@ -37,7 +36,7 @@ _TOGETHER = flags.DEFINE_integer(
 
 def main() -> None:
     launch.leave_devices_alone()
-    index, processes = joining.place()
+    index, processes = distributed.index_and_count()
     if processes > 1:
         launch.check_several(_TOGETHER.value)
     workdir = command.workdir()
@@ -96,7 +95,7 @@ def main() -> None:
         raise problem
 
 
-def write_state(workdir: Path, study: Study, runs: Sequence[Run], entries: Sequence[Entry]) -> None:
+def write_state(workdir: Path, study: Study, runs: Sequence[TrialRun], entries: Sequence[Entry]) -> None:
     """Writes WORKDIR/sweep.json: the configuration file, and of each trial folder, name, group, status and error."""
     known = {entry.run.folder: entry for entry in entries}
     listed = []
@@ -114,7 +113,7 @@ def write_state(workdir: Path, study: Study, runs: Sequence[Run], entries: Seque
     run_folder.write(workdir / "sweep.json", {"config": study.file, "trials": listed})
 
 
-def _status(run: Run) -> str:
+def _status(run: TrialRun) -> str:
     """The status of a run that nobody works on now, from what is in its folder."""
     if run.finished:
         return "finished"

@@ -14,11 +14,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import command
-from experiments.reports import runs as table_runs
-from experiments.reports import spec as table_spec
+from experiments.reports import finished_runs
 from experiments.reports.page import page
 from experiments.reports.render import latex, markdown, tidy
-from experiments.reports.spec import COSTS, Table
+from experiments.reports.spec import COSTS, Table, load_table
 from experiments.reports.statistics import Statistics, statistics
 from llm4rec_jax.registry import unknown_name
 
@@ -48,12 +47,12 @@ def of_folders(folders: Sequence[Path], spec: Path | None = None) -> Statistics:
     Raises:
       ValueError: as `of_sweep`.
     """
-    found = table_runs.find(folders, _warn)
+    found = finished_runs.find(folders, _warn)
     table = Table()
     if spec is not None:
-        table = table_spec.load(spec)
+        table = load_table(spec)
     elif found.specs and found.specs[0].is_file():
-        table = table_spec.load(found.specs[0])
+        table = load_table(found.specs[0])
     elif found.specs:
         _warn(f"{found.specs[0]}, the sweep's configuration, does not exist here; all groups are shown (see --spec)")
     return statistics(table, found, _warn)

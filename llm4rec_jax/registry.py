@@ -51,7 +51,7 @@ class Registry(dict[str, T], Generic[T]):
         self.aliases: dict[str, str] = {}
         self._warned: set[str] = set()
 
-    def register(self, name: str, aliases: Iterable[str] = ()) -> Callable[[Registered], Registered]:
+    def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[Registered], Registered]:
         """Returns a decorator that stores its argument under `name` and returns it unchanged.
 
         Args:

@@ -16,7 +16,7 @@ from llm4rec_jax import peft, sharding
 from llm4rec_jax.data import assets, sources
 from llm4rec_jax.data.features import text, tokens
 from llm4rec_jax.inference.scorer import RecommenderScorer
-from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.models.recommender import recommender
 
 _TEXTS = flags.DEFINE_string("texts", None, "Of the benchmark `encode`: a file whose lines are encoded too.")
@@ -88,7 +88,7 @@ def measure(
 
 def ours(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[], np.ndarray]:
     """`RecommenderScorer.encode_texts`, as evaluation and `text_vectors` call it."""
-    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype)
+    encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype)
     model, method = recommender(encoder=encoder, users="mean", project=None), peft.create("frozen")
     scorer = RecommenderScorer(model, method, sharding.make_mesh(), None, None, 1)
     weights = {"encoder": params}, method.init(jax.random.key(0), {"encoder": params})

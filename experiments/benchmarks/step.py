@@ -14,7 +14,7 @@ from absl import flags
 from experiments.benchmarks import machine, timing
 from llm4rec_jax import peft
 from llm4rec_jax.data import assets
-from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.encoders.pooling import Mean
 from llm4rec_jax.peft.sites import count
@@ -66,7 +66,7 @@ def measure(
     from experiments.benchmarks import torch_encoder
 
     folder = folder or assets.minilm()
-    encoder, params = pretrained.load(folder, dropout=0.0, compute_dtype=dtype, attention=attention)
+    encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype, attention=attention)
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, encoder.config.vocab_size, (texts, length)).astype(np.int32)
     mask = np.ones_like(ids)

@@ -15,8 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments.cli import compilation_cache as compiled
-from experiments.cli import distributed as joining
+from experiments.cli import compilation_cache, distributed
 from llm4rec_jax.registry import unknown_name
 
 # glibc's mallopt parameters, from malloc.h.
@@ -75,10 +74,10 @@ def run(main: Callable[[], None], several: bool = False, joins: bool = True, nee
     def without_arguments(arguments: list[str]) -> None:
         if arguments:
             raise app.UsageError(f"does not take {' '.join(arguments)!r}: options are written --name=value")
-        if joining.wanted() and not several:
+        if distributed.wanted() and not several:
             raise ValueError(_ALONE)
         if joins:
-            joining.join()
+            distributed.join()
         main()
 
     _run(without_arguments)
@@ -90,7 +89,7 @@ def run_on(main: Callable[[list[str]], None], what: str) -> None:
     def with_arguments(arguments: list[str]) -> None:
         if not arguments:
             raise app.UsageError(f"needs at least one {what}")
-        if joining.wanted():
+        if distributed.wanted():
             raise ValueError(_ALONE)
         main(arguments)
 
@@ -136,14 +135,14 @@ def _as_a_dictionary(keys: list[str], value: str | None) -> str:
 
 def _run(main: Callable[[list[str]], None]) -> None:
     _keep_memory()
-    compiled.keep()
+    compilation_cache.enable()
     # Orbax and Grain log every step they take, at a level that absl shows by default.
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)
     wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])
 
     def guarded(arguments: list[str]) -> None:
-        with joining.failing_together():
+        with distributed.exit_all_on_error():
             try:
                 main(arguments[1:])
             except (ValueError, OSError, ArithmeticError) as error:

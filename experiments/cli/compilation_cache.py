@@ -14,7 +14,7 @@ from llm4rec_jax.data import cache
 MOST_BYTES = 2**31
 
 
-def keep() -> None:
+def enable() -> None:
     """Lets jax keep programs in llm4rec_jax/compiled of $XDG_CACHE_HOME or ~/.cache.
 
     JAX_COMPILATION_CACHE_DIR takes its place, with jax's own settings, and JAX_ENABLE_COMPILATION_CACHE=false turns it

@@ -67,7 +67,7 @@ def flags_of_others() -> tuple[str, ...]:
     return tuple(f"--{name}={flag.value}" for name, flag in given.items())
 
 
-def place() -> tuple[int, int]:
+def index_and_count() -> tuple[int, int]:
     """(index, count) of this process among its siblings, without joining them.
 
     Where the flags do not say it, a process that joins and ends finds out.
@@ -93,7 +93,7 @@ def _undetected(error: object) -> str:
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
+def exit_all_on_error() -> Iterator[None]:
     """Ends a process that fails at once, without waiting for the others as an orderly exit would.
 
     They may be waiting for it in the middle of a step, and hear of its end by their missing partner or its missing

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.reports.runs import Run
+from experiments.reports.finished_runs import FinishedRun
 from experiments.reports.statistics import by_user
 from llm4rec_jax.evaluation.significance import Interval, interval
 
@@ -24,7 +24,7 @@ class Banding(NamedTuple):
     bands: list[Band]
 
 
-def bandings(runs: Sequence[Run], parts: int = 4) -> list[Banding]:
+def bandings(runs: Sequence[FinishedRun], parts: int = 4) -> list[Banding]:
     """The users of runs on the same users, by activity and by popularity of their targets; cold targets apart.
 
     Args:
@@ -59,7 +59,7 @@ def _bands(values: np.ndarray, among: np.ndarray, parts: int) -> list[Band]:
     return bands
 
 
-def result(runs: Sequence[Run], metric: str, members: np.ndarray) -> Interval | None:
+def result(runs: Sequence[FinishedRun], metric: str, members: np.ndarray) -> Interval | None:
     """The mean of a metric over some users, each averaged over seeds, with its interval.
 
     None for a metric that has no values by user. One user alone has no interval: it is not a number.

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from experiments.reports import plots as table_plots
+from experiments.reports import plots
 from experiments.reports.bands import Banding, bandings, result
 from experiments.reports.layout import EMPTY, Entry, bracketed, figure, layout, metric_name
 from experiments.reports.statistics import Statistics
@@ -61,10 +61,10 @@ def page(s: Statistics, title: str = "Results", note: str = "", more: Sequence[t
     """
     table = layout(s)
     found = [
-        ("95% intervals", _figure(table_plots.intervals(s), "Every metric of every row with its interval.")),
+        ("95% intervals", _figure(plots.intervals(s), "Every metric of every row with its interval.")),
         ("Differences", _differences(s)),
-        ("Learning curves", _figure(table_plots.curves(s), f"Validation {metric_name(s.main)} by step and by time.")),
-        ("What accuracy costs", _figure(table_plots.costs(s), "The metric by trained parameters and by time.")),
+        ("Learning curves", _figure(plots.curves(s), f"Validation {metric_name(s.main)} by step and by time.")),
+        ("What accuracy costs", _figure(plots.costs(s), "The metric by trained parameters and by time.")),
         ("By kind of user", _by_band(s)),
         *more,
         ("Runs", _runs(s)),
@@ -109,8 +109,8 @@ def _cell(entry: Entry) -> str:
     return f"<td{value}>{text}{html.escape(entry.rest)}{'†' * entry.marked}{below}</td>"
 
 
-def _figure(drawn: table_plots.Figure | None, says: str) -> str:
-    return "" if drawn is None else table_plots.image(drawn, says)
+def _figure(drawn: plots.Figure | None, says: str) -> str:
+    return "" if drawn is None else plots.image(drawn, says)
 
 
 def _differences(s: Statistics) -> str:
@@ -151,7 +151,7 @@ def _by_band(s: Statistics) -> str:
             "popular targets are (runs of older versions, and of labelled rows), or the metric has no values by user."
             "</p>"
         )
-    drawn = _figure(table_plots.bands(s, found), f"{metric_name(s.main)} by activity and by popularity.")
+    drawn = _figure(plots.bands(s, found), f"{metric_name(s.main)} by activity and by popularity.")
     return drawn + "".join(_band_table(s, banding) for banding in found)
 
 

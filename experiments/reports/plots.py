@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from experiments.reports.bands import Banding, result
 from experiments.reports.layout import factor, metric_name
 from experiments.reports.statistics import Row, Statistics
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 
 # Ten colours and thirteen markers give 130 pairs.
 _MARKERS = "os^DvPX*<>phd"
@@ -167,7 +167,7 @@ def _validation(row: Row, metric: str) -> np.ndarray:
 
 
 def _points(file: Path, metric: str) -> Iterator[tuple[int, tuple[float, float]]]:
-    for record in journal.read(file):
+    for record in metric_writer.read(file):
         if record["kind"] == "validation" and metric in record:
             yield record["step"], (record["seconds"], record[metric])
 

@@ -54,7 +54,7 @@ class Table(NamedTuple):
     digits: int | None = None
 
 
-def load(file: Path) -> Table:
+def load_table(file: Path) -> Table:
     """The table of a configuration file: what its `table()` returns; without one, all groups against its BASELINE.
 
     Raises:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.reports.runs import Found, Run, check_comparable
+from experiments.reports.finished_runs import FinishedRun, RunGroups, check_comparable
 from experiments.reports.spec import Table
-from llm4rec_jax.evaluation import rating_metrics as pointwise
+from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.evaluation.metrics import less_is_better
 from llm4rec_jax.evaluation.significance import Comparison, Interval, compare, holm, interval
 from llm4rec_jax.registry import unknown_name
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     group: str
     label: str
     section: int
-    runs: Sequence[Run]
+    runs: Sequence[FinishedRun]
     cells: dict[str, Cell]
     costs: dict[str, list[float]]
     tried: int | None
@@ -87,7 +87,7 @@ class Statistics(NamedTuple):
         return self.table.main
 
 
-def statistics(table: Table, found: Found, warn: Callable[[str], None]) -> Statistics:
+def statistics(table: Table, found: RunGroups, warn: Callable[[str], None]) -> Statistics:
     """The figures of a table.
 
     Args:
@@ -131,7 +131,7 @@ def statistics(table: Table, found: Found, warn: Callable[[str], None]) -> Stati
     return Statistics(table, rows, comparisons, baselines)
 
 
-def _filled(table: Table, runs: Sequence[Run]) -> Table:
+def _filled(table: Table, runs: Sequence[FinishedRun]) -> Table:
     """With the metrics that all runs have where none are named."""
     metrics = table.metrics
     common = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
@@ -148,30 +148,32 @@ def _filled(table: Table, runs: Sequence[Run]) -> Table:
     return table._replace(metrics=metrics, main=main)
 
 
-def by_user(runs: Sequence[Run], metric: str) -> np.ndarray | None:
+def by_user(runs: Sequence[FinishedRun], metric: str) -> np.ndarray | None:
     """A metric by seed and user, [seeds, E]; None of one that has no values by user."""
     values = [run.values(metric) for run in runs]
     found = [own for own in values if own is not None]
     return np.stack(found) if found else None
 
 
-def _rows(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows(runs: Sequence[FinishedRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of labelled rows: scores [seeds, n], labels [n], users [n]."""
-    return pointwise.samples([run.tested for run in runs])
+    return rating_metrics.samples([run.tested for run in runs])
 
 
-def _cell(runs: Sequence[Run], metric: str) -> Cell:
+def _cell(runs: Sequence[FinishedRun], metric: str) -> Cell:
     values = np.array([run.result["test"][metric] for run in runs], np.float64)
     spread = None
     if runs[0].pointwise and metric == "auc":
-        spread = pointwise.clustered_interval(*_rows(runs))
+        spread = rating_metrics.clustered_interval(*_rows(runs))
     elif (users := by_user(runs, metric)) is not None:
         # One user alone has no interval.
         spread = interval(users.mean(0)) if users.shape[1] > 1 else None
     return Cell(values, float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, spread)
 
 
-def _compare(groups: Mapping[str, Sequence[Run]], cells: dict[str, dict[str, Cell]], baselines: Sequence[str]) -> int:
+def _compare(
+    groups: Mapping[str, Sequence[FinishedRun]], cells: dict[str, dict[str, Cell]], baselines: Sequence[str]
+) -> int:
     """Puts comparisons with the best of the baselines in each metric into the cells, and counts them."""
     others = [group for group in groups if group not in baselines]
     best = {
@@ -192,7 +194,7 @@ def _compare(groups: Mapping[str, Sequence[Run]], cells: dict[str, dict[str, Cel
     elif others and first.pointwise and "auc" in best:
         base, labels, users = _rows(groups[best["auc"]])
         pairs = [
-            pointwise.clustered_difference(_rows(groups[group])[0], base, labels, users, resamples=_RESAMPLES)
+            rating_metrics.clustered_difference(_rows(groups[group])[0], base, labels, users, resamples=_RESAMPLES)
             for group in others
         ]
         for group, pair, adjusted in zip(others, pairs, holm(np.array([pair.p for pair in pairs])), strict=True):
@@ -207,12 +209,12 @@ def _compare(groups: Mapping[str, Sequence[Run]], cells: dict[str, dict[str, Cel
     return len(made)
 
 
-def _costs(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[float]]:
+def _costs(runs: Sequence[FinishedRun], names: Sequence[str]) -> dict[str, list[float]]:
     found = [_costs_of(run) for run in runs]
     return {name: [own[name] for own in found if own[name] is not None] for name in names}
 
 
-def _costs_of(run: Run) -> dict[str, Any]:
+def _costs_of(run: FinishedRun) -> dict[str, Any]:
     parameters, step = run.result["parameters"], run.result.get("step") or {}
     # What has no compiled step was fitted in closed form.
     step = step if step.get("programs") else {}

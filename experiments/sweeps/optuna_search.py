@@ -26,7 +26,7 @@ from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.evaluation.metrics import less_is_better
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.locks import Lock
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 
 _FOLDER, _OVERRIDES = "folder", "overrides"
 _STATES = {TrialState.COMPLETE: "finished", TrialState.FAIL: "failed", TrialState.RUNNING: "interrupted"}
@@ -242,7 +242,7 @@ class Search:
         itself fails by that."""
         known = self._optuna.get_trials(deepcopy=False)[going.trial.number].intermediate_values
         try:
-            records = journal.read(going.entry.run.folder / "metrics.jsonl")
+            records = metric_writer.read(going.entry.run.folder / "metrics.jsonl")
         except Damaged:
             return
         for record in records:

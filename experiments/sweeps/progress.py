@@ -16,7 +16,7 @@ import rich.table
 from experiments.sweeps.schedule import Entry
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.evaluation.metrics import less_is_better
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 
 _ORDER = ("running", "failed", "interrupted", "finished", "pruned", "waiting")
 _STYLES = {"running": "bold", "failed": "red", "interrupted": "yellow", "waiting": "dim"}
@@ -60,7 +60,7 @@ def standing(entry: Entry) -> Standing:
 @functools.lru_cache(maxsize=256)
 def _records(file: Path, size: int, changed: int) -> list[dict[str, Any]]:
     """What a metrics.jsonl of this size and time holds."""
-    return journal.read(file)
+    return metric_writer.read(file)
 
 
 class Watch:

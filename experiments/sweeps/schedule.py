@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments.sweeps import trials
 from experiments.sweeps.executors import Executor, Handle
 from experiments.sweeps.processes import Ended, Job, started
-from experiments.sweeps.trials import Run
+from experiments.sweeps.trials import TrialRun
 
 # Seconds after which a run that another process was working on is tried again.
 _BUSY = 5.0
@@ -34,7 +34,7 @@ class Entry:
       seconds: that it took.
     """
 
-    run: Run
+    run: TrialRun
     status: str = "waiting"
     error: str = ""
     began: float | None = None
@@ -81,7 +81,7 @@ class Schedule:
         self._by_folder: dict[Path, Entry] = {}
         self.stopping = False
 
-    def add(self, runs: Sequence[Run], command: Sequence[str] | None = None) -> list[Entry]:
+    def add(self, runs: Sequence[TrialRun], command: Sequence[str] | None = None) -> list[Entry]:
         """Runs that one process works on, by default one run by its own command; it is done when each has a result.
 
         Returns their entries; those that have finished already are so marked, and with all of them nothing is started.

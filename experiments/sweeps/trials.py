@@ -69,7 +69,7 @@ class Study(NamedTuple):
     slurm: Mapping[str, Any]
 
 
-class Run(NamedTuple):
+class TrialRun(NamedTuple):
     """A trial with its place.
 
     Attributes:
@@ -172,7 +172,7 @@ def shape(config: Mapping[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True)
 
 
-def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
+def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
     """The runs in their order; those not finished that one program can train are put together, at most so many.
 
     Those are runs that rank and are trained. They differ only in what `MAY_DIFFER` lists; a batch waits for all that
@@ -186,8 +186,8 @@ def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
         needed = [by_folder[other] for other in by_folder[folder].needs if other in by_folder]
         return max((1 + rounds(other.folder) for other in needed if not other.finished), default=0)
 
-    found: list[list[Run]] = []
-    by_shape: dict[tuple[str, int], list[Run]] = {}
+    found: list[list[TrialRun]] = []
+    by_shape: dict[tuple[str, int], list[TrialRun]] = {}
     for run in runs:
         config = json.loads(run.config.to_json())
         fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
@@ -202,13 +202,13 @@ def batches(runs: Sequence[Run], together: int) -> list[list[Run]]:
     return found
 
 
-def joint_command(runs: Sequence[Run]) -> tuple[str, ...]:
+def joint_command(runs: Sequence[TrialRun]) -> tuple[str, ...]:
     """Arguments of Python that train the runs, whose folders are in one workdir, in one program."""
     names = ",".join(run.folder.name for run in runs)
     return ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
 
 
-def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, Run]) -> Run:
+def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, TrialRun]) -> TrialRun:
     """A trial's configuration, folder and command.
 
     Args:
@@ -239,17 +239,17 @@ def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, Run]) 
     # With --debug an error that its user can mend leaves its traceback too.
     file = f"{study.file}:{trial.arg}" if trial.arg else study.file
     command = ("-m", "experiments.train", f"--config={file}", f"--workdir={folder}", "--debug")
-    return Run(trial, config, folder, needs, (*command, *arguments))
+    return TrialRun(trial, config, folder, needs, (*command, *arguments))
 
 
-def plan(study: Study, workdir: Path) -> list[Run]:
+def plan(study: Study, workdir: Path) -> list[TrialRun]:
     """All trials of a sweep in their order, each with its place.
 
     Raises:
       ValueError: a configuration is wrong; two trials have the same; trials wait for each other in a circle.
     """
     names = {trial.name: trial for trial in study.trials}
-    placed: dict[str, Run] = {}
+    placed: dict[str, TrialRun] = {}
 
     def visit(trial: Trial, waiting: tuple[str, ...]) -> None:
         if trial.name in placed:
@@ -276,7 +276,7 @@ def plan(study: Study, workdir: Path) -> list[Run]:
     return runs
 
 
-def select(runs: Sequence[Run], groups: Sequence[str]) -> list[Run]:
+def select(runs: Sequence[TrialRun], groups: Sequence[str]) -> list[TrialRun]:
     """The runs of some groups, and those that they need; ValueError for a group without trials."""
     existing = {run.trial.group for run in runs}
     if unknown := sorted(set(groups) - existing):
@@ -288,7 +288,7 @@ def select(runs: Sequence[Run], groups: Sequence[str]) -> list[Run]:
     return [run for run in runs if run.folder in chosen]
 
 
-def open_folder(run: Run) -> None:
+def open_folder(run: TrialRun) -> None:
     """Makes a run's folder with its configuration, and the link WORKDIR/by_name/NAME to it.
 
     A workdir may have been moved since: the configurations in it are then brought up to date.

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from llm4rec_jax.peft.core import Peft, chain
@@ -17,12 +17,15 @@ class Methods(Registry[Callable[..., Peft]]):
         super().__init__("parameter-efficient method")
         self.papers: dict[str, str] = {}
 
-    def register(self, name: str, paper: str = "") -> Callable[[Registered], Registered]:
+    def register(
+        self, name: str, paper: str = "", *, aliases: Iterable[str] = ()
+    ) -> Callable[[Registered], Registered]:
         """A decorator for a function that makes a `Peft` from keyword arguments.
 
         Args:
           name: what it goes by in a configuration.
           paper: where it was published.
+          aliases: former names, which still find it.
 
         Raises:
           ValueError: the name is taken.
@@ -38,7 +41,7 @@ class Methods(Registry[Callable[..., Peft]]):
                 given.apply_defaults()
                 return make(*args, **options)._replace(name=name, options=dict(given.arguments))
 
-            super(Methods, self).register(name)(remembering)
+            super(Methods, self).register(name, aliases=aliases)(remembering)
             self.papers[name] = paper
             return cast(Registered, remembering)
 

@@ -28,7 +28,7 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs import plugins as own_code
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.training.checkpoint import adopt
 
 INPUTS = ("text", "id", "id+text")
@@ -56,7 +56,7 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
-        own_code.load(config)
+        plugins.load(config)
         if self.config.data.source in sources.POINTWISE:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "

@@ -18,8 +18,7 @@ from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.labeled import POINTWISE
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.runs import plugins as own_code
-from llm4rec_jax.runs import results
+from llm4rec_jax.runs import plugins, results
 from llm4rec_jax.runs.assemble import factors
 from llm4rec_jax.runs.rating_assembly import PointwiseAssembly
 from llm4rec_jax.sharding import digest
@@ -31,7 +30,7 @@ from llm4rec_jax.training.runs import separate
 
 def takes(config: Any) -> bool:
     """Whether a configuration is of a run on a pointwise source."""
-    own_code.load(config)
+    plugins.load(config)
     return config.data.source in POINTWISE
 
 

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from llm4rec_jax import peft
-from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.models.encoders import huggingface
+from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.results import restored
 from tests.helpers.commands import ROOT, command, last_line
@@ -51,11 +51,11 @@ def test_export_writes_an_adapter_and_a_model(config, trained, tmp_path):
     assembly, params, delta = restored(workdir)
     done = command("export", f"--workdir={workdir}", f"--out={tmp_path / 'adapter'}")
     assert last_line(done) == {"out": str(tmp_path / "adapter"), "method": "lora", "parameters": 1024}
-    loaded = interchange.load(tmp_path / "adapter", params["encoder"])
+    loaded = save_load.load(tmp_path / "adapter", params["encoder"])
     jax.tree.map(np.testing.assert_array_equal, loaded.delta, jax.tree.map(np.asarray, delta["encoder"]))
     jax.tree.map(np.testing.assert_array_equal, loaded.others["users"], jax.tree.map(np.asarray, params["users"]))
     command("export", f"--workdir={workdir}", f"--out={tmp_path / 'model'}", "--merge")
-    encoder, merged = pretrained.load(tmp_path / "model")
+    encoder, merged = huggingface.load(tmp_path / "model")
     ids, mask = assembly.tokens.ids[:5], assembly.tokens.ids[:5] > 0
     want = peft.forward(encoder, loaded.method, params["encoder"], loaded.delta, ids, mask)
     np.testing.assert_allclose(encoder.apply({"params": merged}, ids, mask)[mask], want[mask], atol=1e-5)

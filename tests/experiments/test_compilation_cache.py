@@ -8,8 +8,8 @@ from tests.helpers.compiling import environment
 
 PROGRAM = """
 import jax
-from experiments.cli import compilation_cache as compiled
-compiled.keep()
+from experiments.cli import compilation_cache
+compilation_cache.enable()
 print(jax.jit(lambda x: x * 2 + 1)(3.0), jax.config.jax_compilation_cache_dir)
 """
 

@@ -12,10 +12,9 @@ from configs import (
     unisrec_scientific_tuning,
 )
 from configs.movielens_100k import ARGS, get_config
-from experiments.reports import spec as table_spec
+from experiments.reports.spec import checked
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import download as fetch
-from llm4rec_jax.data import sources
+from llm4rec_jax.data import download, sources
 from llm4rec_jax.models.graphs.lightgcn import LightGcn
 from llm4rec_jax.models.users.base import reads
 from llm4rec_jax.runs.assemble import Assembly
@@ -66,7 +65,7 @@ def test_every_baseline_is_described(arg):
 def test_studies_of_published_data_are_described(study):
     for arg in s3rec_beauty.ARGS:
         config = study.get_config(arg)
-        assert config.data.published in fetch.PUBLISHED
+        assert config.data.published in download.PUBLISHED
         assert config.data.source in sources.SOURCES
         assert config.baseline.name is None or config.baseline.name in BASELINES
         method = Assembly(config).bare_method
@@ -84,7 +83,7 @@ def test_studies_of_published_data_are_described(study):
     ],
 )
 def test_a_study_s_table_has_its_groups_and_says_how_many_settings_were_compared(study, tuning):
-    table = table_spec.checked(study.table())
+    table = checked(study.table())
     assert table.rows is not None
     groups = {trial.group for trial in study.sweep()}
     assert {group for section in table.rows for group in section} == groups == set(table.tried)

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.reports import runs as table_runs
+from experiments.reports import finished_runs
 from llm4rec_jax import peft
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.data import sources
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.peft.hf import save_load as interchange
+from llm4rec_jax.models.encoders import huggingface
+from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.checkpoint import Checkpoints
@@ -53,13 +53,11 @@ def kinds(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, K
     with contextlib.closing(Checkpoints(run, digest({}))) as checkpoints:
         best = checkpoints.record("last")["best_step"]
     folder = tmp_path_factory.mktemp("beside")
-    encoder, params = pretrained.load(tiny.encoder_folder(folder / "encoder"))
+    encoder, params = huggingface.load(tiny.encoder_folder(folder / "encoder"))
     del encoder
     method = peft.create("lora", {"lora": {"rank": 2}})
     delta = method.init(jax.random.key(0), params)
-    interchange.save(
-        folder / "adapter", method, delta, params, others={"users": {"kernel": np.ones((3, 2), np.float32)}}
-    )
+    save_load.save(folder / "adapter", method, delta, params, others={"users": {"kernel": np.ones((3, 2), np.float32)}})
     texts, words = item_texts(tiny.dataset().items, "the {title}."), tokenizer(folder / "encoder")
     tokenise(texts, words, 16, folder / "cache")
 
@@ -77,11 +75,11 @@ def kinds(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, K
         return dataset.fingerprint
 
     def table() -> Any:
-        found = table_runs.read(run)
+        found = finished_runs.read(run)
         return found.result, found.data, found.config, found.tested.to_dicts()
 
     def adapter() -> str:
-        found = interchange.load(folder / "adapter")
+        found = save_load.load(folder / "adapter")
         return digest({"delta": found.delta, "others": found.others}) + repr(found.method.options)
 
     def below(folder: Path) -> list[Path]:
@@ -96,7 +94,7 @@ def kinds(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, K
         "token cache": Kind(
             below(folder / "cache"), lambda: tokenise(texts, words, 16, folder / "cache").ids.tolist(), ()
         ),
-        "adapter": Kind(below(folder / "adapter"), adapter, (interchange.InterchangeError,)),
+        "adapter": Kind(below(folder / "adapter"), adapter, (save_load.InterchangeError,)),
         "dataset": Kind(
             [config.with_name(name) for name in ("interactions.csv", "items.csv")], data,
             (DataError, run_folder.RunFolderError),

@@ -15,10 +15,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import launch
-from experiments.cli import distributed as joining
+from experiments.cli import distributed, launch
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 from tests.helpers.commands import ROOT, command, last_line
 from tests.helpers.joined import Joined
 from tests.training.test_processes import free_port
@@ -32,7 +31,7 @@ ENDLESS = "--config.train.steps=100000"
 
 
 def records(workdir: Path, kind: str) -> list[dict[str, Any]]:
-    return [r for r in journal.read(workdir / "metrics.jsonl") if r["kind"] == kind]
+    return [r for r in metric_writer.read(workdir / "metrics.jsonl") if r["kind"] == kind]
 
 
 def losses(workdir: Path) -> list[float]:
@@ -184,8 +183,9 @@ def test_a_process_that_is_killed_ends_the_other_and_both_go_on(config, one, tmp
 def test_sigterm_before_training_ends_a_process_as_it_does_alone(config, tmp_path):
     """JAX would take it for a hint that nobody reads."""
     script = (
-        "import os, signal, sys; from absl import flags; from experiments import joining; flags.FLAGS(sys.argv); "
-        "joining.join(); os.kill(os.getpid(), signal.SIGTERM); print('alive')"
+        "import os, signal, sys; from absl import flags; from experiments.cli import distributed; "
+        "flags.FLAGS(sys.argv); "
+        "distributed.join(); os.kill(os.getpid(), signal.SIGTERM); print('alive')"
     )
     started = Joined(tmp_path, "", script=script, processes=2)
     assert started.wait() == [-signal.SIGTERM] * 2
@@ -200,8 +200,8 @@ RANKS = {"SLURM": ("SLURM_PROCID", "SLURM_LOCALID"), "OMPI": ("OMPI_COMM_WORLD_R
 @pytest.mark.parametrize("cluster", [SLURM, pytest.param(OPEN_MPI, marks=pytest.mark.long)])
 def test_clusters_are_detected(cluster):
     script = (
-        "import sys; from absl import flags; from experiments import joining; flags.FLAGS(sys.argv); "
-        "print(joining.place(), joining.flags_of_others())"
+        "import sys; from absl import flags; from experiments.cli import distributed; flags.FLAGS(sys.argv); "
+        "print(distributed.index_and_count(), distributed.flags_of_others())"
     )
     ranks = RANKS[next(iter(cluster)).split("_")[0]]
     detected(script, [{**cluster, **dict.fromkeys(ranks, str(i))} for i in range(2)])
@@ -225,9 +225,9 @@ def detected(script: str, variables: list[dict[str, str]]) -> None:
 def test_a_tpu_pod_of_gke_is_detected():
     """By the variables that GKE sets, on machines that JAX takes for those of a TPU."""
     script = (
-        "import sys, jax; from absl import flags; from experiments import joining; flags.FLAGS(sys.argv); "
+        "import sys, jax; from absl import flags; from experiments.cli import distributed; flags.FLAGS(sys.argv); "
         "from jax._src.clusters import cloud_tpu_cluster; cloud_tpu_cluster.running_in_cloud_tpu_vm = True; "
-        "joining.join(); print((jax.process_index(), jax.process_count()), joining.flags_of_others())"
+        "distributed.join(); print((jax.process_index(), jax.process_count()), distributed.flags_of_others())"
     )
     gke = {"TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": str(free_port())}
     one_slice = {"MEGASCALE_COORDINATOR_ADDRESS": "127.0.0.1", "MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}
@@ -245,7 +245,7 @@ def test_a_tpu_pod_of_gke_is_detected():
 def test_flags_that_do_not_go_together_are_refused(given, words):
     flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**given), pytest.raises(ValueError, match=words):
-        joining.wanted()
+        distributed.wanted()
 
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path):

@@ -18,16 +18,16 @@ from experiments.sweeps.executors import Executor, Options
 from experiments.sweeps.processes import Job, Process, execute, started, wait
 from experiments.sweeps.progress import Watch, standing
 from experiments.sweeps.schedule import Entry, Schedule, drive
-from experiments.sweeps.trials import Run, Trial
+from experiments.sweeps.trials import Trial, TrialRun
 
 FINISH = "import os, sys; [open(f + '/result.json', 'w').write('{}') for f in sys.argv[1:]]"
 
 
-def run(workdir: Path, name: str, code: str = FINISH, needs: tuple[Run, ...] = ()) -> Run:
+def run(workdir: Path, name: str, code: str = FINISH, needs: tuple[TrialRun, ...] = ()) -> TrialRun:
     config = ConfigDict({"name": name, "train": {"steps": 10, "metric": "ndcg@5"}})
     folder = workdir.resolve() / name
     command = ("-c", code, str(folder))
-    return Run(Trial(name, "", {}, name), config, folder, {n.folder: n.trial.name for n in needs}, command)
+    return TrialRun(Trial(name, "", {}, name), config, folder, {n.folder: n.trial.name for n in needs}, command)
 
 
 def job(folder: Path, code: str, **options: float) -> Job:

@@ -14,7 +14,7 @@ import pytest
 from experiments import tables
 from experiments.sweeps import trials
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 from tests.helpers.commands import ROOT, command, last_line
 from tests.helpers.compiling import environment
 
@@ -50,7 +50,7 @@ def interrupted(study: Path, tmp_path_factory: pytest.TempPathFactory):
     )  # fmt: skip
     records = workdir / "by_name" / "base-0" / "metrics.jsonl"
     limit = time.monotonic() + 300
-    while not any(r["step"] > 0 for r in journal.read(records)) and time.monotonic() < limit:
+    while not any(r["step"] > 0 for r in metric_writer.read(records)) and time.monotonic() < limit:
         time.sleep(0.05)
     sweep.send_signal(signal.SIGTERM)
     _, said = sweep.communicate(timeout=300)

@@ -7,7 +7,7 @@ import pytest
 
 from configs.baselines_movielens import TRAINED
 from experiments.sweeps import trials
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 from tests.helpers.commands import ROOT, command, last_line
 
 SWEEP = """
@@ -104,5 +104,5 @@ def test_a_sweep_of_rates_in_one_program(study, tmp_path):
     expected = last_line(command("train", f"--config={study}:frozen", f"--workdir={alone}", *overrides))
     for phase in ("validation", "test"):
         assert result[phase] == pytest.approx(expected[phase], abs=1e-5)
-    losses = [[r["loss"] for r in journal.read(f / "metrics.jsonl") if "loss" in r] for f in (folder, alone)]
+    losses = [[r["loss"] for r in metric_writer.read(f / "metrics.jsonl") if "loss" in r] for f in (folder, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

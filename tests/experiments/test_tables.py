@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 
 from experiments import tables
-from experiments.reports import runs as table_runs
+from experiments.reports import finished_runs
 from experiments.reports.bands import bandings
 from experiments.reports.spec import Table, checked
 from experiments.reports.statistics import statistics
-from llm4rec_jax.evaluation import rating_metrics as pointwise
+from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.evaluation.significance import compare, holm, interval
 from llm4rec_jax.runs.folder import RunFolderError
 from tests.helpers import made_up_runs
@@ -27,7 +27,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(workdir):
-    return table_runs.find([workdir], pytest.fail)
+    return finished_runs.find([workdir], pytest.fail)
 
 
 def made(table, found):
@@ -85,7 +85,7 @@ def test_costs_are_means_over_seeds_and_empty_where_nothing_was_measured(found, 
     folder = made_up_runs.run(tmp_path / "popularity")
     result = json.loads((folder / "result.json").read_text())
     made_up_runs.write(folder, "result.json", result | {"step": {}, "parameters": {"trainable": 0}})
-    closed = made(Table(), table_runs.find([folder], pytest.fail))["popularity"].costs
+    closed = made(Table(), finished_runs.find([folder], pytest.fail))["popularity"].costs
     assert (closed["parameters"], closed["share"], closed["step"], closed["gflop"]) == ([0], [], [], [])
 
 
@@ -99,7 +99,7 @@ def test_runs_of_their_own_are_grouped_by_configuration_without_the_seed(tmp_pat
     # A configuration of a newer version has one more key, which nobody has set.
     config = json.loads((folders[1] / "config.json").read_text())
     made_up_runs.write(folders[1], "config.json", config | {"new": {"key": None}})
-    groups = table_runs.find([*folders, folders[0]], pytest.fail).groups
+    groups = finished_runs.find([*folders, folders[0]], pytest.fail).groups
     assert {name: len(runs) for name, runs in groups.items()} == {
         "lora": 2,
         str(folders[2]): 1,
@@ -132,7 +132,7 @@ def test_a_group_that_differs_in_more_than_the_seed_is_told(workdir, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     made_up_runs.write(folder, "config.json", config | {"train": {**config["train"], "rate": 1}})
     said = []
-    table_runs.find([copy], said.append)
+    finished_runs.find([copy], said.append)
     assert said == ["base: its runs differ in more than the seed: train.rate"]
 
 
@@ -163,14 +163,14 @@ def test_labelled_rows_are_compared_by_a_bootstrap_of_users(tmp_path):
         for name, better in (("a", 0.2), ("b", 1.5), ("c", 0.25))
         for seed in (0, 1)
     ]
-    found = table_runs.find(folders, pytest.fail)
+    found = finished_runs.find(folders, pytest.fail)
     s = statistics(Table(baseline="a"), found, pytest.fail)
     assert s.metrics == ["auc"]
     rows = {row.group: row.cells["auc"] for row in s.rows}
-    samples = {group: pointwise.samples([run.tested for run in runs]) for group, runs in found.groups.items()}
-    assert rows["b"].interval == pointwise.clustered_interval(*samples["b"])
+    samples = {group: rating_metrics.samples([run.tested for run in runs]) for group, runs in found.groups.items()}
+    assert rows["b"].interval == rating_metrics.clustered_interval(*samples["b"])
     assert rows["b"].mean == pytest.approx(rows["b"].interval.mean)
-    pair = pointwise.clustered_difference(samples["b"][0], *samples["a"], resamples=10_000)
+    pair = rating_metrics.clustered_difference(samples["b"][0], *samples["a"], resamples=10_000)
     assert rows["b"].comparison[:2] == (pair.difference, pair.p)
     p = [rows[group].comparison.p for group in ("b", "c")]
     assert [rows[group].comparison.adjusted for group in ("b", "c")] == holm(np.array(p)).tolist()
@@ -214,7 +214,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, damage, message)
     a, b = made_up_runs.run(tmp_path / "a"), made_up_runs.run(tmp_path / "b", rank=8)
     damage(b)
     with pytest.raises(ValueError, match=message) as caught:
-        made(Table(), table_runs.find([a, b], pytest.fail))
+        made(Table(), finished_runs.find([a, b], pytest.fail))
     assert str(b) in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_runs_with_other_metrics_or_users_or_tasks_are_refused(tmp_path):
         (more, r"metrics \(only there: none and only there: novelty@20\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            table_runs.check_comparable([table_runs.read(a), table_runs.read(other)])
+            finished_runs.check_comparable([finished_runs.read(a), finished_runs.read(other)])
 
 
 def test_what_has_no_vectors_has_no_diversity_and_shares_a_table_all_the_same(tmp_path):
@@ -239,12 +239,12 @@ def test_what_has_no_vectors_has_no_diversity_and_shares_a_table_all_the_same(tm
     result = json.loads((more / "result.json").read_text())
     change(more, "result.json", test=result["test"] | {"diversity@20": 0.4})
     for folders in ([plain, more], [more, plain]):
-        found = table_runs.find(folders, pytest.fail)
+        found = finished_runs.find(folders, pytest.fail)
         assert len(made(Table(), found)) == 2
         with pytest.raises(ValueError, match=r"diversity@20'"):
             made(Table(metrics=("diversity@20",)), found)
     with pytest.raises(ValueError, match=r"plain has none; leave the metric or the row out"):
-        made(Table(metrics=("diversity@20",)), table_runs.find([more, plain], pytest.fail))
+        made(Table(metrics=("diversity@20",)), finished_runs.find([more, plain], pytest.fail))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_damaged_file_is_named(tmp_path, file, text, message):
     else:
         (folder / file).write_text(text)
     with pytest.raises(RunFolderError, match=message) as caught:
-        table_runs.find([folder], pytest.fail)
+        finished_runs.find([folder], pytest.fail)
     assert str(folder / file) in str(caught.value)
 
 
@@ -274,26 +274,26 @@ def test_results_of_another_evaluation_are_refused(tmp_path):
     folder = made_up_runs.run(tmp_path / "a")
     users(folder, lambda t: t.with_columns(mrr=pl.col("mrr") + 0.01))
     with pytest.raises(RunFolderError, match=r"the mean of mrr is .*result.json says .*different evaluations"):
-        table_runs.read(folder)
+        finished_runs.read(folder)
     folder = made_up_runs.labelled(tmp_path / "b")
     change(folder, "result.json", test={"auc": 0.9})
     with pytest.raises(RunFolderError, match=r"the auc of its rows is .*result.json says 0.9"):
-        table_runs.read(folder)
+        finished_runs.read(folder)
 
 
 def test_folders_without_a_table_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is neither the folder of a run"):
-        table_runs.find([tmp_path], pytest.fail)
+        finished_runs.find([tmp_path], pytest.fail)
     a, b = (made_up_runs.run(tmp_path / name) for name in "ab")
     change(b, "config.json", init_from=str(a))
     with pytest.raises(ValueError, match=r"a and .*b are one configuration with one seed"):
-        table_runs.find([a, b], pytest.fail)
+        finished_runs.find([a, b], pytest.fail)
     (a / "result.json").unlink()
     with pytest.raises(ValueError, match=r"no run in .*a has finished"):
-        table_runs.find([a], lambda text: None)
+        finished_runs.find([a], lambda text: None)
     made_up_runs.write(tmp_path, "sweep.json", {"trials": [{"name": "a"}], "config": "x.py"})
     with pytest.raises(RunFolderError, match=r"sweep.json is damaged \(KeyError\('group'\)\)"):
-        table_runs.find([tmp_path], pytest.fail)
+        finished_runs.find([tmp_path], pytest.fail)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import subprocess
 import polars as pl
 import pytest
 
-from experiments import report
-from experiments.reports import plots as table_plots
-from experiments.reports import runs as table_runs
+from experiments.reports import finished_runs, plots
+from experiments.reports import quickstart as report
 from experiments.reports.page import page
 from experiments.reports.render import escape_latex, latex, markdown, tidy
 from experiments.reports.spec import Table
@@ -31,7 +30,7 @@ TABLE = Table(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     workdir = made_up_runs.sweep(tmp_path_factory.mktemp("formats") / "sweep", base=0.0, lora=0.1, dora=0.01)
-    return table_runs.find([workdir], pytest.fail)
+    return finished_runs.find([workdir], pytest.fail)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_equal_values_share_a_place_and_one_row_has_none(tmp_path):
         made_up_runs.run(tmp_path / name, better=better, rank=name)
         for name, better in zip("abc", (1, 1, 0), strict=True)
     ]
-    found = table_runs.find(runs, pytest.fail)
+    found = finished_runs.find(runs, pytest.fail)
     rows = cells(markdown(statistics(Table(metrics=("ndcg@10",), costs=()), found, pytest.fail)))[2:]
     assert [row[1][:3] for row in rows] == ["**1", "**1", "<u>"]
     one = markdown(statistics(Table(rows=({"a": "a"},), metrics=("ndcg@10",)), found, pytest.fail))
@@ -199,7 +198,7 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
 
 
 def test_the_same_figures_give_the_same_plot(made):
-    first, again = (table_plots.image(table_plots.intervals(made), "a") for _ in range(2))
+    first, again = (plots.image(plots.intervals(made), "a") for _ in range(2))
     assert first == again
 
 
@@ -208,7 +207,7 @@ def test_a_page_of_many_rows_and_of_old_runs(tmp_path):
     for folder in folders:
         per_user = pl.read_parquet(folder / "per_user_test.parquet").drop("history", "target_popularity")
         per_user.write_parquet(folder / "per_user_test.parquet")
-    found = table_runs.find(folders, pytest.fail)
+    found = finished_runs.find(folders, pytest.fail)
     text = page(statistics(Table(metrics=("ndcg@10",), baseline="method_0"), found, pytest.fail))
     assert "Left out: the per-user results of these runs do not say" in text
     (folders[0] / "metrics.jsonl").unlink()
@@ -219,7 +218,7 @@ def test_a_page_of_many_rows_and_of_old_runs(tmp_path):
 
 def test_a_page_of_labelled_rows(tmp_path):
     folders = [made_up_runs.labelled(tmp_path / name, better=1.0, rank=name) for name in "ab"]
-    text = page(statistics(Table(baseline="a"), table_runs.find(folders, pytest.fail), pytest.fail))
+    text = page(statistics(Table(baseline="a"), finished_runs.find(folders, pytest.fail), pytest.fail))
     assert "60 users with 120 labels" in text
     assert "AUC" in text
     assert "Left out" in text

@@ -91,7 +91,7 @@ def _norm(config: BertConfig, name: str) -> nn.LayerNorm:
 
 
 def _dense(config: BertConfig, features: int, name: str) -> nn.Dense:
-    return dense(features, config.dtype, config.initializer_range, name)
+    return dense(features, name, config.dtype, config.initializer_range)
 
 
 class Embeddings(nn.Module):

@@ -6,13 +6,7 @@ import jax.numpy as jnp
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-    """Zeroes entries of x with probability `rate` and scales the others by 1 / (1 − rate).
-
-    Args:
-      module: the bound module that calls; without a `dropout` rng there, x is returned as it is.
-      x: array of any shape.
-      rate: probability in [0, 1).
-    """
+    """Sets a share `rate` of the values of x to zero and scales the others, when the module has a `dropout` rng."""
     if rate == 0.0 or not module.has_rng("dropout"):
         return x
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)

@@ -41,15 +41,15 @@ def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arra
 
 @cache
 def normal(scale: float) -> Any:
-    """Returns an initializer that draws from N(0, scale²), jitted and made once for each scale.
+    """Normal initialiser of standard deviation `scale`.
 
-    Whenever a module is called, Flax traces how its parameters would be drawn, to learn their shapes.
+    It is jitted: whenever a module is called, Flax traces how its parameters would be drawn, for their shapes.
     """
     return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
 
 
-def dense(features: int, dtype: Any, scale: float, name: str, use_bias: bool = True) -> nn.Dense:
-    """Returns a linear layer [..., in] -> [..., features] with `product`'s gradients and weights from N(0, scale²)."""
+def dense(features: int, name: str, dtype: Any, stddev: float, bias: bool = True) -> nn.Dense:
+    """A linear layer to `features`, drawn from N(0, stddev²), whose gradients `product` orders."""
     return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, kernel_init=normal(scale), dot_general=dot_general, name=name
+        features, use_bias=bias, dtype=dtype, kernel_init=normal(stddev), dot_general=dot_general, name=name
     )

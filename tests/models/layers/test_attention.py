@@ -52,3 +52,21 @@ def test_weights_that_are_dropped_are_dropped_before_they_meet_the_values():
     only_first = attend(q, k, v, everything, lambda weights: weights.at[..., 1:].set(0.0))
     share = jax.nn.softmax(jnp.einsum("blhd,bshd->bhls", q, k) / D**0.5)[..., 0]
     np.testing.assert_allclose(only_first, jnp.einsum("bhl,bhd->blhd", share, v[:, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(B, 1, 1, S), (B, 1, L, S)])
+def test_heads_that_share_keys_scale_and_soft_cap(shape):
+    rng, mask, groups = np.random.default_rng(4), allowed(shape), 3
+    q = rng.normal(size=(B, L, groups * HEADS, D)).astype(np.float32)
+    k, v = drawn(1, S), drawn(2, S)
+
+    def equation(q, k, v):
+        k, v = (jnp.repeat(a, groups, axis=2) for a in (k, v))
+        scores = 1.5 * jnp.tanh(0.7 * jnp.einsum("blhd,bshd->bhls", q, k) / 1.5)
+        return jnp.einsum("bhls,bshd->blhd", jax.nn.softmax(jnp.where(mask, scores, -1e30)), v)
+
+    ours, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(mask), scale=0.7, softcap=1.5), q, k, v)
+    theirs, their_pull = jax.vjp(equation, q, k, v)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    for grad, wanted in zip(pull(q), their_pull(q), strict=True):
+        np.testing.assert_allclose(grad, wanted, atol=2e-5)

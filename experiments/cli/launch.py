@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from experiments.cli import distributed as joining
+from experiments.cli import distributed
 from experiments.sweeps import executors
 from experiments.sweeps.executors import Executor, Handle
 from experiments.sweeps.processes import Job
@@ -61,7 +61,7 @@ def joined(executor: Executor, index: int) -> Executor:
         folders = [Path(folder) / f"process{index}" if index else Path(folder) for folder in job.folders]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-        command = (*job.command, *joining.flags_of_others())
+        command = (*job.command, *distributed.flags_of_others())
         return executor.submit(job._replace(command=command, folders=tuple(map(str, folders))))
 
     return executor._replace(submit=submit)

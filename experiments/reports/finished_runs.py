@@ -15,7 +15,7 @@ from llm4rec_jax import checksums
 from llm4rec_jax.evaluation.metrics import auc
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.folder import RunFolderError
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import metric_writer
 
 # Columns of per_user_test.parquet, and entries of result.json's metrics, that are no metrics.
 ABOUT_USERS = ("user_id", "targets", "history", "target_popularity")
@@ -25,7 +25,7 @@ _ROW_COLUMNS = ("user_id", "item_id", "label", "score")
 _OF_A_SEED = ("seed", "init_from")
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run.
 
     Attributes:
@@ -59,7 +59,7 @@ class Run(NamedTuple):
         return None if self.pointwise or metric not in self.tested else self.tested[metric].to_numpy()
 
 
-class Found(NamedTuple):
+class RunGroups(NamedTuple):
     """What lies in some folders.
 
     Attributes:
@@ -68,12 +68,12 @@ class Found(NamedTuple):
       specs: configuration files of the sweeps among the folders.
     """
 
-    groups: dict[str, list[Run]]
+    groups: dict[str, list[FinishedRun]]
     unfinished: list[str]
     specs: list[Path]
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> FinishedRun:
     """A finished run.
 
     Raises:
@@ -98,14 +98,14 @@ def read(folder: Path) -> Run:
     try:
         tested = checksums.read_parquet(file)
         history = folder / "metrics.jsonl"
-        records = len(journal.read(history))
+        records = len(metric_writer.read(history))
     except FileNotFoundError:
         raise RunFolderError(f"{file} does not exist, though {folder / 'result.json'} does") from None
     except checksums.Damaged as error:
         raise RunFolderError(str(error)) from error
     if history.exists() and records != result.get("records", records):
         raise RunFolderError(f"{history} is damaged: {records} of its {result['records']} records are left")
-    run = Run(folder, result, data, config, tested, pointwise)
+    run = FinishedRun(folder, result, data, config, tested, pointwise)
     wanted = _ROW_COLUMNS if pointwise else ("user_id",)
     if lost := [name for name in wanted if name not in tested]:
         raise RunFolderError(f"{file} is damaged: it has no column {', '.join(lost)}")
@@ -128,7 +128,7 @@ def read(folder: Path) -> Run:
     return run
 
 
-def find(folders: Sequence[Path], warn: Callable[[str], None]) -> Found:
+def find(folders: Sequence[Path], warn: Callable[[str], None]) -> RunGroups:
     """The runs in folders, each a run's own or a sweep's workdir.
 
     Trials of a sweep are grouped as it says. Other runs are grouped by their configuration without the seed, and a
@@ -160,7 +160,7 @@ def find(folders: Sequence[Path], warn: Callable[[str], None]) -> Found:
             )
     listed += _grouped(loose)
     names = [group for group, _, _ in listed]
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     unfinished, seen = [], set()
     for group, whence, own in listed:
         name = group if names.count(group) == 1 else str(whence if whence in own else whence / group)
@@ -179,10 +179,10 @@ def find(folders: Sequence[Path], warn: Callable[[str], None]) -> Found:
             unfinished.append(name)
     if not groups:
         raise ValueError(f"no run in {', '.join(map(str, folders))} has finished (none has a result.json)")
-    return Found(groups, unfinished, list(dict.fromkeys(specs)))
+    return RunGroups(groups, unfinished, list(dict.fromkeys(specs)))
 
 
-def check_comparable(runs: Iterable[Run]) -> None:
+def check_comparable(runs: Iterable[FinishedRun]) -> None:
     """Every run was evaluated as the first was.
 
     Raises:
@@ -198,7 +198,7 @@ def check_comparable(runs: Iterable[Run]) -> None:
             )
 
 
-def _differing(a: Run, b: Run) -> list[tuple[str, str, str]]:
+def _differing(a: FinishedRun, b: FinishedRun) -> list[tuple[str, str, str]]:
     found = [
         (name, repr(a.data[name]), repr(b.data[name]))
         for name in ("name", "fingerprint", "protocol")
@@ -265,7 +265,7 @@ def _name(folders: Sequence[Path]) -> str:
     return re.sub(r"[-_.]+(seed|s)?[-_.]*\d*$", "", prefix) or names[0]
 
 
-def _check_group(name: str, runs: Sequence[Run], warn: Callable[[str], None]) -> None:
+def _check_group(name: str, runs: Sequence[FinishedRun], warn: Callable[[str], None]) -> None:
     """Runs of a group are of different seeds; what else differs is told."""
     known = [run for run in runs if run.config]
     for i, run in enumerate(known):

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from experiments.reports import page as table_page
-from experiments.reports import render as table_render
-from experiments.reports import runs as table_runs
+from experiments.reports import finished_runs, render
+from experiments.reports import page as html_page
 from experiments.reports.spec import Table
 from experiments.reports.statistics import Statistics, statistics
 
@@ -21,7 +20,7 @@ def markdown(runs: Mapping[str, Path], note: str) -> str:
     Raises:
       ValueError: runs that do not belong in one table, or a damaged one.
     """
-    return f"{table_render.markdown(_statistics(runs)).rstrip()} {note}\n"
+    return f"{render.markdown(_statistics(runs)).rstrip()} {note}\n"
 
 
 def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Mapping[str, Sequence[str]]) -> None:
@@ -37,11 +36,11 @@ def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Map
       ValueError: as `markdown`.
     """
     rows = list(zip_longest(*lists.values(), fillvalue=""))
-    shown = [("Recommendations", table_page.listing(list(lists), rows))]
-    file.write_text(table_page.page(_statistics(runs), title, note, shown), encoding="utf-8")
+    shown = [("Recommendations", html_page.listing(list(lists), rows))]
+    file.write_text(html_page.page(_statistics(runs), title, note, shown), encoding="utf-8")
 
 
 def _statistics(runs: Mapping[str, Path]) -> Statistics:
-    groups = {label: [table_runs.read(folder)] for label, folder in runs.items()}
+    groups = {label: [finished_runs.read(folder)] for label, folder in runs.items()}
     table = Table(costs=("parameters", "time"), spread="interval")
-    return statistics(table, table_runs.Found(groups, [], []), lambda text: None)
+    return statistics(table, finished_runs.RunGroups(groups, [], []), lambda text: None)
