@@ -29,15 +29,6 @@ class ShardLongestAxis(NamedTuple):
 
 Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | ShardLongestAxis]]"
 
-# Megatron's split (Shoeybi et al. 2019, arXiv 1909.08053): projections into heads and into the hidden layer by column,
-# those out of them by row, embeddings by vocabulary.
-BERT_RULES: Rules = (
-    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/kernel", PartitionSpec(None, "model")),
-    (r".*layer_\d+/(attention|ffn)/(query|key|value|up)/bias", PartitionSpec("model")),
-    (r".*layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
-    # A vocabulary that the devices do not divide is cut by width.
-    (r".*/word/embedding", ShardLongestAxis("model")),
-)
 # Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
 ITEM_RULE = (r".*/ids/embedding", ShardLongestAxis("model"))
 USER_TABLE_RULE = (r".*/users/(table/embedding|user|item)", ShardLongestAxis("model"))
@@ -145,7 +136,7 @@ def digest(tree: Any) -> str:
 
 
 def broadcast_from_first(value: bool) -> bool:
-    """What the first process says: the others may see a file of it later than it does."""
+    """Returns the first process's value in every process: the others may see its files later than it does."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 
 from llm4rec_jax.data.batching.batch import NOWHERE, Batch, TokenGroup
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.sharding import BERT_RULES, make_mesh, place, specs
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
+from llm4rec_jax.sharding import make_mesh, place, specs
 from llm4rec_jax.training.placement import place_batch, place_together
 from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
@@ -135,7 +136,7 @@ def test_a_loss_is_the_same_on_every_mesh(loss_of, model):
     loss, params, ids, mask = loss_of
     value, grads = loss(params, ids, mask)
     mesh = make_mesh(model)
-    placed = place(params, mesh, BERT_RULES)
+    placed = place(params, mesh, TRANSFORMER_RULES)
     cut = shard_shapes(placed)
     assert cut["layer_0/ffn/up/kernel"] == (32, 64 // model)
     assert cut["layer_0/ffn/down/kernel"] == (64 // model, 32)

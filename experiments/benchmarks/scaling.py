@@ -56,7 +56,8 @@ def measure(assembly: Assembly, devices: int, model: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(model, jax.devices()[:devices])
     builder, _ = training.batches(assembly, mesh.shape["data"], compact=mesh.size == 1)
     batch = builder(np.arange(assembly.config.train.batch_size), np.random.default_rng(0))
-    rules = sharding.BERT_RULES if model > 1 else ()
+    encoder = assembly.model.encoder
+    rules = encoder.family.sharding_rules if model > 1 and encoder is not None else ()
     compiled = compile_step(assembly, batch, mesh, rules)
     return {"devices": devices, "data": devices // model, "model": model, **analysis(compiled)}
 

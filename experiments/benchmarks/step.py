@@ -15,7 +15,7 @@ from experiments.benchmarks import machine, timing
 from llm4rec_jax import peft
 from llm4rec_jax.data import assets
 from llm4rec_jax.models.encoders import huggingface
-from llm4rec_jax.models.encoders.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig
 from llm4rec_jax.models.encoders.pooling import Mean
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.training.optimizer import optimizer
@@ -110,7 +110,7 @@ def measure(
 class Step:
     """Ours, as `train` makes one: a jitted update whose state is given away."""
 
-    def __init__(self, encoder: Bert, params: Any, method: peft.Peft, delta: Any) -> None:
+    def __init__(self, encoder: Encoder, params: Any, method: peft.Peft, delta: Any) -> None:
         pooling = Mean()
 
         def loss(delta: Any, frozen: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -171,6 +171,6 @@ def encoder_weights(params: Any) -> Any:
     return {name: part for name, part in params.items() if name != "embeddings"}
 
 
-def flops(config: BertConfig, weights: int, tokens: int, length: int, frozen: bool) -> float:
+def flops(config: EncoderConfig, weights: int, tokens: int, length: int, frozen: bool) -> float:
     """Of one training step over so many tokens: 6N + 12 · layers · L · D a token, 4N + … with a frozen base."""
     return tokens * ((4 if frozen else 6) * weights + 12 * config.num_hidden_layers * length * config.hidden_size)

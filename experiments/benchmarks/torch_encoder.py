@@ -10,9 +10,12 @@ from torch import nn
 from transformers import BertModel
 
 from experiments.benchmarks import torch_device
-from llm4rec_jax.models.encoders.huggingface import to_torch_name
-from llm4rec_jax.peft.hf.adapter import torch_name
+from llm4rec_jax.models.encoders.bert import BERT
+from llm4rec_jax.models.encoders.huggingface import names_of
 from llm4rec_jax.trees import flatten
+
+NAMES = names_of(BERT)
+"""Torch's names of our parameters."""
 
 
 def load(folder: Path) -> BertModel:
@@ -31,7 +34,7 @@ def load(folder: Path) -> BertModel:
 def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
     """peft's LoRA at the sites of our arrays, {site: {"a", "b"}}, with them."""
     rank = next(iter(delta.values()))["a"].shape[1]
-    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[torch_name(site) for site in delta])
+    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[NAMES.module(site) for site in delta])
     # Of their own it would have adapters of a base in bfloat16 in float32.
     adapted = hf.get_peft_model(model, config, autocast_adapter_dtype=False)
     arrays = dict(adapted.named_parameters())
@@ -43,7 +46,7 @@ def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
 def lora_name(path: str) -> str:
     """peft's name of `layer_3/attention/query/a`, whose array is the transpose of ours."""
     site, _, leaf = path.rpartition("/")
-    return f"base_model.model.{torch_name(site)}.lora_{leaf.upper()}.default.weight"
+    return f"base_model.model.{NAMES.module(site)}.lora_{leaf.upper()}.default.weight"
 
 
 class Step:
@@ -72,7 +75,7 @@ class Step:
             nn.Module.to(model, torch.bfloat16)
         self._numbers = numbers
         self._paths, self._temperature = list(flatten(delta)), temperature
-        self._name_of = lora_name if method == "lora" else to_torch_name
+        self._name_of = lora_name if method == "lora" else NAMES.tensor
         self._model = with_lora(model, delta) if method == "lora" else model
         self._model.train()
         self._forward = torch.compile(self._model) if compiled else self._model

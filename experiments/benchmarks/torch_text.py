@@ -12,7 +12,6 @@ from torch.nn import functional
 from experiments.benchmarks import torch_device, torch_encoder
 from experiments.benchmarks.torch_device import put
 from experiments.benchmarks.torch_sasrec import SasRec, Sizes, places
-from llm4rec_jax.models.encoders.huggingface import to_torch_name
 from llm4rec_jax.trees import flatten
 
 # Windows whose positions "usual" encodes at a time: 256 would take some 100 GiB.
@@ -77,7 +76,7 @@ class Training:
     ) -> None:
         self._data, self._reading, self._clip, self._dtype = data, reading, clip, dtype
         encoder = torch_encoder.load(folder)
-        names = torch_encoder.lora_name if method == "lora" else to_torch_name
+        names = torch_encoder.lora_name if method == "lora" else torch_encoder.NAMES.tensor
         self._encoder = torch_encoder.with_lora(encoder, delta) if method == "lora" else encoder
         width, (wide, hidden) = params["project/output/kernel"].shape[1], params["project/hidden/kernel"].shape
         length = params["users/position/embedding"].shape[0]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.encoders.bert import Bert
+from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.lightgcn import Edges, LightGcn
 from llm4rec_jax.models.heads import HEADS
@@ -69,7 +69,7 @@ class Recommender(nn.Module):
       tower: on the id embeddings, or None.
     """
 
-    encoder: Bert | None
+    encoder: Encoder | None
     pooling: nn.Module | None
     project: nn.Module | None
     project_prompt: nn.Module | None
@@ -107,24 +107,24 @@ class Recommender(nn.Module):
     def states_below(self, ids: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
         """Token ids [U, L] and mask [U, L] to the hidden states before the encoder's block `layer`, [U, L, W]."""
         assert self.encoder is not None
-        return self.encoder.below(ids, mask, layer)
+        return self.encoder.hidden_states(ids, mask, layer)
 
     def states_of_all(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids [U, L] and mask [U, L] to the hidden states before and after each block, [U, L, S, W]."""
         assert self.encoder is not None
-        return self.encoder.every(ids, mask)
+        return self.encoder.all_hidden_states(ids, mask)
 
     def encode_over(self, states: jax.Array, mask: jax.Array) -> jax.Array:
         """What `encode` gives, [U, W], from the hidden states of all blocks, [U, L, S, W]."""
         assert self.encoder is not None
         assert self.pooling is not None
-        return self.pooling(self.encoder.over(states, mask), mask).astype(jnp.float32)
+        return self.pooling(self.encoder.encode_from(None, states, mask), mask).astype(jnp.float32)
 
     def encode_above(self, states: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
         """What `encode` gives, [U, W], from the hidden states before block `layer`, [U, L, W]."""
         assert self.encoder is not None
         assert self.pooling is not None
-        return self.pooling(self.encoder.above(states, mask, layer), mask).astype(jnp.float32)
+        return self.pooling(self.encoder.encode_from(layer, states, mask), mask).astype(jnp.float32)
 
     def context(self, items: jax.Array, text: jax.Array | None) -> jax.Array:
         """Item rows [U] and their pooled text [U, W] to item embeddings [U, D]."""
@@ -178,7 +178,7 @@ class Recommender(nn.Module):
 
 def recommender(
     *,
-    encoder: Bert | None = None,
+    encoder: Encoder | None = None,
     ids: int | None = None,
     people: int | None = None,
     edges: Edges | None = None,

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from configs import movielens_100k
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.folder import RunFolderError
-from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, USER_TABLE_RULE
+from llm4rec_jax.sharding import FULLY_SHARDED, ITEM_RULE, USER_TABLE_RULE
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,8 @@ from llm4rec_jax.sharding import BERT_RULES, FULLY_SHARDED, ITEM_RULE, USER_TABL
     [
         ("lora", "transformer", 1, None, []),
         ("lora", "transformer", 1, True, [FULLY_SHARDED]),
-        ("lora", "transformer", 2, False, [*BERT_RULES]),
-        ("id+text", "transformer", 2, True, [*BERT_RULES, ITEM_RULE, FULLY_SHARDED]),
+        ("lora", "transformer", 2, False, [*TRANSFORMER_RULES]),
+        ("id+text", "transformer", 2, True, [*TRANSFORMER_RULES, ITEM_RULE, FULLY_SHARDED]),
         ("id", "id", 2, None, [ITEM_RULE, USER_TABLE_RULE]),
         ("id", "graph", 2, True, [USER_TABLE_RULE, FULLY_SHARDED]),
     ],

@@ -11,11 +11,13 @@ import peft as hf
 import torch
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.bert import Bert
+from llm4rec_jax.models.encoders.bert import BERT, Bert
 from llm4rec_jax.peft import Delta, Peft, forward
-from llm4rec_jax.peft.hf.adapter import torch_name
 from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
+
+NAMES = pretrained.names_of(BERT)
+"""Torch's names of our parameters."""
 
 D, N, LENGTH = 24, 3, 7
 MASK = np.arange(LENGTH) < np.array([7, 4, 1])[:, None]
@@ -89,7 +91,7 @@ def tensors(model: torch.nn.Module, start: Delta, layout: Layout, grad: bool = F
 
     def one(site: str, name: str) -> torch.Tensor:
         suffix, ours = layout[name]
-        p = trained.pop(f"base_model.model.{torch_name(site)}.{suffix}")
+        p = trained.pop(f"base_model.model.{NAMES.module(site)}.{suffix}")
         return ours((p.grad if grad else p).detach())
 
     found = {site: {name: one(site, name) for name in arrays} for site, arrays in start.items()}
@@ -122,5 +124,5 @@ def assert_merged(merged: dict[str, Any], model: hf.PeftModel) -> None:
     flat = flatten(merged)
     assert len(flat) == len(theirs)
     for path, a in flat.items():
-        want = theirs[pretrained.to_torch_name(path)].detach().numpy()
+        want = theirs[NAMES.tensor(path)].detach().numpy()
         np.testing.assert_allclose(a, want.T if path.endswith("/kernel") else want, rtol=0, atol=1e-6, err_msg=path)

@@ -11,6 +11,7 @@ from llm4rec_jax.data import assets
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
+from tests.helpers.torch_side import NAMES
 
 ODD = [
     {},
@@ -55,7 +56,7 @@ def test_states_and_all_gradients_equal_torch(tmp_path, config, remat):
     flat = flatten(grads)
     assert len(flat) == len(theirs)
     for path, grad in flat.items():
-        want = theirs[pretrained.to_torch_name(path)]
+        want = theirs[NAMES.tensor(path)]
         want = want.T if path.endswith("/kernel") else want
         # A key's bias moves all of a row's scores alike: its gradient is zero but for rounding.
         scale = max(np.abs(want).max(), 1e-2 * max(np.abs(g).max() for g in theirs.values()))

@@ -12,6 +12,7 @@ from llm4rec_jax.peft import create
 from tests.conftest import random_bert
 from tests.helpers.torch_side import (
     LORA,
+    NAMES,
     D,
     N,
     adapted,
@@ -92,7 +93,7 @@ def test_bitfit_and_full_are_torch_training_those_arrays(ours, name):
 
     def convert(grad: bool) -> dict[str, dict[str, torch.Tensor]]:
         def one(site: str, leaf: str) -> torch.Tensor:
-            p = theirs[pretrained.to_torch_name(f"{site}/{leaf}")]
+            p = theirs[NAMES.tensor(f"{site}/{leaf}")]
             t = (p.grad if grad else p).detach()
             return t.T if leaf == "kernel" else t
 

@@ -8,9 +8,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
-from llm4rec_jax.peft.hf.adapter import torch_name
 from llm4rec_jax.peft.methods.vera import draw_projections
-from tests.helpers.torch_side import N, adapted
+from tests.helpers.torch_side import NAMES, N, adapted
 
 LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}
 ADALORA = {
@@ -79,7 +78,7 @@ def test_targets(ours, name):
     extra = {f"layer_{i}/{module}" for i in range(N) for module in more}
     assert not extra & sites
     modules = adapted(config).get_base_model().named_modules()
-    assert {torch_name(site) for site in sites | extra} == {n for n, m in modules if isinstance(m, BaseTunerLayer)}
+    assert {NAMES.module(site) for site in sites | extra} == {n for n, m in modules if isinstance(m, BaseTunerLayer)}
 
 
 def test_vera_draws_from_the_distributions_of_peft():

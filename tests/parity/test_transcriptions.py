@@ -15,7 +15,7 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create, forward
 from llm4rec_jax.trees import flatten, path_name, unflatten
 from tests.conftest import random_bert
-from tests.helpers.torch_side import IDS, MASK, WEIGHTS, D, N, array, assert_grads, assert_states, run_torch
+from tests.helpers.torch_side import IDS, MASK, NAMES, WEIGHTS, D, N, array, assert_grads, assert_states, run_torch
 
 Tensors = dict[str, Any]
 """Nested as the delta is; its leaves are tensors that want a gradient."""
@@ -201,7 +201,7 @@ def test_k_adapter(ours, layers, blocks, width, heads):
                 for name, p in own.items():
                     p.copy_(draw(*p.shape) + (1.0 if name.endswith("LayerNorm.weight") else 0.0))
             names = {
-                path: pretrained.to_torch_name(f"layer_0/{path}").removeprefix("encoder.layer.0.")
+                path: NAMES.tensor(f"layer_0/{path}").removeprefix("encoder.layer.0.")
                 for path in flatten(ours[1]["layer_0"])
             }
             assert sorted(names.values()) == sorted(own)
@@ -271,9 +271,7 @@ def test_last_k(ours):
             weights[f"encoder.layer.{i}.{name}"] = p.requires_grad_()
     method = create("last_k", {"last_k": {"k": k}})
     start = shapes(ours, method)
-    names = {
-        (site, leaf): pretrained.to_torch_name(f"{site}/{leaf}") for site, arrays in start.items() for leaf in arrays
-    }
+    names = {(site, leaf): NAMES.tensor(f"{site}/{leaf}") for site, arrays in start.items() for leaf in arrays}
     assert sorted(names.values()) == sorted(weights)
     nested: Tensors = {}
     for (site, leaf), name in names.items():

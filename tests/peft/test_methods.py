@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
 
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.peft import METHODS, chain, count, create, forward
-from llm4rec_jax.sharding import BERT_RULES, make_mesh, place
+from llm4rec_jax.sharding import make_mesh, place
 from tests.helpers.small import IDS, MASK, WEIGHTS, D, F, N, P, T, V, encoder, moved, named, prefixed, prompted
 
 
@@ -205,7 +206,7 @@ def test_vmap_over_deltas_equals_one_by_one(case, params):
 def test_mesh_equals_one_device(case, params):
     mesh = make_mesh(model=2)
     assert dict(mesh.shape) == {"data": 4, "model": 2}
-    spread = place(params, mesh, BERT_RULES)
+    spread = place(params, mesh, TRANSFORMER_RULES)
     assert len(spread["layer_0"]["ffn"]["up"]["kernel"].sharding.device_set) == 8
     assert spread["layer_0"]["ffn"]["up"]["kernel"].addressable_shards[0].data.shape == (D, F // 2)
     data = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))

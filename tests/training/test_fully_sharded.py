@@ -14,10 +14,10 @@ from llm4rec_jax import peft
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.sharding import (
-    BERT_RULES,
     FULLY_SHARDED,
     ITEM_RULE,
     USER_TABLE_RULE,
@@ -40,7 +40,7 @@ ALL = (r".*", ShardLongestAxis("data"))
 ONE, EIGHT, BOTH = (
     (make_mesh(devices=jax.devices()[:1]), ()),
     (make_mesh(), (ALL,)),
-    (make_mesh(2), (*BERT_RULES, ITEM_RULE, ALL)),
+    (make_mesh(2), (*TRANSFORMER_RULES, ITEM_RULE, ALL)),
 )
 
 
@@ -143,9 +143,9 @@ def state() -> dict[str, Any]:
 LAYOUTS = {
     "one": ONE,
     "data": (make_mesh(), ()),
-    "model": (make_mesh(4), (*BERT_RULES[:1], ITEM_RULE)),
+    "model": (make_mesh(4), (*TRANSFORMER_RULES[:1], ITEM_RULE)),
     "fully": EIGHT,
-    "both": (make_mesh(2), (*BERT_RULES[:1], ITEM_RULE, ALL)),
+    "both": (make_mesh(2), (*TRANSFORMER_RULES[:1], ITEM_RULE, ALL)),
 }
 
 

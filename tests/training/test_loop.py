@@ -6,7 +6,6 @@ import signal
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,12 +13,13 @@ import pytest
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data.batching.batch import TokenGroup
-from llm4rec_jax.data.batching.builder import training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.graphs.lightgcn import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users.base import USERS
@@ -246,8 +246,8 @@ def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
     objective = jax.jit(Objective(model, method, LOSSES["catalogue"]).__call__)
     values, groups = [], []
     for cost in (0, 10**6):
-        options: Any = {"batch_size": 8, "negatives": "catalogue", "tokens": texts, "group_cost": cost}
-        batch = next(iter(training_batches(split, **options)[1]))
+        options = BatchOptions(batch_size=8, negatives="catalogue", group_cost=cost)
+        batch = next(iter(training_batches(split, options, tokens=texts)[1]))
         groups.append(len(batch.tokens))
         values.append([float(objective(trainable, frozen, batch, jax.random.key(seed))) for seed in range(3)])
     assert groups[0] > 1 == groups[1]
@@ -318,7 +318,7 @@ def test_every_program_of_a_step_is_compiled_once(split, tokens, encoder_folder,
 
 def test_a_model_axis_trains_as_one_device(split, tokens, encoder_folder, tmp_path):
     curves = []
-    for name, mesh, placed in (("one", one_device(), ()), ("eight", sharding.make_mesh(model=4), sharding.BERT_RULES)):
+    for name, mesh, placed in (("one", one_device(), ()), ("eight", sharding.make_mesh(model=4), TRANSFORMER_RULES)):
         train_text(
             split, tokens, encoder_folder, tmp_path / name, "lora", mesh=mesh, rules=placed, steps=6, dropout=False,
             log_every=1,

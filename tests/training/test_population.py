@@ -11,6 +11,7 @@ from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.splits.protocols import few_shot
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training import metric_writer as journal
 from llm4rec_jax.training.loop import train, train_together
@@ -185,6 +186,6 @@ def test_what_cannot_be_trained_together(split, text, tmp_path):
     with pytest.raises(ValueError, match="do not share what is frozen"):
         train_together(model, chosen, runs, **OPTIONS, tokens=tokens, mesh=mesh())
     with pytest.raises(ValueError, match="with whole parameters"):
-        train_together(model, chosen, runs, **OPTIONS, tokens=tokens, mesh=mesh(2), rules=sharding.BERT_RULES)
+        train_together(model, chosen, runs, **OPTIONS, tokens=tokens, mesh=mesh(2), rules=TRANSFORMER_RULES)
     with pytest.raises(TypeError, match="learning_rat"):
         train(model, chosen, start, split, tmp_path / "c", learning_rat=1.0)

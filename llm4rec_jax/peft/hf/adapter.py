@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.base import Family, families
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, sites
@@ -25,8 +26,6 @@ Shapes = dict[str, tuple[Size, ...] | None]
 """Of arrays by name; None is any shape."""
 
 ROOT = "base_model.model."
-POOLER = "pooler.dense"
-"""Torch's BERT may have one; no hidden state depends on it, so what an adapter holds for it is of no use here."""
 AGAIN = "save it again with peft's save_pretrained, or fetch it again"
 INSTEAD = "merge it in peft (merge_and_unload), save the model that results and start from that"
 
@@ -44,13 +43,14 @@ _HARMLESS = {
 
 
 class Modules(NamedTuple):
-    """The modules of a BERT that an adapter can change.
+    """The modules of an encoder that an adapter can change.
 
     Attributes:
       linear, norms: torch's names to sites.
       sizes: of the sites, (in, out) of a linear layer and (width,) of a norm.
       depth: the number of blocks; without parameters, as many as the arrays speak of.
       width: D.
+      family: the encoder's.
     """
 
     linear: dict[str, str]
@@ -58,42 +58,58 @@ class Modules(NamedTuple):
     sizes: dict[str, tuple[Size, ...]]
     depth: int
     width: Size
+    family: Family
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Modules that torch's model may have and no hidden state depends on; nor is what an adapter holds for them."""
+        return self.family.unused_modules
+
+    def torch_name(self, site: str) -> str:
+        """`layer_3/attention/query` to `encoder.layer.3.attention.self.query`."""
+        return pretrained.names_of(self.family).module(site)
 
 
-def modules_of(params: Params) -> Modules:
-    """Those of an encoder's parameters."""
+def modules_of(params: Params, family: Family | None = None) -> Modules:
+    """Those of an encoder's parameters, whose family is found by their names unless it is given."""
     linear = {site: tuple(arrays["kernel"].shape) for site, arrays in sites(params, "kernel").items()}
     norms = {site: tuple(arrays["scale"].shape) for site, arrays in sites(params, "scale").items()}
     try:
         width = params["embeddings"]["word"]["embedding"].shape[1]
-        return _modules(linear, norms, width)
-    except (pretrained.PretrainedError, KeyError) as error:
+        return _modules(linear, norms, width, family or pretrained.family_of(params))
+    except (ValueError, KeyError) as error:
         raise InterchangeError(
-            f"these are not the parameters of a BERT encoder, but {some(params)}: give those of the encoder alone, "
-            "params['encoder'] of a recommender"
+            f"these are not the parameters of an encoder, but {some(params)} ({error}): give those of the encoder "
+            "alone, params['encoder'] of a recommender"
         ) from error
 
 
 def modules_spoken_of(keys: Iterable[str]) -> Modules:
-    """Those of the smallest BERT that has every block in the names of arrays."""
-    layer = re.compile(re.escape(ROOT) + r"encoder\.layer\.([0-9]{1,3})\.")
-    depth = max((int(found[1]) + 1 for key in keys if (found := layer.match(key))), default=0)
-    sizes = {f"attention/{name}": ("width", "width") for name in ("query", "key", "value", "output")}
-    sizes |= {"ffn/up": ("width", "inner"), "ffn/down": ("inner", "width")}
-    linear = {f"layer_{i}/{name}": size for i in range(depth) for name, size in sizes.items()}
-    norms = {f"layer_{i}/{name}": ("width",) for i in range(depth) for name in ("attention_norm", "ffn_norm")}
-    return _modules(linear, {"embeddings/norm": ("width",), **norms}, "width")
+    """Those of the smallest encoder that has every block in the names of arrays, of the family that knows most."""
+    keys = [key.removeprefix(ROOT) for key in keys]
+
+    def sites_in(family: Family) -> list[str]:
+        names = pretrained.names_of(family)
+        return [site for key in keys if (site := names.site(key)) is not None]
+
+    family = max(families().values(), key=lambda family: len(sites_in(family)))
+    numbers = [int(found[1]) for site in sites_in(family) if (found := re.match(r"layer_(\d{1,3})/", site))]
+    depth, has = max(numbers, default=-1) + 1, family.sites
+    into, key, inner = ("query", "key", "inner") if has.grouped else ("width", "width", "inner")
+    sizes: dict[str, tuple[Size, ...]] = {
+        "query": ("width", into), "key": ("width", key), "value": ("width", key), "output": (into, "width"),
+        "gate": ("width", inner), "up": ("width", inner), "down": (inner, "width"),
+    }  # fmt: skip
+    linear = {f"layer_{i}/{site}": sizes[name] for i in range(depth) for name, site in has.linear.items()}
+    norms = {f"layer_{i}/{name}": ("width",) for i in range(depth) for name in has.norms}
+    return _modules(linear, {"embeddings/norm": ("width",), **norms}, "width", family)
 
 
-def _modules(linear: dict[str, Any], norms: dict[str, Any], width: Size) -> Modules:
+def _modules(linear: dict[str, Any], norms: dict[str, Any], width: Size, family: Family) -> Modules:
     blocks = {site.split("/")[0] for site in linear}
-    named, named_norms = ({torch_name(site): site for site in kind} for kind in (linear, norms))
-    return Modules(named, named_norms, linear | norms, len(blocks), width)
-
-
-def torch_name(site: str) -> str:
-    """`layer_3/attention/query` to `encoder.layer.3.attention.self.query`."""
-    return pretrained.to_torch_name(f"{site}/kernel").removesuffix(".weight")
+    names = pretrained.names_of(family)
+    named, named_norms = ({names.module(site): site for site in kind} for kind in (linear, norms))
+    return Modules(named, named_norms, linear | norms, len(blocks), width, family)
 
 
 def some(names: Iterable[Any]) -> str:
@@ -175,7 +191,7 @@ class Fields:
         endings = {module: {module, *(module[m.end() :] for m in re.finditer(r"\.", module))} for module in available}
         if isinstance(target, list):
             if stray := sorted(set(target) - set().union(*endings.values())):
-                raise self.error(f"{name} lists what no module of this BERT is called: {some(stray)}")
+                raise self.error(f"{name} lists what no module of this encoder is called: {some(stray)}")
             matched = [module for module, own in endings.items() if not own.isdisjoint(target)]
         elif target.lower() == "all-linear":
             return list(linear)
@@ -185,7 +201,7 @@ class Fields:
             except (re.error, RecursionError, OverflowError) as error:
                 raise self.error(f"{name} {short(target)} is not a regular expression ({error})") from error
         if not matched:
-            raise self.error(f"{name} {short(target)} matches no module of this BERT")
+            raise self.error(f"{name} {short(target)} matches no module of this encoder")
         return matched
 
 
@@ -224,10 +240,11 @@ class Adapter(NamedTuple):
           beside: arrays that belong to no module.
           norms: the modules are norms and not linear layers.
         """
-        linear = [*self.modules.linear, POOLER]
+        unused = self.modules.unused
+        linear = [*self.modules.linear, *unused]
         matched = self.fields.matching("target_modules", [*linear, *self.modules.norms], linear)
         kind = self.modules.norms if norms else self.modules.linear
-        if stray := [name for name in matched if name not in kind and (norms or name != POOLER)]:
+        if stray := [name for name in matched if name not in kind and (norms or name not in unused)]:
             raise self.fields.error(f"target_modules includes what this type is not read for: {some(stray)}", INSTEAD)
         own = {name: shapes(name, self.modules.sizes[kind[name]]) for name in matched if name in kind}
         if not own:
@@ -235,8 +252,8 @@ class Adapter(NamedTuple):
         expected: Shapes = dict.fromkeys(beside)
         for name, arrays in own.items():
             expected |= {f"{ROOT}{name}.{leaf}": shape for leaf, shape in arrays.items()}
-        pooler = shapes(POOLER, ("pooler", "pooler")) if POOLER in matched else ()
-        self.expect(expected, {f"{ROOT}{POOLER}.{leaf}" for leaf in pooler})
+        beyond = {name: shapes(name, ("unused", "unused")) for name in unused if name in matched}
+        self.expect(expected, {f"{ROOT}{name}.{leaf}" for name, arrays in beyond.items() for leaf in arrays})
         return {
             kind[name]: {leaf: self.tensors[f"{ROOT}{name}.{leaf}"] for leaf in arrays} for name, arrays in own.items()
         }
@@ -289,12 +306,14 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names)) or r"(?!)"
 
 
-def targets(delta: Mapping[str, Any]) -> dict[str, Any]:
-    return {"target_modules": sorted(map(torch_name, delta))}
+def targets(delta: Mapping[str, Any], modules: Modules) -> dict[str, Any]:
+    return {"target_modules": sorted(map(modules.torch_name, delta))}
 
 
-def by_torch_name(delta: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Tensors:
+def by_torch_name(delta: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], modules: Modules) -> Tensors:
     """{site: {name: array}} to peft's names, matrices transposed."""
     return {
-        f"{ROOT}{torch_name(site)}.{names[name]}": array.T for site, own in delta.items() for name, array in own.items()
+        f"{ROOT}{modules.torch_name(site)}.{names[name]}": array.T
+        for site, own in delta.items()
+        for name, array in own.items()
     }

@@ -22,7 +22,6 @@ from llm4rec_jax.peft.hf.adapter import (
     some,
     targets,
     to_delta,
-    torch_name,
 )
 from llm4rec_jax.peft.hf.low_rank import read_adalora, read_lora, read_vera, write_adalora, write_lora, write_vera
 from llm4rec_jax.peft.methods.prefix import plain
@@ -46,7 +45,7 @@ def _read_ia3(adapter: Adapter) -> tuple[Peft, Delta]:
             raise fields.error(f"feedforward_modules is not a regular expression ({error})") from error
 
     found = adapter.by_site(lambda name, size: {"ia3_l": (1, size[0]) if scales_input(name) else (size[1], 1)})
-    feedforward = [site for site in found if scales_input(torch_name(site))]
+    feedforward = [site for site in found if scales_input(adapter.modules.torch_name(site))]
     method = build(adapter, "ia3", target=one_of(found), feedforward=one_of(feedforward))
     return method, to_delta({site: {"scale": own["ia3_l"].reshape(-1)} for site, own in found.items()})
 
@@ -56,8 +55,8 @@ def _write_ia3(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Wr
     arrays = {
         site: {"scale": own["scale"][:, None] if site in inputs else own["scale"][None]} for site, own in delta.items()
     }
-    fields = {"peft_type": "IA3", "feedforward_modules": sorted(map(torch_name, inputs))}
-    return Written(fields | targets(delta), by_torch_name(arrays, {"scale": "ia3_l"}))
+    fields = {"peft_type": "IA3", "feedforward_modules": sorted(map(modules.torch_name, inputs))}
+    return Written(fields | targets(delta, modules), by_torch_name(arrays, {"scale": "ia3_l"}, modules))
 
 
 def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
@@ -85,7 +84,7 @@ def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
             width = known.setdefault(width, max(shape[0] * block, 1))
         number, block = _blocks(width, count, size)
         if shape != (wanted := (number, block * (block - 1) // 2)):
-            raise adapter.misshapen(f"{ROOT}{torch_name(site)}.oft_R.weight", wanted)
+            raise adapter.misshapen(f"{ROOT}{adapter.modules.torch_name(site)}.oft_R.weight", wanted)
         blocks.add(block)
     if len(blocks) > 1:
         raise adapter.error(f"modules have blocks of {some(sorted(blocks))}, and one size for all can be read", INSTEAD)
@@ -111,8 +110,8 @@ def _write_oft(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Wr
         "num_cayley_neumann_terms": options["neumann"] or 5,
         "bias": "none",
     }
-    tensors = {f"{ROOT}{torch_name(site)}.oft_R.weight": own["skew"] for site, own in delta.items()}
-    return Written(fields | targets(delta), tensors)
+    tensors = {f"{ROOT}{modules.torch_name(site)}.oft_R.weight": own["skew"] for site, own in delta.items()}
+    return Written(fields | targets(delta, modules), tensors)
 
 
 _NORM = {"scale": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}
@@ -127,7 +126,7 @@ def _read_layernorm(adapter: Adapter) -> tuple[Peft, Delta]:
 
 
 def _write_layernorm(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
-    return Written({"peft_type": "LN_TUNING", **targets(delta)}, by_torch_name(delta, _NORM))
+    return Written({"peft_type": "LN_TUNING", **targets(delta, modules)}, by_torch_name(delta, _NORM, modules))
 
 
 # --------------------------------------------------------------------------------------------------- prefix and prompt

@@ -12,7 +12,6 @@ import numpy as np
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
     INSTEAD,
-    POOLER,
     ROOT,
     Adapter,
     Fields,
@@ -27,7 +26,6 @@ from llm4rec_jax.peft.hf.adapter import (
     short,
     targets,
     to_delta,
-    torch_name,
 )
 from llm4rec_jax.peft.methods.vera import draw_projections
 from llm4rec_jax.peft.sites import Delta
@@ -78,14 +76,14 @@ def write_lora(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Wr
         "use_rslora": options.get("rslora", False),
         "use_dora": any("magnitude" in own for own in delta.values()),
     }
-    return Written(fields | _lora_fields(options, delta), by_torch_name(delta, _LORA))
+    return Written(fields | _lora_fields(options, delta, modules), by_torch_name(delta, _LORA, modules))
 
 
-def _lora_fields(options: Mapping[str, Any], delta: Delta) -> dict[str, Any]:
+def _lora_fields(options: Mapping[str, Any], delta: Delta, modules: Modules) -> dict[str, Any]:
     alpha = options["alpha"]
     # peft calls it an integer.
     whole = int(alpha) if float(alpha).is_integer() else alpha
-    return {"lora_alpha": whole, "lora_dropout": options["dropout"], "bias": "none", **targets(delta)}
+    return {"lora_alpha": whole, "lora_dropout": options["dropout"], "bias": "none", **targets(delta, modules)}
 
 
 # ------------------------------------------------------------------------------------------------------------- adalora
@@ -124,8 +122,8 @@ def _kept(fields: Fields, modules: Modules, init_rank: int) -> dict[str, int]:
     for name, marks in pattern.items():
         if not isinstance(marks, list) or len(marks) != init_rank or not all(isinstance(m, bool) for m in marks):
             raise fields.error(f"rank_pattern of {short(name)} is not a list of {init_rank} times true or false")
-        if not name.endswith(".lora_E") or name.removesuffix(".lora_E") not in [*modules.linear, POOLER]:
-            raise fields.error(f"rank_pattern speaks of {short(name)}, which no module of this BERT is called")
+        if not name.endswith(".lora_E") or name.removesuffix(".lora_E") not in [*modules.linear, *modules.unused]:
+            raise fields.error(f"rank_pattern speaks of {short(name)}, which no module of this encoder is called")
     return {name.removesuffix(".lora_E"): sum(marks) for name, marks in pattern.items()}
 
 
@@ -152,13 +150,13 @@ def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         # Triplets that our pruning has set to zero are written as such. What comes from peft may have fewer; they are
         # filled up with zeros, since peft warns of the rank_pattern that it writes itself.
         fill = options["init_rank"] - len(own["lambda"])
-        name = f"{ROOT}{torch_name(site)}"
+        name = f"{ROOT}{modules.torch_name(site)}"
         tensors |= {
             f"{name}.lora_A": np.pad(own["p"].T, ((0, fill), (0, 0))),
             f"{name}.lora_E": np.pad(own["lambda"][:, None], ((0, fill), (0, 0))),
             f"{name}.lora_B": np.pad(own["q"].T, ((0, 0), (0, fill))),
         }
-    return Written(fields | _lora_fields(options, delta), tensors)
+    return Written(fields | _lora_fields(options, delta, modules), tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------- vera
@@ -184,7 +182,9 @@ def read_vera(adapter: Adapter) -> tuple[Peft, Delta]:
     known = [size if isinstance(size, int) else outs.get(size) for size, _ in sizes]
     need = (rank, max((size for size in known if size), default=1)), (max(outs.values()), rank)
     # They have the largest size; a pooler's may be larger, and without an encoder some sizes are not known.
-    exact = None not in known and not any(key.startswith(ROOT + POOLER) for key in adapter.tensors)
+    exact = None not in known and not any(
+        key.startswith(ROOT + name) for key in adapter.tensors for name in adapter.modules.unused
+    )
     for name, array, shape in zip(_PROJECTIONS, (a, b), need, strict=True):
         fits = array.ndim == 2 and all(got >= size for got, size in zip(array.shape, shape, strict=True))
         axis = 0 if name == _PROJECTIONS[0] else 1
@@ -216,5 +216,5 @@ def write_vera(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Wr
         "d_initial": options["d_initial"],
         "bias": "none",
     }
-    tensors = by_torch_name(delta, _VERA) | dict(zip(_PROJECTIONS, (a.T, b.T), strict=True))
-    return Written(fields | targets(delta), tensors)
+    tensors = by_torch_name(delta, _VERA, modules) | dict(zip(_PROJECTIONS, (a.T, b.T), strict=True))
+    return Written(fields | targets(delta, modules), tensors)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from llm4rec_jax import checksums
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.bert import Bert
+from llm4rec_jax.models.encoders.base import Encoder, Family
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
@@ -79,6 +79,7 @@ def save(
     *,
     base: str = "",
     others: Mapping[str, Any] | None = None,
+    family: Family | None = None,
 ) -> Path:
     """Writes a folder that `peft.PeftModel.from_pretrained(model, path)` opens with equal outputs.
 
@@ -89,6 +90,7 @@ def save(
       params: the encoder's parameters. Their digest is noted, so that `load` can tell another encoder.
       base: the encoder's folder or hub name, for peft's base_model_name_or_path.
       others: arrays of the recommender's other parts, nested dictionaries, for `recommender.safetensors`.
+      family: the encoder's, `encoder.family`; needed only where several have parameters of the same names.
 
     Raises:
       InterchangeError: peft has no such method, or the delta is not this method's or not finite.
@@ -102,7 +104,7 @@ def save(
             f"peft has no counterpart of the method {method.name!r}, only of {', '.join(WRITERS)}: {instead}"
         )
     params = jax.tree.map(jnp.asarray, dict(params))
-    modules = modules_of(params)
+    modules = modules_of(params, family)
     _check_delta(method, delta, params)
     written = WRITERS[method.name](method.options, jax.tree.map(_host, delta), modules)
     fields = {
@@ -134,7 +136,13 @@ def save(
     return folder
 
 
-def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base: bool = False) -> Loaded:
+def load(
+    path: str | os.PathLike[str],
+    params: Params | None = None,
+    *,
+    any_base: bool = False,
+    family: Family | None = None,
+) -> Loaded:
     """Reads a folder that `save` or peft's `save_pretrained` has written.
 
     Args:
@@ -142,6 +150,7 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
       params: the parameters of the encoder that it is for. With them all modules and shapes are compared; without, only
         what the folder says of itself.
       any_base: also when it was made over other parameters of the same shapes.
+      family: the encoder's, as in `save`.
 
     Raises:
       InterchangeError: the folder is damaged, or says something that has no counterpart here.
@@ -166,7 +175,7 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
                 f"{folder / WEIGHTS} was made over an encoder with digest {recorded[:12]}…, but the one at hand has "
                 f"{here[:12]}…: give the encoder that it was trained with, or any_base=True"
             )
-    modules = modules_spoken_of(tensors) if params is None else modules_of(params)
+    modules = modules_spoken_of(tensors) if params is None else modules_of(params, family)
     with np.errstate(over="ignore"):
         tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
     method, delta = READERS[kind](Adapter(fields, folder / WEIGHTS, tensors, modules))
@@ -175,7 +184,7 @@ def load(path: str | os.PathLike[str], params: Params | None = None, *, any_base
 
 def merge(
     path: str | os.PathLike[str],
-    encoder: Bert,
+    encoder: Encoder,
     params: Params,
     method: Peft,
     delta: Delta,
@@ -186,7 +195,7 @@ def merge(
 ) -> Path:
     """Writes the encoder with the method folded in, as a model of its own.
 
-    `transformers.BertModel.from_pretrained(path)` has the same states, and, when a tokenizer is given,
+    `transformers.AutoModel.from_pretrained(path)` has the same states, and, when a tokenizer is given,
     `sentence_transformers.SentenceTransformer(path)` the same pooled vectors.
 
     Args:
