@@ -29,7 +29,7 @@ class ShardLongestAxis(NamedTuple):
 
 Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | ShardLongestAxis]]"
 
-# Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
+# Tables of vectors that are trained: of items, and of users where the user model is "mf" or "lightgcn".
 ITEM_RULE = (r".*/ids/embedding", ShardLongestAxis("model"))
 USER_TABLE_RULE = (r".*/users/(table/embedding|user|item)", ShardLongestAxis("model"))
 # Fully sharded (Rajbhandari et al. 2020, ZeRO stage 3, arXiv 1910.02054): every device that has examples of its own

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from llm4rec_jax.peft.core import Peft, chain
@@ -17,15 +17,13 @@ class Methods(Registry[Callable[..., Peft]]):
         super().__init__("parameter-efficient method")
         self.papers: dict[str, str] = {}
 
-    def register(
-        self, name: str, paper: str = "", *, aliases: Iterable[str] = ()
-    ) -> Callable[[Registered], Registered]:
+    def register(self, name: str, paper: str = "", **former: Any) -> Callable[[Registered], Registered]:
         """Returns a decorator that registers a function from keyword arguments to a `Peft`.
 
         Args:
           name: The method's name in configurations.
           paper: The paper that defines the method.
-          aliases: Former names, which still find the method.
+          former: Former names of the method and its options; see `Registry.register`.
 
         Raises:
           ValueError: the name is taken.
@@ -41,7 +39,7 @@ class Methods(Registry[Callable[..., Peft]]):
                 given.apply_defaults()
                 return make(*args, **options)._replace(name=name, options=dict(given.arguments))
 
-            super(Methods, self).register(name, aliases=aliases)(remembering)
+            super(Methods, self).register(name, **former)(remembering)
             self.papers[name] = paper
             return cast(Registered, remembering)
 
