@@ -6,7 +6,6 @@ items.npy is float32 [I, D], what the scoring head compares user embeddings with
 in order.
 """
 
-import io
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from absl import flags
 
 from experiments.cli import command
 from experiments.cli.console import visible
-from llm4rec_jax import checksums
+from llm4rec_jax.io import replacing, write_text, writing
 from llm4rec_jax.runs.results import restored_scorer
 
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
@@ -30,13 +29,13 @@ def main() -> None:
     vectors = scorer.item_embeddings().astype(np.float32)
     if jax.process_index():
         return
-    ids, content = out.with_suffix(".ids.json"), io.BytesIO()
-    np.save(content, vectors)
+    ids = out.with_suffix(".ids.json")
     # A command that is killed on the way leaves vectors without ids, and never with those of other items.
-    with checksums.writing(ids):
+    with writing(ids):
         ids.unlink(missing_ok=True)
-    checksums.replace(out, content.getvalue())
-    checksums.replace(ids, (json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n").encode())
+    with replacing(out) as scratch:
+        np.save(scratch, vectors)
+    write_text(ids, json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n")
     print(visible(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}"))
 
 

@@ -24,7 +24,7 @@ from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
 from experiments.sweeps.trials import Study, TrialRun
-from llm4rec_jax import checksums
+from llm4rec_jax.io import write_text
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.locks import Lock
 
@@ -85,7 +85,7 @@ def main() -> None:
     if index == 0 and any(run.finished for run in runs):
         try:
             table = tables.of_sweep(workdir, Path(study.file))
-            checksums.replace(workdir / "table.md", table.encode())
+            write_text(workdir / "table.md", table)
             rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
             # The outcome of the trials is printed first.

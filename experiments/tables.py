@@ -19,7 +19,7 @@ from experiments.reports.page import page
 from experiments.reports.render import latex, markdown, tidy
 from experiments.reports.spec import COSTS, Table, load_table
 from experiments.reports.statistics import Statistics, statistics
-from llm4rec_jax import checksums
+from llm4rec_jax.io import write_text, writing
 from llm4rec_jax.registry import unknown_name
 
 __all__ = ["COSTS", "Table", "of_folders", "of_sweep"]
@@ -78,9 +78,9 @@ def main(folders: list[str]) -> None:
     if out is None:
         print(text, end="")
     else:
-        with checksums.writing(Path(out)):
+        with writing(Path(out)):
             Path(out).parent.mkdir(parents=True, exist_ok=True)
-        checksums.replace(Path(out), text.encode())
+        write_text(Path(out), text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from llm4rec_jax.checksums import Damaged, writing
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.io import writing
 
 _SEAL = "sha256"
 

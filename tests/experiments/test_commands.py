@@ -151,12 +151,12 @@ count, killed = int(sys.argv.pop()), sys.argv.pop() == "killed"
 items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
 scorer = Namespace(item_embeddings=lambda: np.zeros((count, 2)))
 encode.restored_scorer = lambda workdir: (Namespace(dataset=Namespace(items=items)), scorer)
-replace = encode.checksums.replace
-def replace_once(path, content):
-    replace(path, content)
+write_text = encode.write_text
+def write_ids(path, text):
     if killed:
         raise SystemExit(9)
-encode.checksums.replace = replace_once
+    write_text(path, text)
+encode.write_text = write_ids
 flags.FLAGS(sys.argv)
 encode.main()
 """
