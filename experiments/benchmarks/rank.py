@@ -64,8 +64,8 @@ def draw(users: int, items: int, width: int, history: int) -> Case:
     # Steps of at least one between sorted draws keep a user's items apart.
     chosen = np.sort(rng.integers(items - history, size=(users, history + 1)), axis=1) + np.arange(history + 1)
     chosen = rng.permuted(chosen, axis=1).astype(np.int32)
-    users, items = vectors
-    return Case(users, items, chosen[:, -1], chosen[:, :-1])
+    user_vectors, item_vectors = vectors
+    return Case(user_vectors, item_vectors, chosen[:, -1], chosen[:, :-1])
 
 
 def ours(case: Case) -> Callable[[], np.ndarray]:

@@ -169,7 +169,7 @@ def _before_overrides(arguments: Sequence[str]) -> ConfigDict:
     given = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(arguments))
     if given is None or "config" not in flags.FLAGS or not is_config_flag(flags.FLAGS["config"]):
         return ConfigDict()
-    return flags.FLAGS["config"].parser.parse(given[1])
+    return flags.FLAGS["config"].parser.parse(given[1]) or ConfigDict()
 
 
 def _keep_memory() -> None:

@@ -60,7 +60,7 @@ def enable() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # jax has no other way to choose the cache.
-    jax._src.compilation_cache.LRUCache = SealedCache
+    jax._src.compilation_cache.LRUCache = SealedCache  # pyright: ignore[reportPrivateImportUsage]
     # With a size there is a lock, too: others never read what is half written.
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     # By default what compiles within a second is compiled every time, and a run has a hundred such programs.

@@ -46,7 +46,7 @@ def merge_options(
       ({'user': 'uid'}, "config.data.options: user was 'u', is 'uid'; sep dropped")
     """
     held = _lookup(config, key).to_dict()
-    selector = _NAMED_BY.get(key)
+    selector = _NAMED_BY.get(key, "")
     other = selector in overrides and str(overrides[selector]) != str(_lookup(config, selector))
     table = ConfigDict({} if other or not given else held)
     table.update(ConfigDict(dict(given)))
@@ -131,7 +131,7 @@ def _literal(text: str | None) -> Any:
         return None
 
 
-def _lookup(config: Any, key: str | None) -> Any:
+def _lookup(config: Any, key: str) -> Any:
     """Returns the value of a dotted key; None where the configuration has no such key."""
     for name in key.split(".") if key else ():
         config = config[name] if isinstance(config, ConfigDict) and name in config else None

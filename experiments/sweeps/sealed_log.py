@@ -36,19 +36,14 @@ class SealedLog(BaseJournalBackend):
             content = self._file.read()
             self._file.truncate(content.rfind(b"\n") + 1)
         for number, line in enumerate(content.split(b"\n")[:-1], 1):
-            try:
-                log = json.loads(line)
-                seal = log.pop(_SEAL, None)
-                sound = seal == self._next_seal(log) or (seal is None and not self._seal)
-            except (ValueError, AttributeError):
-                sound = False
-            if not sound:
+            log, seal = _parse(line)
+            if log is None or (seal != self._next_seal(log) and (seal or self._seal)):
                 self.close()
                 raise Damaged(
                     f"{path} is damaged, or was changed by hand, in line {number}: bring it back from a copy, or "
                     "search in another --workdir"
                 )
-            self._seal = seal or ""
+            self._seal = seal
             self._logs.append(log)
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
@@ -70,3 +65,12 @@ class SealedLog(BaseJournalBackend):
 
     def _next_seal(self, log: Any) -> str:
         return hashlib.sha256((self._seal + json.dumps(log, sort_keys=True)).encode()).hexdigest()
+
+
+def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """Returns an entry and its seal, "" without one; (None, "") for a line that holds no entry."""
+    try:
+        log = json.loads(line)
+    except ValueError:
+        return None, ""
+    return (log, str(log.pop(_SEAL, ""))) if isinstance(log, dict) else (None, "")

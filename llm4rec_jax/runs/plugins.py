@@ -24,7 +24,8 @@ def names(config: Any) -> list[str]:
       []
     """
     # Run folders of older versions have no such key.
-    return (config.get("imports") or "").split()
+    imports: str = config.get("imports") or ""
+    return imports.split()
 
 
 def load(modules: Iterable[str], workdir: Path | None = None) -> None:
