@@ -11,7 +11,7 @@ from llm4rec_jax.runs import folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.run import assemble
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.task import Params, partition_params
 
 
@@ -34,7 +34,7 @@ def restore(workdir: Path) -> tuple[Assembly | RatingAssembly, Params]:
     assembly = assemble(config)
     folder.check_data(assembly, workdir)
     params = partition_params(assembly.method, assembly.params(), jax.random.key(0))
-    checkpoints = Checkpoints(workdir, digest(params.frozen))
+    checkpoints = Checkpoints(workdir, sharding.digest(params.frozen))
     # Once there is a result, it is of that state, whatever became of `last` since.
     ended = workdir / "result.json"
     best = (folder.read(ended) if ended.exists() else checkpoints.record("last"))["best_step"]

@@ -13,7 +13,7 @@ from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
 from llm4rec_jax.runs.schema import resolve
-from llm4rec_jax.sharding import agreed
+from llm4rec_jax.sharding import broadcast_from_first
 from llm4rec_jax.training.loop import train
 from llm4rec_jax.training.metric_writer import MetricWriter, WandbWriter
 from llm4rec_jax.training.task import TrainResult
@@ -26,7 +26,7 @@ def assemble(config: Any) -> Assembly | RatingAssembly:
       ValueError: A key or a value is wrong; the message names it.
     """
     config = resolve(config)
-    plugins.load(config)
+    plugins.load(plugins.names(config))
     kind = RatingAssembly if config.data.source in sources.LABELED_SOURCES else Assembly
     return kind(config)
 
@@ -52,7 +52,7 @@ def run(
     config = resolve(config)
     with folder.locked(workdir):
         folder.open_for(config, workdir)
-        if agreed((workdir / "result.json").exists()):
+        if broadcast_from_first((workdir / "result.json").exists()):
             return folder.read(workdir / "result.json")
         assembly = assemble(config)
         if config.baseline.name is not None:

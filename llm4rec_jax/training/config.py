@@ -1,6 +1,7 @@
 """Options of a training run."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from llm4rec_jax.options import check, option
@@ -80,7 +81,9 @@ class TrainConfig:
         for pair in self.scales.split():
             pattern, _, factor = pair.rpartition("=")
             try:
-                factors[pattern] = float(factor)
+                factors[re.compile(pattern).pattern] = float(factor)
             except ValueError:
                 raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
+            except re.error as error:
+                raise ValueError(f"config.train.scales: {pattern!r} is no regular expression: {error}") from None
         return factors

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm4rec_jax import sharding
+from llm4rec_jax import sharding, trees
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.training import throughput
-from llm4rec_jax.training.checkpoint import digest
 from llm4rec_jax.training.compiled_steps import CompiledSteps
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import MetricWriter
@@ -78,7 +77,10 @@ def run_loop(
 
     # ------------------------------------------------------------------------------------------------------ parameters
     params = task.init(jax.random.fold_in(jax.random.key(config.seed), 1))
-    base, sizes = digest(params.frozen), tuple(map(count, (params.trainable, params.trainable["delta"], params.frozen)))
+    base, sizes = (
+        sharding.digest(params.frozen),
+        tuple(map(count, (params.trainable, params.trainable["delta"], params.frozen))),
+    )
     step_of = make_step(task, config, params.trainable)
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
     trainable = jax.tree.map(jnp.copy, params.trainable)
@@ -191,7 +193,7 @@ def check_outcome(
       RuntimeError: A frozen array has changed.
       ValueError: Nothing of the delta has moved.
     """
-    if digest(frozen) != base:
+    if sharding.digest(frozen) != base:
         raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
     unmoved = unchanged_params(initial, trainable)
     if not unmoved:
@@ -208,4 +210,4 @@ def check_outcome(
 def unchanged_params(before: Any, after: Any) -> list[str]:
     """Returns the paths of the arrays that are equal bit by bit in two trees; `before` is on this host."""
     pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
-    return [sharding.path_name(path) for (path, old), new in pairs if np.array_equal(old, sharding.fetch(new))]
+    return [trees.path_name(path) for (path, old), new in pairs if np.array_equal(old, sharding.fetch(new))]

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm4rec_jax.checksums import Damaged, replace, writing
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.io import write_bytes, writing
 
 _CHECK = "check"
 _REMEDY = "bring it back from a copy, or remove it to go on without its records, and without their seconds"
@@ -56,7 +57,7 @@ class JsonLinesWriter:
             )
         self.file, self.records, self._link = file, 0, ""
         self.seconds = kept[-1]["seconds"] if kept else 0.0
-        replace(file, "".join(self._line(record) for record in kept).encode())
+        write_bytes(file, "".join(self._line(record) for record in kept).encode())
         with writing(file):
             self._lines = file.open("ab", buffering=0)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from llm4rec_jax.training.checkpoint import digest
+from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.log import TrainingLog
 from llm4rec_jax.training.loop import run_loop, train

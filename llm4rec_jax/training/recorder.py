@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from llm4rec_jax.checksums import NotWritten
 from llm4rec_jax.evaluation.metrics import is_better
 from llm4rec_jax.evaluation.ranks import NonFiniteScores
+from llm4rec_jax.io import NotWritten
 from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.log import TrainingLog

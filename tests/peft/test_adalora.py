@@ -21,9 +21,11 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.methods.adalora import AdaLoraState
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.sharding import digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.optimizer import optimizer
 from llm4rec_jax.training.task import partition_params
+from llm4rec_jax.trees import unflatten
 from tests.helpers import tiny
 from tests.helpers.training import train
 
@@ -47,7 +49,7 @@ def adalora(**options: Any) -> Peft:
 def start() -> dict[str, Any]:
     """The delta at the start, over matrices of `SIZES`."""
     flat = {f"{site}/kernel": jnp.zeros(size) for site, size in SIZES.items()}
-    return jax.jit(adalora().init)(jax.random.key(0), pretrained.unflatten(flat))
+    return jax.jit(adalora().init)(jax.random.key(0), unflatten(flat))
 
 
 def loss(method: Peft):

@@ -1,11 +1,11 @@
 """The training loop on a small problem: every method, loss and user model learns, and nothing is lost on the way."""
 
-import importlib
 import json
 import signal
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -440,7 +440,7 @@ def test_a_batch_in_parts_trains_as_a_whole_one(split, tmp_path):
 
 def test_a_base_that_changed_is_an_error(split, tmp_path, monkeypatch):
     digests = iter(("one", "another"))
-    monkeypatch.setattr(importlib.import_module("llm4rec_jax.training.loop"), "digest", lambda params: next(digests))
+    monkeypatch.setattr(sharding, "digest", lambda params: next(digests))
     with pytest.raises(RuntimeError, match="a frozen parameter has changed"):
         train_ids(split, tmp_path, steps=1)
 
