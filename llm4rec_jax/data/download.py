@@ -1,4 +1,4 @@
-"""Fetches data published by others, and checks every file by its SHA-256.
+"""Downloads data published by others and checks every file by its SHA-256.
 
     python -m llm4rec_jax.data.download NAME [--cache=DIR] [--from=FOLDER]
 
@@ -22,15 +22,17 @@ from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
 
-# Of one file of an archive, unpacked. What is published is far below; a file that claims more is not what it should be.
+# Largest unpacked file of an archive. Published files are far smaller.
 MOST_BYTES = 2**30
 
 
 class File(NamedTuple):
-    """Attributes:
-    name: in the data's folder.
-    sha256: of the content, in hex.
-    url: its official address, or None where it has none that gives the file itself.
+    """A published file.
+
+    Attributes:
+        name: name in the data's folder.
+        sha256: SHA-256 of the content, in hex.
+        url: official address; None if no address gives the file itself.
     """
 
     name: str
@@ -39,10 +41,12 @@ class File(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Attributes:
-    files: all that the project reads.
-    origin: who publishes the data and where; how a file was made that nobody publishes in this form.
-    archive: official address of a zip file that has the files without an address of their own, in any folder of it.
+    """A published data set.
+
+    Attributes:
+        files: the files that the project reads.
+        origin: publisher and place; for a file that nobody publishes in this form, how it was made.
+        archive: official address of a zip file that holds the files without an address of their own, in any folder.
     """
 
     files: tuple[File, ...]
@@ -110,19 +114,18 @@ def cache_folder() -> Path:
 
 
 def path(name: str, folder: str | Path | None = None, *, cache: str | Path | None = None) -> Path:
-    """Returns the folder of a published data set, after checking each file and fetching what is missing.
+    """Returns the folder of a published data set, after checking each file and downloading the missing ones.
 
     Args:
-      name: in `PUBLISHED`.
-      folder: takes missing files from here, and none from the network. A file may go by our name or by its official
-        one.
-      cache: what to keep in, `cache_folder()` by default; the result is the folder `name` of it.
+      name: a name in `PUBLISHED`.
+      folder: a folder that has the files, under our names or the official ones; nothing is downloaded then.
+      cache: parent of the data's folder, `cache_folder()` by default.
 
     Raises:
-      ValueError: the name is unknown; a file's content is not what it should be; or it has no official address and no
-        folder was given.
-      FileNotFoundError: the folder lacks a file.
-      ConnectionError: an address doesn't answer, or not with the file.
+      ValueError: if the name is unknown, a file's content is not the published one, or a file has no official address
+        and no folder was given.
+      FileNotFoundError: if the folder lacks a file.
+      ConnectionError: if an address does not answer with the file.
     """
     published = PUBLISHED.lookup(name)
     place = (Path(cache) if cache is not None else cache_folder()) / name
@@ -155,10 +158,14 @@ def path(name: str, folder: str | Path | None = None, *, cache: str | Path | Non
 
 
 def resolve_data_path(given: str | Path | None, published: str | None) -> str | Path | None:
-    """Where a configuration's data lies: the path that it gives, or that of what it names in `PUBLISHED`.
+    """Returns the path of a configuration's data: the given one, or that of a name in `PUBLISHED`.
 
     Raises:
-      ValueError: both are given; and as `path`.
+      ValueError: if both are given, and as `path` does.
+
+    Example:
+      >>> resolve_data_path("my/data", None)
+      'my/data'
     """
     if given is not None and published is not None:
         raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
@@ -168,26 +175,27 @@ def resolve_data_path(given: str | Path | None, published: str | None) -> str | 
 def _copy(folder: Path, file: File, place: Path, published: Published) -> None:
     """Copies a file out of a folder, under our name."""
     names = [file.name, *([file.url.rpartition("/")[2]] if file.url else [])]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+    present = [folder / name for name in names if (folder / name).is_file()]
+    if not present:
         raise FileNotFoundError(
             f"{folder} has no {' or '.join(dict.fromkeys(names))}; give a folder with the files. {published.origin}"
         )
-    _check(found[0], file, f"give the published file. {published.origin}")
+    _check(present[0], file, f"give the published file. {published.origin}")
     # Complete or not there at all, even if the process is killed.
-    scratch = place / f"{file.name}.{os.getpid()}.tmp"
-    shutil.copyfile(found[0], scratch)
-    os.replace(scratch, place / file.name)
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        shutil.copyfile(present[0], Path(scratch) / file.name)
+        os.replace(Path(scratch) / file.name, place / file.name)
 
 
 def _download(url: str, target: Path, file: File | None) -> None:
-    """Downloads to a path; a file's content is checked before it is there."""
+    """Downloads to a path, where the file appears when its content has been checked."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
     known = None if file is None else f"sha256:{file.sha256}"
+    registry = pooch.create(target.parent, base_url="", registry={target.name: known}, urls={target.name: url})
     try:
-        pooch.retrieve(url, known, fname=target.name, path=target.parent)
+        registry.fetch(target.name)
     except OSError as error:  # as are the errors of requests
         raise ConnectionError(f"{url}: {error}; download it by hand and give its folder by --from") from error
     except ValueError as error:

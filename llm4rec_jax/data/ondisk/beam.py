@@ -60,4 +60,4 @@ def _write_tokens(chunk: tuple[int, slice], plan: Plan) -> None:
     assert plan.texts is not None
     number, at = chunk
     items = pl.read_ipc(plan.folder / "items.arrow")
-    write_tokens(plan, number, item_texts(items[at], plan.texts.template))
+    write_tokens(plan, number, item_texts(items, plan.texts.template, at))

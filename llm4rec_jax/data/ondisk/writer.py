@@ -4,11 +4,15 @@ Users are cut into ranges, each of which is sorted by itself, and the ranges' re
 memory at a time is one range, and the result does not depend on where they are cut nor on who works on them.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +91,7 @@ def local(plan: Plan, dataset: Dataset) -> None:
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
     if plan.texts is not None:
         for number, at in enumerate(plan.item_chunks()):
-            write_tokens(plan, number, item_texts(dataset.items[at], plan.texts.template))
+            write_tokens(plan, number, item_texts(dataset.items, plan.texts.template, at))
 
 
 def prepare(
@@ -123,12 +127,11 @@ def prepare(
     if texts is not None:
         key = settings_hash(tokenizer(texts.tokenizer), texts.max_tokens).hexdigest()
         tokens = {"template": texts.template, "settings": key}
-        item_texts(dataset.items[:1], texts.template)  # A wrong template is found before the long work
+        item_texts(dataset.items, texts.template, slice(1))  # A wrong template is found before the long work
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    scratch.mkdir()
-    try:
-        columns = dataset.interactions.columns()
+    with _scratch_folder(folder) as scratch:
+        # A part of a split that came with the data is not what is prepared.
+        columns = {name: column for name, column in dataset.interactions.columns().items() if name != "part"}
         for name, column in columns.items():
             np.save(scratch / f"interactions.{name}.npy", column)
         dataset.items.write_ipc(scratch / "items.arrow")
@@ -152,9 +155,52 @@ def prepare(
         manifest["split"] = opened_split(dataset, scratch, manifest).statistics()
         _write_manifest(scratch / "manifest.json", manifest)
         os.rename(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`, which nobody else uses, and removes it after an error.
+
+    It is locked by the system, so that a killed process leaves nothing that stops the next one.
+
+    Raises:
+        ValueError: if another process prepares the same folder.
+        OSError: if the disk is full or cannot be written; the message names the folder.
+    """
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    scratch.mkdir(exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The process that had the lock may have finished since: then this is the inode of its result.
+        if folder.exists():
+            raise ValueError(f"{folder} exists: remove it, or name another folder to prepare")
+        _clear(scratch)
+        yield scratch
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is being prepared by another process: wait for it, or name another folder"
+        ) from None
+    except BaseException as error:
+        if not folder.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno or errno.EIO, f"cannot write ({reason}); make room, or name another folder", str(folder)
+            ) from error
         raise
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a killed process left in a folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -225,8 +271,10 @@ def _made(folder: Path) -> Path:
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
-    scratch = folder / f"{name}.{os.getpid()}.tmp.npy"
-    np.save(scratch, array)
+    # Workers on several machines may have one process id.
+    handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    with os.fdopen(handle, "wb") as file:
+        np.save(file, array)
     os.replace(scratch, folder / f"{name}.npy")
 
 

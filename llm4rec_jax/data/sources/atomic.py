@@ -6,7 +6,8 @@ import polars as pl
 
 from llm4rec_jax.data.interactions import DataError, Dataset
 from llm4rec_jax.data.sources.assembly import Catalogue, assemble, catalogue, observed
-from llm4rec_jax.data.sources.reading import Table, read_delimited, require
+from llm4rec_jax.data.sources.delimited import read_delimited
+from llm4rec_jax.data.sources.reading import Table, require
 from llm4rec_jax.data.sources.registry import register
 
 KINDS = ("token", "token_seq", "float", "float_seq")
