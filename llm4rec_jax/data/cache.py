@@ -26,10 +26,11 @@ def default_folder(kind: str) -> Path:
         >>> default_folder("tokens").parts[-2:]
         ('llm4rec_jax', 'tokens')
     """
-    return _cache_home() / "llm4rec_jax" / kind
+    return cache_home() / "llm4rec_jax" / kind
 
 
-def _cache_home() -> Path:
+def cache_home() -> Path:
+    """Returns $XDG_CACHE_HOME, ~/.cache, or without a home folder one in that for temporary files."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given)
     try:

@@ -3,7 +3,7 @@
     python -m llm4rec_jax.data.download NAME [--cache=DIR] [--from=FOLDER]
 
 Files come from their official addresses or, with --from, out of a folder that has them already. They go to a folder of
-the platform's cache, or to DIR, or to where LLM4REC_DATA says. The last line of standard output is the data's folder,
+~/.cache/llm4rec_jax, or to DIR, or to where LLM4REC_DATA says. The last line of standard output is the data's folder,
 for --config.data.path. Terms and citations: third_party/README.md.
 """
 
@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from llm4rec_jax.data import cache as default_cache
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
@@ -107,10 +108,8 @@ PUBLISHED["movielens_small"] = Published(
 
 
 def cache_folder() -> Path:
-    """Returns where data is kept: LLM4REC_DATA, or llm4rec_jax in the platform's cache."""
-    import pooch
-
-    return Path(os.environ.get(ENVIRONMENT) or pooch.os_cache("llm4rec_jax"))
+    """Returns the folder that keeps data: $LLM4REC_DATA, or llm4rec_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get(ENVIRONMENT) or default_cache.cache_home() / "llm4rec_jax")
 
 
 def path(name: str, folder: str | Path | None = None, *, cache: str | Path | None = None) -> Path:
@@ -214,16 +213,16 @@ def _extract(archive: Path, url: str, files: list[File], place: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for file in files:
                 # Only the content is taken: where in the archive it lies decides nothing about where it is written.
-                found = [member for member in opened.infolist() if member.filename.rpartition("/")[2] == file.name]
-                if len(found) != 1:
-                    raise ValueError(f"{url} has {len(found)} files {file.name}, where one is needed; give --from")
+                members = [member for member in opened.infolist() if member.filename.rpartition("/")[2] == file.name]
+                if len(members) != 1:
+                    raise ValueError(f"{url} has {len(members)} files {file.name}, where one is needed; give --from")
                 # No more than this is ever unpacked, whatever the compressed bytes hold.
-                if found[0].file_size > MOST_BYTES:
+                if members[0].file_size > MOST_BYTES:
                     raise ValueError(
-                        f"{url}: {file.name} has {found[0].file_size:,} bytes unpacked, more than the {MOST_BYTES:,} "
+                        f"{url}: {file.name} has {members[0].file_size:,} bytes unpacked, more than the {MOST_BYTES:,} "
                         "that any published file may have; give --from a folder with the published file"
                     )
-                with opened.open(found[0]) as source, (place / file.name).open("wb") as target:
+                with opened.open(members[0]) as source, (place / file.name).open("wb") as target:
                     shutil.copyfileobj(source, target)
                 _check(place / file.name, file, f"{url} may have changed; give --from a folder with the published file")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -233,12 +232,12 @@ def _extract(archive: Path, url: str, files: list[File], place: Path) -> None:
         ) from error
 
 
-def _check(found: Path, file: File, remedy: str) -> None:
+def _check(file_path: Path, file: File, remedy: str) -> None:
     """Raises ValueError unless a file has the published content."""
-    with found.open("rb") as opened:
+    with file_path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != file.sha256:
-        raise ValueError(f"{found} has SHA-256 {digest}, and {file.name} has {file.sha256}; {remedy}")
+        raise ValueError(f"{file_path} has SHA-256 {digest}, and {file.name} has {file.sha256}; {remedy}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -250,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="names:\n" + "\n".join(f"  {name}" for name in PUBLISHED),
     )
     parser.add_argument("name", help="which data set")
-    parser.add_argument("--cache", help=f"where to keep data; by default {ENVIRONMENT} or the platform's cache")
+    parser.add_argument("--cache", help=f"where to keep data; by default {ENVIRONMENT} or ~/.cache/llm4rec_jax")
     parser.add_argument("--from", dest="folder", help="a folder that has the files already")
     options = parser.parse_args(arguments)
     try:

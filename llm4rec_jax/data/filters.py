@@ -1,4 +1,4 @@
-"""Filters from data set to data set. Rows are renumbered; users, items and interactions keep their order."""
+"""Filters that reduce a data set. Rows are renumbered; users, items and interactions keep their order."""
 
 import dataclasses
 from typing import Literal

@@ -57,12 +57,12 @@ def notices(
         >>> [notice.name for notice in notices(leave_one_out(Dataset("tiny", data, *tables)))]
         ['repeated_pairs', 'repeated_targets']
     """
-    found = [*_about_interactions(split), *_about_targets(split)]
+    unusual = [*_about_interactions(split), *_about_targets(split)]
     if texts is not None:
-        found += _about_texts(texts)
+        unusual += _about_texts(texts)
     if tokens is not None:
-        found += _about_tokens(tokens, max_tokens, unknown_token)
-    return found
+        unusual += _about_tokens(tokens, max_tokens, unknown_token)
+    return unusual
 
 
 def _about_interactions(split: Split) -> Iterator[Notice]:

@@ -1,7 +1,7 @@
 """Writes a data set, its leave-one-out split and its tokens as files that training maps instead of reading.
 
 Users are cut into ranges, each of which is sorted by itself, and the ranges' results are joined in order: what is in
-memory at a time is one range, and the result does not depend on where they are cut nor on who works on them.
+memory at a time is one range, and the result depends neither on the cuts nor on the engine.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _MOST_FILES = 100_000
 
 
 class Texts(NamedTuple):
-    """How items become tokens: the template, the folder or name of the tokenizer, and the most tokens."""
+    """How items become tokens: the template, the folder or name of the tokenizer, and the largest number of tokens."""
 
     template: str
     tokenizer: str
@@ -43,14 +43,14 @@ class Texts(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be done, cut into pieces that can be worked on apart.
+    """The work of a preparation, cut into independent pieces.
 
     Attributes:
-      folder: holds the interactions' columns and the tables; pieces go to its folder "parts".
+      folder: folder with the interactions' columns and the tables; pieces go to its folder "parts".
       bounds: users from bounds[k] to bounds[k + 1] are range k.
-      columns: the interactions' columns that exist.
+      columns: names of the interactions' columns.
       order, texts: see `prepare`.
-      num_items: I.
+      num_items: number of items I.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     num_items: int
 
     def open(self) -> dict[str, NDArray[Any]]:
-        """The columns, mapped."""
+        """Maps the columns."""
         return {
             name: np.load(self.folder / f"interactions.{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in self.columns
@@ -78,7 +78,7 @@ Engine = Callable[[Plan, Dataset], None]
 
 
 def local(plan: Plan, dataset: Dataset) -> None:
-    """Works on one piece after the other, in this process."""
+    """Processes one piece after the other in this process."""
     columns = plan.open()
     for k in plan.ranges():
         first, last = plan.bounds[k : k + 2]
@@ -107,15 +107,16 @@ def prepare(
 
     Args:
         dataset: the data.
-        folder: what to write; it appears when it is whole.
+        folder: folder to write; it appears when it is complete.
         order: see `leave_one_out`.
-        texts: tokenise the items, too.
-        engine: who works on the pieces; the result is the same to the byte.
-        part: interactions in a range of users; a user's are never parted.
+        texts: how items are tokenised; None stores no tokens.
+        engine: processes the pieces; the result is the same to the byte.
+        part: number of interactions in a range of users; a user's interactions stay together.
 
     Raises:
-        DataError: the data has no timestamps and the order is by time, or no user has 3 interactions.
-        ValueError: the folder exists, or a template or tokenizer cannot be used.
+        DataError: if the data has no timestamps and the order is by time, or no user has 3 interactions.
+        ValueError: if the folder exists, another process prepares it, or a template or tokenizer cannot be used.
+        OSError: if the folder cannot be written; the message names it.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: remove it, or name another folder to prepare")
@@ -204,7 +205,7 @@ def _clear(folder: Path) -> None:
 
 
 def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Writes the parts of the split of a range of users, from its interactions: "row" and the plan's columns."""
+    """Writes the parts of the split of a range of users, from its interactions: the column "row" and the plan's."""
     first, last = plan.bounds[k : k + 2]
     time = columns["row"] if plan.order == "input" else columns["timestamp"]
     at = np.lexsort((columns["row"], time, columns["user"]))
@@ -229,17 +230,17 @@ def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None
 def write_tokens(plan: Plan, number: int, texts: list[str]) -> None:
     """Writes the tokens of a chunk of the items' texts."""
     assert plan.texts is not None
-    found = encode(texts, _tokenizer(plan.texts.tokenizer), plan.texts.max_tokens)
+    tokens = encode(texts, _tokenizer(plan.texts.tokenizer), plan.texts.max_tokens)
     folder = _made(plan.folder / "parts" / f"tokens{number:06d}")
-    _save(folder, "tokens.ids", found.ids)
-    _save(folder, "tokens.lengths", found.lengths)
+    _save(folder, "tokens.ids", tokens.ids)
+    _save(folder, "tokens.lengths", tokens.lengths)
 
 
 _tokenizer = cache(tokenizer)
 
 
 def _ranges(dataset: Dataset, part: int) -> tuple[list[int], int]:
-    """Bounds of ranges of users with about `part` interactions each, and the most interactions of a user."""
+    """Returns bounds of ranges of users with about `part` interactions each, and the most interactions of a user."""
     counts = np.zeros(dataset.num_users, np.int64)
     for at in mmap.chunks(len(dataset.interactions)):
         counts += np.bincount(dataset.interactions.user[at], minlength=dataset.num_users)

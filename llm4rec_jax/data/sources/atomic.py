@@ -90,9 +90,9 @@ def _inter_file(path: Path) -> Path:
     named = path / f"{path.absolute().name}.inter"
     if named.is_file():
         return named
-    found = sorted(path.glob("*.inter"))
-    if len(found) == 1:
-        return found[0]
+    inter_files = sorted(path.glob("*.inter"))
+    if len(inter_files) == 1:
+        return inter_files[0]
     there = ", ".join(sorted(entry.name for entry in path.iterdir())) or "(nothing)"
     raise FileNotFoundError(
         f"{path} should hold one .inter file, or {named.name}, but holds: {there}. Give the path of the .inter file"
