@@ -67,7 +67,7 @@ class PromptTokenizer:
         return self._encode(last, truncation=True, max_length=self._max_tokens)["input_ids"]
 
 
-def rating_prompts(examples: LabeledExamples, titles: Sequence[str], template: str) -> list[str]:
+def rating_prompts(examples: LabeledExamples, titles: list[str], template: str) -> list[str]:
     """Writes the prompt of each labelled example from a template of {liked}, {disliked} and {target}.
 
     A clause whose fields are empty, such as that of an empty {disliked}, vanishes; see `UserTemplate`.
@@ -90,6 +90,6 @@ def rating_prompts(examples: LabeledExamples, titles: Sequence[str], template: s
     prompts = []
     rows = zip(examples.history, examples.liked, examples.mask, examples.target, strict=True)
     for history, liked, mask, target in rows:
-        read = [titles[item] for item in history[mask]]
-        prompts.append(write(read, {"target": titles[target]}, liked_mask=liked[mask].tolist()))
+        read = [titles[int(item)] for item in history[mask]]
+        prompts.append(write(read, {"target": titles[int(target)]}, liked_mask=liked[mask].tolist()))
     return prompts

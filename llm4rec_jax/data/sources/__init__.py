@@ -85,8 +85,8 @@ def _call(registry: Registry[Any], name: str, path: str | Path | None, options: 
     for option in options:
         if option not in names:
             raise ValueError(unknown_name(f"option of {registry.kind} {name!r}", option, names))
-    if len(accepted) == 1 and dataclasses.is_dataclass(accepted[0].default):
-        arguments = {accepted[0].name: dataclasses.replace(accepted[0].default, **options)}
+    if accepted and dataclasses.is_dataclass(default := accepted[0].default) and not isinstance(default, type):
+        arguments = {accepted[0].name: dataclasses.replace(default, **options)}
     if path is None:
         if first.default is inspect.Parameter.empty:
             raise ValueError(f"{registry.kind} {name!r} needs a path; give the file or folder to read")

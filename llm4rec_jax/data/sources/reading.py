@@ -136,8 +136,11 @@ def column(table: Table, name: str) -> pl.Series:
     Raises:
         DataError: if the file has none of that name; the message names the nearest and lists all.
     """
-    if name not in table.frame.columns:
-        raise DataError(f"{table.path}: {unknown_name('column', name, table.frame.columns)}")
+    names = table.frame.columns
+    if name not in names:
+        # Numbers are rarely names: the first row was taken for a header.
+        remedy = "; if the file has no header line, give the option columns" if any(map(str.isdigit, names)) else ""
+        raise DataError(f"{table.path}: {unknown_name('column', name, names)}{remedy}")
     return table.frame[name]
 
 
