@@ -121,7 +121,10 @@ class TestJson:
             ('{"user_id":"a","item_id":"1","title":"x","price":NaN}', "NaN is not JSON; write null"),
             ('{"user_id":1,"item_id":"1","title":"x"}', r"'user_id' is 1 \(number\), but 'z' \(text\) in line 1"),
             ('{"user_id":true,"item_id":"1","title":"x"}', "'user_id' is True"),
-            ('{"user_id":"a","item_id":"1","title":"x","t":36893488147419103232}', "t"),
+            (
+                '{"user_id":"a","item_id":"1","title":"x","t":36893488147419103232}',
+                "line 3: t 36893488147419103232 has more digits than 64 bits hold",
+            ),
         ],
     )
     def test_what_readers_disagree_about_is_refused_by_line(self, tmp_path, line, message):
@@ -140,7 +143,7 @@ class TestJson:
             tmp_path / "x.jsonl",
             '{"user_id":"z","item_id":"2","timestamp":0.5}\n{"user_id":"z","item_id":"2","timestamp":9007199254740993}',
         )
-        with pytest.raises(DataError, match="line 2: timestamp 9007199254740993 has more digits"):
+        with pytest.raises(DataError, match="line 2: timestamp 9007199254740993 has more digits than a float"):
             load("table", path, timestamp="timestamp")
 
 

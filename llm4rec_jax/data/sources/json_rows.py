@@ -10,7 +10,9 @@ import polars as pl
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.sources.reading import Table, read_text
 
-_MAX_FLOAT_INTEGER = 2**53
+# Whole floats up to this are exact.
+_EXACT_FLOAT = 2**53
+_LARGEST_INTEGER = 2**63 - 1
 
 
 def read_json(path: Path, *, encoding: str = "utf-8") -> Table:
@@ -76,7 +78,7 @@ def _column(key: str, values: list[Any], path: Path, locate: Callable[[int], str
     """Makes a column of one type, numbers of both kinds together.
 
     Raises:
-        DataError: if types differ, or a whole number has more digits than a float can hold beside other floats.
+        DataError: if types differ, or a whole number is too large for the column.
     """
     kinds = [_kind(value) for value in values]
     present = [row for row, kind in enumerate(kinds) if kind is not None]
@@ -86,14 +88,16 @@ def _column(key: str, values: list[Any], path: Path, locate: Callable[[int], str
                 f"{path}, {locate(row)}: the types of a key differ: {key!r} is {values[row]!r} ({kinds[row]}), but "
                 f"{values[present[0]]!r} ({kinds[present[0]]}) in {locate(present[0])}; give it one type"
             )
-    if present and kinds[present[0]] == "number" and any(isinstance(value, float) for value in values):
+    if present and kinds[present[0]] == "number":
+        fractions = any(isinstance(value, float) for value in values)
         for row in present:
-            if abs(values[row]) > _MAX_FLOAT_INTEGER and isinstance(values[row], int):
+            if isinstance(values[row], int) and abs(values[row]) > (_EXACT_FLOAT if fractions else _LARGEST_INTEGER):
+                beside = "a float holds, and other lines have fractions" if fractions else "64 bits hold"
                 raise DataError(
-                    f"{path}, {locate(row)}: {key} {values[row]} has more digits than a float holds, and other lines "
-                    "have fractions; write whole numbers only"
+                    f"{path}, {locate(row)}: {key} {values[row]} has more digits than {beside}; write a smaller number"
                 )
-        values = [None if value is None else float(value) for value in values]
+        if fractions:
+            values = [None if value is None else float(value) for value in values]
     try:
         return pl.Series(key, values, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:

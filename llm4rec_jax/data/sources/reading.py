@@ -105,7 +105,7 @@ def _decompressed(path: Path) -> bytes:
             try:
                 # Polars decompresses what it reads; lines are taken as they are.
                 return "\n".join(pl.read_lines(path)["lines"].fill_null("")).encode()
-            except UNREADABLE as error:
+            except (*UNREADABLE, OSError) as error:
                 raise DataError(
                     f"{path} is a damaged zstd file, or not UTF-8 text ({error}); decompress it with `unzstd`"
                 ) from error
@@ -264,8 +264,10 @@ def _decoded(series: pl.Series) -> pl.Series:
     """Returns a binary column of UTF-8 text as text, and any other column as it is."""
     if series.dtype != pl.Binary:
         return series
-    text = series.cast(pl.String, strict=False)
-    return text if text.null_count() == series.null_count() else series
+    try:
+        return series.cast(pl.String)
+    except pl.exceptions.ComputeError:  # not UTF-8: pictures, say
+        return series
 
 
 def _first(mask: pl.Series) -> int | None:
