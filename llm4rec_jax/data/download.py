@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm4rec_jax.data import cache as default_cache
+from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
@@ -180,10 +181,8 @@ def _copy(folder: Path, file: File, place: Path, published: Published) -> None:
             f"{folder} has no {' or '.join(dict.fromkeys(names))}; give a folder with the files. {published.origin}"
         )
     _check(present[0], file, f"give the published file. {published.origin}")
-    # Complete or not there at all, even if the process is killed.
-    with tempfile.TemporaryDirectory(dir=place) as scratch:
-        shutil.copyfile(present[0], Path(scratch) / file.name)
-        os.replace(Path(scratch) / file.name, place / file.name)
+    with replacing(place / file.name) as scratch:
+        shutil.copyfile(present[0], scratch)
 
 
 def _download(url: str, target: Path, file: File | None) -> None:

@@ -5,13 +5,10 @@ memory at a time is one range, and the result depends neither on the cuts nor on
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,6 +24,7 @@ from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.reader import FORMAT, ROLES, SEQUENCES, opened_split
 from llm4rec_jax.data.splits.protocols import leave_one_out_protocol
 from llm4rec_jax.data.splits.split import Order, times
+from llm4rec_jax.io import replacing, writing
 
 # Interactions in memory at a time, and items whose texts are.
 PART, ITEMS = 4_000_000, 65_536
@@ -166,7 +164,7 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: if another process prepares the same folder.
-        OSError: if the disk is full or cannot be written; the message names the folder.
+        NotWritten: if the disk is full or cannot be written; the message names the folder.
     """
     scratch = folder.with_name(f"{folder.name}.tmp")
     scratch.mkdir(exist_ok=True)
@@ -176,20 +174,16 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
         # The process that had the lock may have finished since: then this is the inode of its result.
         if folder.exists():
             raise ValueError(f"{folder} exists: remove it, or name another folder to prepare")
-        _clear(scratch)
-        yield scratch
+        with writing(folder):
+            _clear(scratch)
+            yield scratch
     except BlockingIOError:
         raise ValueError(
             f"{folder} is being prepared by another process: wait for it, or name another folder"
         ) from None
-    except BaseException as error:
+    except BaseException:
         if not folder.exists():
             shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:
-            reason = error.strerror or str(error)
-            raise OSError(
-                error.errno or errno.EIO, f"cannot write ({reason}); make room, or name another folder", str(folder)
-            ) from error
         raise
     finally:
         os.close(handle)
@@ -272,11 +266,8 @@ def _made(folder: Path) -> Path:
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
-    # Workers on several machines may have one process id.
-    handle, scratch = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        np.save(file, array)
-    os.replace(scratch, folder / f"{name}.npy")
+    with replacing(folder / f"{name}.npy", durable=False) as scratch:
+        np.save(scratch, array)
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:

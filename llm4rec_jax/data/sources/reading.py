@@ -104,7 +104,7 @@ def _decompressed(path: Path) -> bytes:
         case ".zst":
             try:
                 # Polars decompresses what it reads; lines are taken as they are.
-                return "\n".join(pl.read_lines(path)["lines"].fill_null("")).encode()
+                return "\n".join(pl.read_lines(path)["line"].fill_null("")).encode()
             except (*UNREADABLE, OSError) as error:
                 raise DataError(
                     f"{path} is a damaged zstd file, or not UTF-8 text ({error}); decompress it with `unzstd`"

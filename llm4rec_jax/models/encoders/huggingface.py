@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.trees import flatten, unflatten
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,6 +43,7 @@ def load(
     remat: bool = False,
     attention: str = "xla",
     dropout: float | None = None,
+    language_head: bool = False,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Loads a pretrained encoder of any family.
 
@@ -53,12 +55,14 @@ def load(
       remat: Recompute blocks in the backward pass.
       attention: "xla" or "cudnn", see `EncoderConfig`.
       dropout: Replaces all dropout rates of the configuration.
+      language_head: Load a decoder's head too, where it is not tied to the word embeddings: `logits` needs it.
 
     Returns:
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
 
     Raises:
-      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout.
+      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout; a language head of a family that
+        has none.
       PretrainedError: an unknown family, a file that is missing or damaged, a tensor that is missing, unused or
         misshapen.
     """
@@ -68,6 +72,10 @@ def load(
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
+    if language_head:
+        if not hasattr(config, "language_head"):
+            raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
+        config = dataclasses.replace(config, language_head=True)
     encoder = family.build(config)
     try:
         flat = names_of(family).to_params(_read_tensors(folder), parameter_shapes(encoder))
@@ -142,9 +150,8 @@ def save(
         for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
     return folder
 
 
@@ -179,29 +186,6 @@ def parameter_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     wanted = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids)["params"]
     return {path: tuple(array.shape) for path, array in flatten(wanted).items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} to nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def read_config(folder: Path) -> tuple[Family, EncoderConfig]:

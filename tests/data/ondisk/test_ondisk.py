@@ -242,7 +242,6 @@ class TestInterrupted:
         def engine(plan, dataset):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with pytest.raises(OSError, match=r"cannot write \(No space left on device\); make room.*out") as error:
+        with pytest.raises(OSError, match=r"cannot write .*out \(No space left on device\): make room"):
             prepare(shuffled(), tmp_path / "out", engine=engine)
-        assert error.value.errno == errno.ENOSPC
         assert list(tmp_path.iterdir()) == []
