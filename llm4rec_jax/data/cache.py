@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
