@@ -1,6 +1,7 @@
 """From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
 a configuration or its data comes out here, before any long work starts."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,7 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
-        plugins.load(config)
+        plugins.load(plugins.names(config))
         if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
@@ -256,12 +257,22 @@ class Assembly:
 
 
 def factors(text: str) -> dict[str, float]:
-    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
-    found = {}
+    """Returns learning rate factors by regex, from "regex=factor" joined by spaces.
+
+    Raises:
+      ValueError: the text is of another form, or holds a regex that is none.
+
+    Example:
+      >>> factors("users/.*=0.1 ids=2")
+      {'users/.*': 0.1, 'ids': 2.0}
+    """
+    by_regex = {}
     for pair in text.split():
         regex, _, factor = pair.rpartition("=")
         try:
-            found[regex] = float(factor)
+            by_regex[re.compile(regex).pattern] = float(factor)
         except ValueError:
             raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-    return found
+        except re.error as error:
+            raise ValueError(f"config.train.scales: {regex!r} is no regular expression: {error}") from None
+    return by_regex
