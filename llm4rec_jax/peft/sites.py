@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llm4rec_jax.peft.patterns import matching
+
 Params = Mapping[str, Any]
 Delta = dict[str, Any]
 """The arrays that a method trains: {site: {name: array}}. Arrays that several sites share are under "shared". The delta
@@ -62,9 +64,9 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     """
     names = list(names)
     try:
-        matched = [name for name in names if re.fullmatch(target, name)]
-    except re.error as error:
-        raise ValueError(f"{what} {target!r} is not a regular expression: {error}") from error
+        matched = matching(target, names)
+    except ValueError as error:
+        raise ValueError(f"{what} {target!r} {error}") from error
     if not matched:
         folded = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", name) for name in names)
         raise ValueError(f"{what} {target!r} matches nothing; there are: {', '.join(folded) or 'no sites at all'}")
