@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.cli import command
 from llm4rec_jax import peft
-from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs.results import restored
 
@@ -24,15 +24,13 @@ _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's w
 def main() -> None:
     workdir = command.workdir()
     assembly, params, delta = restored(workdir)
-    config, encoder = assembly.config, assembly.model.encoder
-    if encoder is None or config.peft.within != "encoder":
-        raise ValueError(
-            f"{workdir} adapts {'no encoder' if encoder is None else config.peft.within}: nothing to export"
-        )
+    config, text = assembly.config, assembly.model.text
+    if text is None or config.peft.within != "encoder":
+        raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")
     method, own = assembly.bare_method, delta["encoder"]
     others = {name: part for name, part in params.items() if name != "encoder"}
     assert _OUT.value is not None
-    source = assembly.encoder_path
+    source, encoder = assembly.encoder_path, text.encoder
     sentences = {
         "tokenizer_from": source,
         "pooling": config.encoder.pooling,
@@ -42,7 +40,7 @@ def main() -> None:
         written = save_load.merge(_OUT.value, encoder, params["encoder"], method, own, **sentences)
     else:
         # A shortened encoder is compared with the whole one, so a hub name must be a folder.
-        base = str(pretrained.resolve(source) if config.encoder.layers else source)
+        base = str(huggingface.resolve(source) if config.encoder.layers else source)
         written = save_load.save(
             _OUT.value, method, own, params["encoder"], base=base, others=others, family=encoder.family, **sentences
         )

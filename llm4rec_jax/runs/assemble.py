@@ -12,21 +12,21 @@ from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import assets, filters, sources
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.ondisk import reader as prepared
+from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.graphs.lightgcn import Edges
-from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.models.graphs.base import GRAPHS, Edges
+from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
+from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.training.checkpoint import adopt
@@ -57,7 +57,7 @@ class Assembly:
         # Keys are not known statically.
         self.config: Any = config
         plugins.load(config)
-        if self.config.data.source in sources.POINTWISE:
+        if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
                 "evaluate, sweep and tables take its runs, and no other command does"
@@ -78,7 +78,7 @@ class Assembly:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.config.data
-        path = fetch.located(data.path, data.published)
+        path = download.resolve_data_path(data.path, data.published)
         dataset = sources.load(data.source, path, **data.options)
         if data.deduplicate is not None:
             dataset = filters.deduplicate(dataset, keep=data.deduplicate)
@@ -91,7 +91,7 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         data = self.config.data
-        split = prepared.stored_split(self.dataset, data.split, data.split_options)
+        split = ondisk.stored_split(self.dataset, data.split, data.split_options)
         if split is None:
             split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
         if data.few_shot is not None:
@@ -130,7 +130,7 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        stored = prepared.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
+        stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
         if stored is not None:
             return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
@@ -184,6 +184,11 @@ class Assembly:
             return None, None
         return load_encoder(self.config.encoder, self.encoder_path)
 
+    @cached_property
+    def _users(self) -> str:
+        """The current name of the user model."""
+        return user_model_name(self.config.model.users)
+
     @property
     def _edges(self) -> Edges:
         """The graph of the training interactions."""
@@ -192,21 +197,25 @@ class Assembly:
 
     @cached_property
     def model(self) -> Recommender:
-        model = self.config.model
+        model, users = self.config.model, self._users
+        former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
+        user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
             encoder=self._pretrained[0],
-            ids=None if self.config.inputs == "text" else self.dataset.num_items,
-            people=self.dataset.num_users,
-            edges=self._edges if model.users == "graph" else None,
-            users=model.users,
+            num_items=None if self.config.inputs == "text" else self.dataset.num_items,
+            num_users=self.dataset.num_users,
+            edges=self._edges if users in GRAPHS else None,
+            users=users,
             head=model.head,
             pooling=self.config.encoder.pooling,
-            project=None if model.project == "none" else model.project,
-            tower=None if model.tower == "none" else model.tower,
+            project=model.project,
+            tower=model.tower,
             width=model.width,
-            user_options=dict(model.user_options.get(model.users, {})),
-            head_options=dict(model.head_options),
-            project_options=dict(model.project_options),
+            options={
+                "users": dict(user_options),
+                "head": dict(model.head_options),
+                "project": dict(model.project_options),
+            },
         )
 
     @cached_property
@@ -237,12 +246,12 @@ class Assembly:
     @cached_property
     def rules(self) -> sharding.Rules:
         """What is cut over the model axis, and over the data axis when the run is fully sharded."""
-        mesh, users = self.config.mesh, self.config.model.users
+        mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
             rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
-            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
-            rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
+            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
+            rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 

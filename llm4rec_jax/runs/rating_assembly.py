@@ -10,15 +10,15 @@ import numpy as np
 from llm4rec_jax import peft
 from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.rating import Features, Predictor
-from llm4rec_jax.data import assets, sources
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import assets, download, sources
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
-from llm4rec_jax.data.labeled import PointwiseData, Rows, few_shot
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.rating import ANSWERS
-from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.rating import RATING_HEADS
+from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import load_encoder
 from llm4rec_jax.tasks import rating_scoring as answering
@@ -54,19 +54,19 @@ class PointwiseAssembly:
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
-        ANSWERS.lookup(config.model.users)
+        RATING_HEADS.lookup(config.model.users)
         if config.loss.name != "bce_pointwise":
             raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
 
     @cached_property
-    def whole(self) -> PointwiseData:
+    def whole(self) -> LabeledData:
         """The data before training questions are drawn."""
         data = self.config.data
-        path = fetch.located(data.path, data.published)
-        return sources.load_pointwise(data.source, path, **data.options)
+        path = download.resolve_data_path(data.path, data.published)
+        return sources.load_labeled(data.source, path, **data.options)
 
     @cached_property
-    def data(self) -> PointwiseData:
+    def data(self) -> LabeledData:
         """The data with the training questions drawn, by the seed."""
         k = self.config.data.few_shot
         return self.whole if k is None else few_shot(self.whole, k, seed=self.config.seed)
@@ -80,12 +80,9 @@ class PointwiseAssembly:
         return pretrained.resolve(self._encoder_path)
 
     @cached_property
-    def model(self) -> Recommender:
-        """Encoder and pooling; what else a recommender has is not used."""
-        encoder = self.config.encoder
-        return recommender(
-            encoder=self._pretrained[0], pooling=encoder.pooling, users="mean", project=None, head="cosine"
-        )
+    def model(self) -> TextEncoder:
+        """Encoder and pooling."""
+        return TextEncoder(self._pretrained[0], POOLINGS.build(self.config.encoder.pooling))
 
     @cached_property
     def _pretrained(self) -> tuple[Any, dict[str, Any]]:
@@ -126,7 +123,7 @@ class PointwiseAssembly:
     @cached_property
     def head(self) -> Any:
         model = self.config.model
-        return ANSWERS.build(model.users, **dict(model.user_options.get(model.users, {})))
+        return RATING_HEADS.build(model.users, **dict(model.user_options.get(model.users, {})))
 
     @cached_property
     def method(self) -> peft.Peft:
@@ -186,7 +183,7 @@ def _joined(tokens: list[Tokens]) -> Tokens:
     return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))
 
 
-def prompts(rows: Rows, titles: list[str], template: str) -> list[str]:
+def prompts(rows: LabeledExamples, titles: list[str], template: str) -> list[str]:
     """The prompt of each question: a template of {liked}, {disliked} and {target}.
 
     A clause of which there is nothing, such as that of an empty {disliked}, vanishes; see `UserTemplate`.

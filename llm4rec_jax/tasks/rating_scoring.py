@@ -11,9 +11,9 @@ import numpy as np
 from llm4rec_jax.data.batching.batch import token_group
 from llm4rec_jax.data.batching.buckets import bucket, token_bucket
 from llm4rec_jax.data.features.tokens import Tokens
-from llm4rec_jax.data.labeled import Rows
-from llm4rec_jax.inference.scorer import RecommenderScorer
-from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.data.labeled import LabeledExamples
+from llm4rec_jax.inference.text_encoder import BatchTextEncoder
+from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.sharding import make_mesh, place
 
@@ -27,7 +27,7 @@ class Reader(NamedTuple):
     """What reads texts, and how a question refers to them.
 
     Attributes:
-      model: its encoder and pooling are used.
+      model: Encoder and pooling.
       method: adapts the encoder, brought `within` it.
       tokens: of all T texts.
       prompts: whether a text is a question's prompt. Otherwise text i is item i.
@@ -35,7 +35,7 @@ class Reader(NamedTuple):
       centre: [W], taken off every vector before it is brought to unit length.
     """
 
-    model: Recommender
+    model: TextEncoder
     method: Peft
     tokens: Tokens
     prompts: bool
@@ -60,11 +60,11 @@ class Questions(NamedTuple):
     texts: tuple[Array, Array] | None = None
 
 
-Scorer = Callable[[Any, Any, Rows, np.ndarray], np.ndarray]
+Scorer = Callable[[Any, Any, LabeledExamples, np.ndarray], np.ndarray]
 """(trainable, frozen parameters, questions, their prompts' text numbers [n]) -> logits float64 [n]."""
 
 
-def batch(rows: Rows, prompts: np.ndarray, reader: Reader) -> Questions:
+def batch(rows: LabeledExamples, prompts: np.ndarray, reader: Reader) -> Questions:
     """Questions as a batch, with the texts that they need where those are read anew.
 
     Args:
@@ -80,7 +80,6 @@ def batch(rows: Rows, prompts: np.ndarray, reader: Reader) -> Questions:
         return found
     texts = np.unique(target if history is None else np.append(history, target))
     padded = np.pad(texts, (0, bucket(len(texts)) - len(texts)), mode="edge")
-    assert reader.model.encoder is not None
     most = reader.model.encoder.config.max_position_embeddings
     length = token_bucket(int(reader.tokens.lengths[padded].max()), most)
     return found._replace(
@@ -131,13 +130,13 @@ def scorer(head: nn.Module, reader: Reader) -> Scorer:
     """Scores questions with any parameters, in tiles of one shape."""
     encode, mesh = None, make_mesh()
     if reader.vectors is None:
-        encode = RecommenderScorer(reader.model, reader.method, mesh, reader.tokens, None, 1).encode_texts
+        encode = BatchTextEncoder(reader.model, reader.method, mesh).encode
 
     @jax.jit
     def tile(params: Any, vectors: Any, asked: Questions) -> jax.Array:
         return logits(head, params, reader.centre, vectors, asked)[0][:, 0]
 
-    def scores(trainable: Any, frozen: Any, rows: Rows, prompts: np.ndarray) -> np.ndarray:
+    def scores(trainable: Any, frozen: Any, rows: LabeledExamples, prompts: np.ndarray) -> np.ndarray:
         vectors = reader.vectors
         if encode is not None:
             needed = np.unique(prompts if reader.prompts else np.append(rows.history, rows.target))

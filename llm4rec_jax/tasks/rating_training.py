@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.evaluation.metrics import is_better
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
@@ -50,7 +50,7 @@ def train(
     head: nn.Module,
     reader: Reader,
     params: Mapping[str, Any],
-    data: PointwiseData,
+    data: LabeledData,
     prompts: Mapping[str, np.ndarray],
     workdir: Path,
     *,
@@ -75,7 +75,7 @@ def train(
     """Trains, or goes on with, the run in `workdir`. What is random is a function of seed and step.
 
     Args:
-      head: one of `models.answers.ANSWERS`, made.
+      head: one of `models.answers.RATING_HEADS`, made.
       reader: reads the texts.
       params: {"encoder": …, "answers": the head's, …}.
       data: the questions.
@@ -124,7 +124,7 @@ def train(
     def objective(trainable: Any, frozen: Any, vectors: Any, asked: Questions) -> jax.Array:
         if asked.texts is not None:
             weights = {**frozen, **trainable["params"]}
-            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *asked.texts, apply="encode")
+            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *asked.texts)
         scores, labels, counts = logits(head, trainable["params"]["answers"], reader.centre, vectors, asked, every)
         own, start = trainable["params"]["answers"], params["answers"]
         moved = sum(jnp.square(a - b).sum() for a, b in zip(*map(jax.tree.leaves, (own, start)), strict=True))
@@ -227,7 +227,7 @@ def _work(asked: Questions, flops: float) -> speed.Work:
     return speed.Work(int(texts.sum()), texts.size, len(np.unique(read)), len(read), flops)
 
 
-def _answers(rows: Rows) -> int:
+def _answers(rows: LabeledExamples) -> int:
     """How many different answers questions hold: consecutive ones share most of their histories."""
     history = np.column_stack(
         [np.broadcast_to(rows.user[:, None], rows.mask.shape)[rows.mask], rows.history[rows.mask]]

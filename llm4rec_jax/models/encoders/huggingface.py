@@ -20,18 +20,14 @@ from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, fam
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 
-VOCABULARIES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
-"""Patterns of files that hold a vocabulary: JSON, word pieces, byte pairs, sentence pieces."""
 TOKENIZER_FILES = (
-    *VOCABULARIES,
+    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
     "merges.txt",
-    "bpe.codes",
-    "chat_template*",
 )
-"""Patterns of the files that transformers reads a tokenizer from."""
 
 
 class PretrainedError(ValueError):
@@ -143,23 +139,13 @@ def save(
     # The weights go last and by rename, so that a folder with weights is a whole one.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_from is not None:
-        copy_tokenizer(tokenizer_from, folder)
+        for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
+            if source.is_file():
+                shutil.copyfile(source, folder / source.name)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
         os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
     return folder
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a vocabulary."""
-    return any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
-
-
-def copy_tokenizer(source: str | os.PathLike[str], folder: Path) -> None:
-    """Copies the tokenizer's files of one folder to another."""
-    for file in {file for pattern in TOKENIZER_FILES for file in Path(source).glob(pattern)}:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
 
 
 def names_of(family: Family) -> Names:

@@ -1,6 +1,7 @@
 """The files of an adapter, JSON and safetensors, read strictly and without running code."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from llm4rec_jax.checksums import MANIFEST, Damaged, check_manifest
+from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.peft.hf.adapter import AGAIN, InterchangeError, short, some
 from llm4rec_jax.registry import unknown_name
@@ -145,9 +147,16 @@ def read_others(file: Path) -> dict[str, Any] | None:
     return tree
 
 
-# ------------------------------------------------------------------------------------------------ sentence-transformers
+# ---------------------------------------------------------------------------------- tokenizer and sentence-transformers
 _POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
 """Poolings that sentence-transformers has, by their name here."""
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the tokenizer's files of one folder to another."""
+    for file in (source / name for name in pretrained.TOKENIZER_FILES):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def check_pooling(pooling: str) -> None:

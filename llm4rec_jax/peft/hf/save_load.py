@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llm4rec_jax import checksums
+from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import Encoder, Family
 from llm4rec_jax.peft.core import Peft
@@ -39,6 +40,7 @@ from llm4rec_jax.peft.hf.files import (
     WEIGHTS,
     check_files,
     check_pooling,
+    copy_tokenizer,
     flat_names,
     read_fields,
     read_others,
@@ -139,7 +141,7 @@ def save(
     if short := _short_base(base, modules, params, folder):
         fields["base_model_name_or_path"] = short
     if tokenizer_from is not None:
-        pretrained.copy_tokenizer(tokenizer_from, folder)
+        copy_tokenizer(tokenizer_from, folder)
         # peft returns the states of a prompt too, and sentence-transformers would pool over them.
         if method.name != "prompt":
             write_sentence_transformer(folder, stack(params, "save")[1], pooling, max_tokens)
@@ -276,7 +278,7 @@ def _make(folder: Path) -> None:
 
 def _tokenizer_folder(path: str | os.PathLike[str]) -> Path:
     folder = pretrained.resolve(path)
-    if not pretrained.has_tokenizer(folder):
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise InterchangeError(f"{folder} holds no tokenizer: give a folder with tokenizer.json or vocab.txt")
     return folder
 
