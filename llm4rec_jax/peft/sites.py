@@ -43,7 +43,7 @@ def stack(params: Params, method: str) -> tuple[int, int]:
     Raises:
       ValueError: the parameters are not those of an encoder; the message begins with the method's name.
     """
-    blocks = [m for site in sites(params) if (m := re.fullmatch(r"layer_(\d+)", site))]
+    blocks = [site for site in sites(params) if re.fullmatch(r"layer_\d+", site)]
     if not blocks or "embeddings" not in params:
         raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
     return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]

@@ -51,7 +51,9 @@ class Modules(NamedTuple):
     """The modules of an encoder that an adapter can change.
 
     Attributes:
-      linear, norms, tables: Sites of linear layers, norms and embedding tables by the name of torch's module.
+      linear, norms: Sites of linear layers and norms by the name of torch's module.
+      others: Sites that adapters are not read or written for, by the name of torch's module: embedding tables, and
+        parts of modules that hold several projections at once.
       sizes: Shapes by site, (in, out) of a linear layer and (width,) of a norm.
       depth: Number of blocks; without parameters, the number that the names of the arrays need.
       width: Width D of the encoder.
@@ -60,7 +62,7 @@ class Modules(NamedTuple):
 
     linear: dict[str, str]
     norms: dict[str, str]
-    tables: dict[str, str]
+    others: dict[str, str]
     sizes: dict[str, tuple[Size, ...]]
     depth: int
     width: Size
@@ -73,7 +75,10 @@ class Modules(NamedTuple):
 
     def torch_name(self, site: str) -> str:
         """Returns torch's name of a site: "encoder.layer.3.output.dense" for "layer_3/ffn/down"."""
-        return pretrained.names_of(self.family).module(site)
+        name = pretrained.names_of(self.family).module(site)
+        if name in self.others:
+            raise InterchangeError(f"peft adapts {name} only as a whole, and this adapts {site}: write it with `merge`")
+        return name
 
 
 def modules_of(params: Params, family: Family | None = None) -> Modules:
@@ -119,7 +124,9 @@ def _modules(
 ) -> Modules:
     blocks = {site.split("/")[0] for site in linear if site.startswith("layer_")}
     names = pretrained.names_of(family)
-    by_name = ({names.module(site): site for site in kind} for kind in (linear, norms, tables))
+    fused = {site for site in linear if len(names.source(f"{site}/kernel").paths) > 1}
+    kinds = (linear.keys() - fused, norms, {*tables, *fused})
+    by_name = ({names.module(site): site for site in sorted(kind)} for kind in kinds)
     return Modules(*by_name, linear | norms, len(blocks), width, family)
 
 
@@ -290,7 +297,7 @@ class Adapter(NamedTuple):
         """
         modules, unused = self.modules, self.modules.unused
         linear = [*modules.linear, *unused]
-        matched = self.fields.matching("target_modules", [*linear, *modules.norms, *modules.tables], linear)
+        matched = self.fields.matching("target_modules", [*linear, *modules.norms, *modules.others], linear)
         kind = modules.norms if norms else modules.linear
         if stray := [name for name in matched if name not in kind and (norms or name not in unused)]:
             raise self.fields.error(f"target_modules includes what this type is not read for: {some(stray)}", INSTEAD)

@@ -1,6 +1,7 @@
 """The files of an adapter, JSON and safetensors, read strictly and without running code."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,11 +153,27 @@ _POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
 """Poolings that sentence-transformers has, by their name here."""
 
 
+_VOCABULARIES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
+"""Patterns of the files that hold a tokenizer's vocabulary."""
+_TOKENIZERS = (
+    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "bpe.codes",
+    "chat_template*",
+)  # fmt: skip
+"""Patterns of the files that transformers reads a tokenizer from."""
+
+
+def tokenizer_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a path or hub name, which must hold a tokenizer."""
+    folder = pretrained.resolve(path)
+    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        raise InterchangeError(f"{folder} holds no tokenizer: give a folder with tokenizer.json or vocab.txt")
+    return folder
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the tokenizer's files of one folder to another."""
-    for file in (source / name for name in pretrained.TOKENIZER_FILES):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    """Copies the files of a tokenizer from one folder to another."""
+    for file in {file for pattern in _TOKENIZERS for file in source.glob(pattern)}:
+        shutil.copyfile(file, folder / file.name)
 
 
 def check_pooling(pooling: str) -> None:

@@ -15,6 +15,7 @@ from llm4rec_jax.peft.hf.adapter import (
     Adapter,
     InterchangeError,
     Modules,
+    Size,
     Written,
     build,
     by_torch_name,
@@ -128,8 +129,8 @@ def _write_layernorm(options: Mapping[str, Any], delta: Delta, modules: Modules)
 _TABLE = "prompt_embeddings"
 
 
-def _read_virtual(adapter: Adapter) -> tuple[int, int, int]:
-    """Returns the number of virtual tokens, the number of layers, and the width."""
+def _read_virtual(adapter: Adapter, needed: Size) -> tuple[int, int, int]:
+    """Returns the number of virtual tokens, the number of layers, and the width, which must be as needed."""
     fields, modules = adapter.fields, adapter.modules
     length, layers, width = (fields.integer(name) for name in ("num_virtual_tokens", "num_layers", "token_dim"))
     heads = fields.integer("num_attention_heads", 1)
@@ -137,17 +138,17 @@ def _read_virtual(adapter: Adapter) -> tuple[int, int, int]:
         raise fields.error("num_transformer_submodules is not 1: it is for an encoder with a decoder", "use another")
     if width % heads:
         raise fields.error(f"token_dim {width} is not a multiple of num_attention_heads {heads}")
-    if isinstance(modules.width, int) and (layers, width) != (modules.depth, modules.width):
+    if isinstance(needed, int) and (layers, width) != (modules.depth, needed):
         raise fields.error(
-            f"num_layers is {layers} and token_dim {width}, but the encoder has {modules.depth} layers of "
-            f"{modules.width}",
+            f"num_layers is {layers} and token_dim {width}, but the encoder has {modules.depth} layers of {needed}",
             "give the encoder that it was trained over",
         )
     return length, layers, width
 
 
 def _read_prefix(adapter: Adapter) -> tuple[Peft, Delta]:
-    length, layers, width = _read_virtual(adapter)
+    # Keys may be narrower than states, where several heads share them.
+    length, layers, width = _read_virtual(adapter, adapter.modules.sizes.get("layer_0/attention/key", ("",))[-1])
     # The file holds the keys and values themselves, whatever network made them.
     adapter.fields.refuse_others("prefix_projection", "encoder_hidden_size", "init_weights")
     adapter.expect({_TABLE: (length, 2 * layers * width)})
@@ -173,7 +174,7 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": len(columns[0]),
         "num_layers": modules.depth,
-        "token_dim": modules.width,
+        "token_dim": columns[0].shape[1],
         "num_attention_heads": None,
         "num_transformer_submodules": 1,
         "prefix_projection": False,
@@ -182,7 +183,7 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
 
 
 def _read_prompt(adapter: Adapter) -> tuple[Peft, Delta]:
-    length, _, width = _read_virtual(adapter)
+    length, _, width = _read_virtual(adapter, adapter.modules.width)
     adapter.fields.refuse_others(
         "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"
     )

@@ -17,7 +17,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llm4rec_jax import checksums
-from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import Encoder, Family
 from llm4rec_jax.peft.core import Peft
@@ -45,6 +44,7 @@ from llm4rec_jax.peft.hf.files import (
     read_fields,
     read_others,
     read_tensors,
+    tokenizer_folder,
     write_sentence_transformer,
 )
 from llm4rec_jax.peft.hf.formats import READERS, WRITERS
@@ -123,7 +123,7 @@ def save(
     _check_delta(method, delta, params)
     written = WRITERS[method.name](method.options, jax.tree.map(_host, delta), modules)
     if tokenizer_from is not None:
-        tokenizer_from = _tokenizer_folder(tokenizer_from)
+        tokenizer_from = tokenizer_folder(tokenizer_from)
         check_pooling(pooling)
     fields = {
         **written.fields,
@@ -251,7 +251,7 @@ def merge(
     if not 1 <= max_tokens <= most:
         raise InterchangeError(f"max_tokens is {max_tokens}, but the encoder has {most} positions: give 1 to {most}")
     if tokenizer_from is not None:
-        tokenizer_from = _tokenizer_folder(tokenizer_from)
+        tokenizer_from = tokenizer_folder(tokenizer_from)
     params = jax.tree.map(jnp.asarray, dict(params))
     _check_delta(method, delta, params)
     merged = jax.tree.map(_host, method.merge(params, delta))
@@ -261,7 +261,9 @@ def merge(
         )
     _make(folder)
     write_sentence_transformer(folder, encoder.config.hidden_size, pooling, max_tokens)
-    return pretrained.save(folder, encoder, merged, tokenizer_from=tokenizer_from)
+    if tokenizer_from is not None:
+        copy_tokenizer(tokenizer_from, folder)
+    return pretrained.save(folder, encoder, merged)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -274,13 +276,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InterchangeError(f"{folder} cannot be made a folder ({error}): give another path") from error
-
-
-def _tokenizer_folder(path: str | os.PathLike[str]) -> Path:
-    folder = pretrained.resolve(path)
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise InterchangeError(f"{folder} holds no tokenizer: give a folder with tokenizer.json or vocab.txt")
-    return folder
 
 
 def _short_base(base: str, modules: Modules, params: Params, folder: Path) -> str | None:
