@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import re._constants as ops  # pyright: ignore[reportMissingImports]
 import re._parser as parser  # pyright: ignore[reportMissingImports]
 from collections.abc import Iterable
 from typing import Any
@@ -45,26 +44,26 @@ def _choices(tree: Any) -> float:
     """Returns the largest number of places on a way through a parsed pattern where matching may go several ways."""
     total = 0.0
     for op, value in tree:
-        if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
+        if op.name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
             least, most, inner = value
             within = _choices(inner)
             # `(a+)+` can divide a name in a number of ways that is exponential in its length.
             total += (math.inf if within and most > 1 else within) + (least != most)
-        elif op is ops.BRANCH:
+        elif op.name == "BRANCH":
             # Alternatives of a whole pattern are tried one after the other, so overlaps only add up.
             total += max(map(_choices, value[1])) + (len(tree) > 1 and _overlap(value[1]))
-        elif op is ops.GROUPREF_EXISTS:
+        elif op.name == "GROUPREF_EXISTS":
             total += max(_choices(branch or ()) for branch in value[1:])
-        elif op in (ops.SUBPATTERN, ops.ASSERT, ops.ASSERT_NOT):
+        elif op.name in ("SUBPATTERN", "ASSERT", "ASSERT_NOT"):
             total += _choices(value[-1])
-        elif op is ops.ATOMIC_GROUP:
+        elif op.name == "ATOMIC_GROUP":
             total += _choices(value)
     return total
 
 
 def _overlap(branches: Any) -> bool:
-    """Whether several branches may match at the same place: not when all are texts of which none begins another."""
-    if not all(op is ops.LITERAL for branch in branches for op, _ in branch):
+    """Returns whether several branches may match at one place, as texts do not unless one begins another."""
+    if not all(op.name == "LITERAL" for branch in branches for op, _ in branch):
         return True
     texts = sorted("".join(chr(value) for _, value in branch) for branch in branches)
     return any(later.startswith(text) for text, later in itertools.pairwise(texts))

@@ -45,7 +45,7 @@ def stack(params: Params, method: str) -> tuple[int, int]:
     """
     blocks = [site for site in sites(params) if re.fullmatch(r"layer_\d+", site)]
     if not blocks or "embeddings" not in params:
-        raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
+        raise ValueError(f"{method}: reads the states of an encoder's blocks, and these parameters have none")
     return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]
 
 
@@ -112,7 +112,7 @@ def parts_of(delta: Delta) -> set[str]:
 
 
 class Reach(NamedTuple):
-    """Where a delta changes the encoder.
+    """The part of the encoder that a delta changes.
 
     Attributes:
       first_trained_layer: The lowest block that the delta changes, or the depth when it changes none. The states before

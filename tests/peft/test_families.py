@@ -100,7 +100,7 @@ def test_method(model, name):
     if start:
         assert np.abs(changed - base).max() > 1e-3 * scale
     if method.merge is not None:
-        merged = Model(model.encoder, method.merge(model.params, delta))
+        merged = Model(model.encoder, dict(method.merge(model.params, delta)))
         assert jax.tree.structure(merged.params) == jax.tree.structure(model.params)
         frozen = create("frozen")
         np.testing.assert_allclose(states(merged, frozen, {}), changed, rtol=0, atol=1e-4 * np.abs(changed).max())
@@ -108,7 +108,7 @@ def test_method(model, name):
 
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
 def test_padding_changes_nothing(model, name):
-    """What stands before a text is attended to by every token, and padding by none."""
+    """Every token attends to the prefix or prompt, and no token to padding."""
     method = create(name, {name: OPTIONS[name]})
     delta = moved(method.init(jax.random.key(0), model.params), 1)
     short = forward(model.encoder, method, model.params, delta, IDS[1:2, :3], MASK[1:2, :3])

@@ -107,7 +107,7 @@ def modules_spoken_of(keys: Iterable[str]) -> Modules:
         return [site for key in keys if (site := names.site(key)) is not None]
 
     family = max(families().values(), key=lambda family: len(sites_in(family)))
-    numbers = [int(found[1]) for site in sites_in(family) if (found := re.match(r"layer_(\d{1,3})/", site))]
+    numbers = [int(m[1]) for site in sites_in(family) if (m := re.match(r"layer_(\d{1,3})/", site))]
     depth, has = max(numbers, default=-1) + 1, family.sites
     into, key, inner = ("query", "key", "inner") if has.grouped else ("width", "width", "inner")
     sizes: dict[str, tuple[Size, ...]] = {
@@ -125,9 +125,12 @@ def _modules(
     blocks = {site.split("/")[0] for site in linear if site.startswith("layer_")}
     names = pretrained.names_of(family)
     fused = {site for site in linear if len(names.source(f"{site}/kernel").paths) > 1}
-    kinds = (linear.keys() - fused, norms, {*tables, *fused})
-    by_name = ({names.module(site): site for site in sorted(kind)} for kind in kinds)
-    return Modules(*by_name, linear | norms, len(blocks), width, family)
+
+    def by_name(some_sites: Iterable[str]) -> dict[str, str]:
+        return {names.module(site): site for site in sorted(some_sites)}
+
+    sizes, single = linear | norms, linear.keys() - fused
+    return Modules(by_name(single), by_name(norms), by_name({*tables, *fused}), sizes, len(blocks), width, family)
 
 
 def without_head(tensors: Tensors, family: Family) -> tuple[str, Tensors]:
@@ -249,7 +252,11 @@ class Fields:
             whole = matching(pattern, [self._prefix + module for module in modules])
         except ValueError as error:
             raise self.error(f"{name} {short(pattern)} {error}", INSTEAD) from error
-        return [module.removeprefix(self._prefix) for module in whole]
+        return [self.bare(module) for module in whole]
+
+    def bare(self, module: str) -> str:
+        """Returns torch's name of a module without the prefix."""
+        return module.removeprefix(self._prefix)
 
     def _endings(self, module: str) -> set[str]:
         whole = self._prefix + module

@@ -166,7 +166,7 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         delta = jax.tree.map(np.asarray, plain(delta))
     if lacking := sorted({f"layer_{i}/attention" for i in range(modules.depth)} - delta.keys()):
         raise InterchangeError(
-            f"prefix: peft has one in every layer, and there is none at {some(lacking)}: train it so"
+            f"prefix: peft has a prefix in every layer, and {some(lacking)} has no prefix: train it so"
         )
     columns = [delta[f"layer_{i}/attention"][name] for i in range(modules.depth) for name in ("key", "value")]
     # The parameters do not tell the number of heads; peft asks the model for it.

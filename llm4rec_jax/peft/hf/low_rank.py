@@ -123,12 +123,13 @@ def _kept(fields: Fields, modules: Modules, init_rank: int) -> dict[str, int]:
     pattern = fields.raw("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise fields.error(f"rank_pattern is {short(pattern)}, must hold a list for every module")
+    known = {*modules.linear, *modules.unused}
     for name, marks in pattern.items():
         if not isinstance(marks, list) or len(marks) != init_rank or not all(isinstance(m, bool) for m in marks):
             raise fields.error(f"rank_pattern of {short(name)} is not a list of {init_rank} times true or false")
-        if not name.endswith(".lora_E") or name.removesuffix(".lora_E") not in [*modules.linear, *modules.unused]:
+        if not name.endswith(".lora_E") or fields.bare(name.removesuffix(".lora_E")) not in known:
             raise fields.error(f"rank_pattern speaks of {short(name)}, which no module of this encoder is called")
-    return {name.removesuffix(".lora_E"): sum(marks) for name, marks in pattern.items()}
+    return {fields.bare(name.removesuffix(".lora_E")): sum(marks) for name, marks in pattern.items()}
 
 
 def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:

@@ -138,8 +138,8 @@ def save(
     # Reading checks what is written.
     READERS[fields["peft_type"]](Adapter(Fields(folder / CONFIG, fields), folder / WEIGHTS, tensors, modules))
     _make(folder)
-    if short := _short_base(base, modules, params, folder):
-        fields["base_model_name_or_path"] = short
+    if (shortened := _short_base(base, modules, params, folder)) is not None:
+        fields["base_model_name_or_path"] = shortened
     if tokenizer_from is not None:
         copy_tokenizer(tokenizer_from, folder)
         # peft returns the states of a prompt too, and sentence-transformers would pool over them.

@@ -173,7 +173,7 @@ def test_vera_of_the_wrong_largest_size(params, copied):
 
 
 def test_oft_with_blocks_of_several_sizes(params, copied, tmp_path):
-    """Of a number of blocks, an input of another width has blocks of another size."""
+    """A fixed number of blocks gives inputs of other widths blocks of other sizes."""
     fields = {"r": 4, "oft_block_size": 0, "target_modules": ["query", "encoder.layer.0.output.dense"]}
     folder = edit(copied("oft"), **fields)
 
