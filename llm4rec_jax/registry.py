@@ -54,7 +54,7 @@ class Registry(dict[str, T], Generic[T]):
         self._warned: set[str] = set()
 
     def register(
-        self, name: str, aliases: Iterable[str] = (), option_aliases: Mapping[str, str] = MappingProxyType({})
+        self, name: str, *, aliases: Iterable[str] = (), option_aliases: Mapping[str, str] = MappingProxyType({})
     ) -> Callable[[Registered], Registered]:
         """Returns a decorator that stores its argument under `name` and returns it unchanged.
 
@@ -95,7 +95,7 @@ class Registry(dict[str, T], Generic[T]):
         """Returns the entry of that name or alias.
 
         Raises:
-            ValueError: if there is none; the message names the nearest and lists all.
+            ValueError: if there is no such entry; the message names the nearest and lists all.
         """
         name = self.current_name(name)
         if name not in self:

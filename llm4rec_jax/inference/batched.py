@@ -141,20 +141,20 @@ class _Part(NamedTuple):
     """Results that may still be being computed.
 
     Attributes:
-      results: [devices · padded, batch, …]; the first `count` batches of each device hold rows.
+      results: [devices · padded, batch, …]; the first `batches` of each device hold rows.
       rows: Number of rows, the padding of the last batch not counted.
     """
 
     results: jax.Array
     devices: int
     padded: int
-    count: int
+    batches: int
     rows: int
 
     def on_host(self) -> np.ndarray:
         """Waits for the rows and returns them, [rows, …]."""
         out = fetch(self.results)
-        out = out.reshape(self.devices, self.padded, *out.shape[1:])[:, : self.count]
+        out = out.reshape(self.devices, self.padded, *out.shape[1:])[:, : self.batches]
         return out.reshape(-1, *out.shape[3:])[: self.rows]
 
 

@@ -31,7 +31,7 @@ OnHostOrDevice: TypeAlias = np.ndarray | jax.Array | None
 
 
 class Scorer(Protocol):
-    """What can be evaluated: a trained recommender, or a baseline."""
+    """A model that can be evaluated: a trained recommender, or a baseline."""
 
     def item_embeddings(self) -> np.ndarray:
         """Embeddings of all items, [I, D]."""
@@ -147,7 +147,7 @@ class RecommenderScorer:
         self, weights: Weights, text: np.ndarray | None, states: np.ndarray | None = None
     ) -> np.ndarray:
         """Returns the embeddings of every item, [I, D]; see `of`."""
-        if self._tokens is not None and text is None:
+        if self._model.text is not None and text is None:
             text = self.text(*weights, states)
         num_items = self._model.num_items if text is None else len(text)
         return self.item_embeddings(weights, np.arange(num_items), text)

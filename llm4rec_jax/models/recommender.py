@@ -67,13 +67,13 @@ class Recommender:
       items: Features of items to item embeddings.
       matcher: User encoder and scoring head.
       text: Token ids to vectors; None when items are ids only.
-      num_items: Number of items I with a trained vector each; None when items are known by their texts only.
+      num_items: Number of items with a trained vector each; 0 when items are known by their texts only.
     """
 
     items: ItemEncoder
     matcher: Matcher
     text: TextEncoder | None = None
-    num_items: int | None = None
+    num_items: int = 0
 
     @property
     def users(self) -> UserEncoder:
@@ -187,7 +187,7 @@ def recommender(
         if user_encoder.inputs == "prompt":
             user_encoder = user_encoder.clone(name="project_prompt")
     matcher = Matcher(user_encoder, HEADS.build(head, **options.get("head", {})))
-    return Recommender(ItemEncoder(tuple(features), width, combine), matcher, text, num_items)
+    return Recommender(ItemEncoder(tuple(features), width, combine), matcher, text, num_items or 0)
 
 
 def _required(num_users: int | None, users: str) -> int:
@@ -217,9 +217,10 @@ def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] |
     def draw(key: jax.Array) -> dict[str, Any]:
         mask, rows = jnp.zeros((2, 2), bool), jnp.zeros(2, jnp.int32)
         inputs = UserInputs(jnp.zeros((2, 2, width)), mask, None, rows, vectors)
-        items = model.items.init(key, features).get("params", {})
+        items: Any = model.items.init(key, features)
+        matcher: Any = model.matcher.init(key, inputs, jnp.zeros((2, width)))
         # Parts that both have, as a graph's vectors, are the same: a draw depends on the key and the name alone.
-        return {**items, **model.matcher.init(key, inputs, jnp.zeros((2, width))).get("params", {})}
+        return {**items.get("params", {}), **matcher.get("params", {})}
 
     return {**params, **jax.jit(draw)(key)}
 

@@ -165,7 +165,7 @@ def _given(field: Any, name: str) -> jax.Array:
 def _repeated(items: jax.Array, candidates: jax.Array) -> jax.Array:
     """Returns which candidates [U] occur earlier in `items`: several processes may hold the same item.
 
-    Of items [7, 5, 7, 7] with candidates [1, 1, 1, 0], values are [7, 5, 7, -4] and sort to [-4, 5, 7, 7], from places
+    With items [7, 5, 7, 7] and candidates [1, 1, 1, 0], values are [7, 5, 7, -4] and sort to [-4, 5, 7, 7], from places
     [3, 1, 0, 2]. The last 7 equals its predecessor, so place 2 is repeated: [0, 0, 1, 0].
     """
     # An item that is no candidate gets a value of its own, so it repeats nothing.
@@ -178,7 +178,7 @@ def _repeated(items: jax.Array, candidates: jax.Array) -> jax.Array:
 def _among(items: jax.Array, candidates: jax.Array, user_items: jax.Array) -> jax.Array:
     """Returns which candidates [U], all different, are among each user's items [B, M]: bool [B, U].
 
-    Of items [7, 5, 9], all candidates, and one user's [[-1, 7]]: sorted values are [5, 7, 9] from places [1, 0, 2].
+    With items [7, 5, 9], all candidates, and one user's [[-1, 7]]: sorted values are [5, 7, 9] from places [1, 0, 2].
     -1 would stand at 0 and 7 stands at 1; only 7 is equal to the value there, which is of place 0: [[1, 0, 0]].
     """
     values = jnp.where(candidates, items, jnp.iinfo(items.dtype).max)

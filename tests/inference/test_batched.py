@@ -45,10 +45,10 @@ def test_a_cpu_computes_two_parts_of_a_block_side_by_side(monkeypatch):
     twice = map_in_fixed_batches(function, alone)
     load = [0, 0]
     parts = twice._start(jnp.float32(2), [x], load)
-    assert [(part.count, part.padded, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
+    assert [(part.batches, part.padded, part.rows) for part in parts] == [(4, 4, 16), (4, 4, 14)]
     np.testing.assert_array_equal(np.concatenate([part.on_host() for part in parts]), 2 * x)
     assert started == [4] * 8
-    # What fits in one batch is one part, and goes to the stream with the smaller load.
+    # Rows that fit in one batch are one part, which goes to the stream with the smaller load.
     assert load == [16, 14]
     assert len(twice._start(jnp.float32(2), [x[:3]], load)) == 1
     assert load == [16, 17]
@@ -64,7 +64,7 @@ def test_the_next_of_several_calls_starts_early(devices, monkeypatch):
     monkeypatch.setattr(batched, "BLOCK", 8)
     monkeypatch.setattr(batched, "rows_per_batch", lambda mesh, tokens=12: 4)
     rng = np.random.default_rng(0)
-    # Of other widths, in one block and in several, and none of the last.
+    # Other widths, in one block and in several; the last has no rows.
     calls = [
         (rng.normal(size=(n, width)).astype(np.float32),) for n, width in ((3, 2), (200, 5), (1, 2), (64, 3), (0, 3))
     ]

@@ -198,7 +198,7 @@ def test_trained_in_peft_loads_here(ours, plain, tmp_path, case):
     assert loaded.others is None
     if case.name == "adalora":
         assert {len(own["lambda"]) for own in loaded.delta.values()} != {4}
-    # The folder can be read without an encoder.
+    # The folder alone is enough.
     alone = load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, alone.delta, loaded.delta)
     # And back again.

@@ -1,4 +1,4 @@
-"""Changes that methods make to training, against Hugging Face peft: AdaLoRA's penalty and budget, LoRA+'s two rates."""
+"""Changes of training by methods, against Hugging Face peft: AdaLoRA's penalty and budget, LoRA+'s two rates."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_adalora_penalty(ours, weights, monkeypatch):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_adalora_keeps_the_triplets_that_peft_keeps(ours, every):
-    """Scores new random arrays at every step, before the update; peft scores them after it, so nothing is updated."""
+    """At every step, of new random arrays: peft scores them as they are after the update, so there is none here."""
     model = adalora(every)
     method = create("adalora", {"adalora": {**RANKS, "initial": 2 / STEPS, "final": 3 / STEPS, "every": every}})
     start = method.init(jax.random.key(0), ours[1])

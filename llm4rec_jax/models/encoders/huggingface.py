@@ -42,6 +42,7 @@ def load(
     remat: bool = False,
     attention: str = "xla",
     dropout: float | None = None,
+    language_head: bool = False,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Loads a pretrained encoder of any family.
 
@@ -53,12 +54,14 @@ def load(
       remat: Recompute blocks in the backward pass.
       attention: "xla" or "cudnn", see `EncoderConfig`.
       dropout: Replaces all dropout rates of the configuration.
+      language_head: Load a decoder's head too, where it is not tied to the word embeddings: `logits` needs it.
 
     Returns:
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
 
     Raises:
-      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout.
+      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout; a language head of a family that
+        has none.
       PretrainedError: an unknown family, a file that is missing or damaged, a tensor that is missing, unused or
         misshapen.
     """
@@ -68,6 +71,10 @@ def load(
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
+    if language_head:
+        if not hasattr(config, "language_head"):
+            raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
+        config = dataclasses.replace(config, language_head=True)
     encoder = family.build(config)
     try:
         flat = names_of(family).to_params(_read_tensors(folder), parameter_shapes(encoder))

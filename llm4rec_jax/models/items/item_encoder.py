@@ -27,7 +27,7 @@ class ItemEncoder(nn.Module):
     """Item embeddings as the sum of features, or as a linear map of their concatenation.
 
     Attributes:
-      features: What items are described by.
+      features: The features, in the order of the sum or concatenation.
       width: Width D of item embeddings.
       combine: "sum" or "concatenation".
 

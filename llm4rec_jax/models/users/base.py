@@ -1,4 +1,4 @@
-"""User encoders: what is known of a user to a user embedding P_u.
+"""User encoders: history, id or prompt of a user to a user embedding P_u.
 
 An encoder of one's own is one class in one file. It names the inputs that it reads, and is trained accordingly:
 
@@ -72,7 +72,7 @@ class UserEncoder(nn.Module):
 
     @property
     def masking(self) -> tuple[float, float] | None:
-        """How training masks: (probability of a position, share of windows with only the last position masked)."""
+        """Probability that training masks a position, and share of windows in which it masks only the last one."""
         return None
 
 

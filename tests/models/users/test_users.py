@@ -55,7 +55,7 @@ def test_every_item_so_far_is_read(name):
 
 @every_model
 def test_a_prefix_of_a_history_has_its_profile(name):
-    # What lets one pass train on every position: profile t is that of a history cut after t.
+    # One pass can train on every position, because embedding t is that of a history cut after t.
     t = 4
     cut, real = run(name, ITEMS[:, : t + 1], MASK[:, : t + 1]), MASK[:, t]
     np.testing.assert_allclose(cut[real, -1], run(name)[real, t], atol=1e-5)
@@ -136,7 +136,7 @@ def test_gru_against_torch():
         gru.weight_ih_l0.copy_(torch.cat([cell[f"i{g}"]["kernel"].T for g in "rzn"]))
         gru.weight_hh_l0.copy_(torch.cat([cell[f"h{g}"]["kernel"].T for g in "rzn"]))
         gru.bias_ih_l0.copy_(torch.cat([cell[f"i{g}"]["bias"] for g in "rzn"]))
-        # Of the state's three biases only the candidate's is not one with the input's.
+        # Only the candidate's bias of the state is separate from that of the input.
         gru.bias_hh_l0.copy_(torch.cat([torch.zeros(2 * D), cell["hn"]["bias"]]))
         want = gru(torch.tensor(ITEMS))[0].numpy()
     np.testing.assert_allclose(module.apply(variables, UserInputs(ITEMS, MASK))[MASK], want[MASK], atol=1e-5)
