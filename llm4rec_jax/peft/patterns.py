@@ -33,14 +33,14 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
         compiled, tree = re.compile(pattern), parser.parse(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"is not a regular expression ({error})") from error
-    if _choices(tree) > MOST_CHOICES:
+    if _choices(tree, whole=True) > MOST_CHOICES:
         raise ValueError(
             f"repeats what repeats, or has more than {MOST_CHOICES} repetitions in a row, so matching it may never end"
         )
     return [name for name in names if compiled.fullmatch(name)]
 
 
-def _choices(tree: Any) -> float:
+def _choices(tree: Any, whole: bool = False) -> float:
     """Returns the largest number of places on a way through a parsed pattern where matching may go several ways."""
     total = 0.0
     for op, value in tree:
@@ -50,8 +50,8 @@ def _choices(tree: Any) -> float:
             # `(a+)+` can divide a name in a number of ways that is exponential in its length.
             total += (math.inf if within and most > 1 else within) + (least != most)
         elif op.name == "BRANCH":
-            # Alternatives of a whole pattern are tried one after the other, so overlaps only add up.
-            total += max(map(_choices, value[1])) + (len(tree) > 1 and _overlap(value[1]))
+            # Nothing follows the alternatives of a whole pattern, so overlaps of them do not multiply.
+            total += max(map(_choices, value[1])) + (not (whole and len(tree) == 1) and _overlap(value[1]))
         elif op.name == "GROUPREF_EXISTS":
             total += max(_choices(branch or ()) for branch in value[1:])
         elif op.name in ("SUBPATTERN", "ASSERT", "ASSERT_NOT"):
