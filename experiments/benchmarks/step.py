@@ -19,6 +19,7 @@ from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig
 from llm4rec_jax.models.encoders.pooling import Mean
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.trees import flatten
 
 _SHAPES = flags.DEFINE_list("shapes", [], "Of the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
 _ATTENTION = flags.DEFINE_enum("attention", "xla", ["xla", "cudnn"], "Of the benchmark `step`: our attention.")
@@ -141,7 +142,7 @@ class Step:
     def probe(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Vectors, loss and gradients of what is trained, before any step."""
         (value, vectors), grads = self._probe(self._state["delta"], self._frozen, ids, mask)
-        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": huggingface.flatten(grads)}
+        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": flatten(grads)}
 
 
 def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:

@@ -11,7 +11,8 @@ from transformers import BertModel
 
 from experiments.benchmarks import torch_device
 from llm4rec_jax.models.encoders.bert import BERT
-from llm4rec_jax.models.encoders.huggingface import flatten, names_of
+from llm4rec_jax.models.encoders.huggingface import names_of
+from llm4rec_jax.trees import flatten
 
 NAMES = names_of(BERT)
 """Torch's names of our parameters."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from experiments.benchmarks import torch_device, torch_encoder
 from experiments.benchmarks.torch_device import put
 from experiments.benchmarks.torch_sasrec import SasRec, Sizes, places
-from llm4rec_jax.models.encoders.huggingface import flatten
+from llm4rec_jax.trees import flatten
 
 # Windows whose positions "usual" encodes at a time: 256 would take some 100 GiB.
 TOGETHER = 8

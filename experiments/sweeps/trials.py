@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm4rec_jax.data.sources import LABELED_SOURCES
+from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.folder import RunFolderError
@@ -310,11 +310,9 @@ def open_folder(run: TrialRun) -> None:
         run_folder.write(file, asked)
     named = workdir / "by_name" / run.trial.name
     named.parent.mkdir(exist_ok=True)
-    scratch = named.with_name(f".{named.name}.{os.getpid()}")
     # Some file systems have no links; they are a convenience.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), replacing(named, durable=False) as scratch:
         scratch.symlink_to(Path("..") / run.folder.name)
-        os.replace(scratch, named)
 
 
 def _unmoved(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Arrays that are dear to make, kept on disk between runs."""
 
-import contextlib
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from llm4rec_jax.io import write_bytes
 
 _DIGEST_BYTES = 32
 
@@ -75,17 +75,7 @@ def write(path: Path, key: str, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     payload = buffer.getvalue()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".cache-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.write(_checksum(key, payload))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    write_bytes(path, payload + _checksum(key, payload))
 
 
 def _checksum(key: str, payload: bytes) -> bytes:

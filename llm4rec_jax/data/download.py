@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
@@ -174,10 +175,8 @@ def _copy(folder: Path, file: File, place: Path, published: Published) -> None:
             f"{folder} has no {' or '.join(dict.fromkeys(names))}; give a folder with the files. {published.origin}"
         )
     _check(found[0], file, f"give the published file. {published.origin}")
-    # Complete or not there at all, even if the process is killed.
-    scratch = place / f"{file.name}.{os.getpid()}.tmp"
-    shutil.copyfile(found[0], scratch)
-    os.replace(scratch, place / file.name)
+    with replacing(place / file.name) as scratch:
+        shutil.copyfile(found[0], scratch)
 
 
 def _download(url: str, target: Path, file: File | None) -> None:

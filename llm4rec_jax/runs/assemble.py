@@ -251,7 +251,7 @@ class Assembly:
         if mesh.model > 1:
             rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
-            rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
+            rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 

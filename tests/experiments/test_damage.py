@@ -24,7 +24,8 @@ from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.sharding import digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from tests.helpers import tiny
 from tests.helpers.commands import command
 

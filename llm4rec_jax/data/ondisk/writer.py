@@ -6,7 +6,6 @@ memory at a time is one range, and the result does not depend on where they are 
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -23,6 +22,7 @@ from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.reader import FORMAT, ROLES, SEQUENCES, opened_split
 from llm4rec_jax.data.splits.protocols import leave_one_out_protocol
 from llm4rec_jax.data.splits.split import Order, times
+from llm4rec_jax.io import replacing
 
 # Interactions in memory at a time, and items whose texts are.
 PART, ITEMS = 4_000_000, 65_536
@@ -125,9 +125,8 @@ def prepare(
         tokens = {"template": texts.template, "settings": key}
         item_texts(dataset.items[:1], texts.template)  # A wrong template is found before the long work
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    scratch.mkdir()
-    try:
+    with replacing(folder) as scratch:
+        scratch.mkdir()
         columns = dataset.interactions.columns()
         for name, column in columns.items():
             np.save(scratch / f"interactions.{name}.npy", column)
@@ -151,10 +150,6 @@ def prepare(
         }
         manifest["split"] = opened_split(dataset, scratch, manifest).statistics()
         _write_manifest(scratch / "manifest.json", manifest)
-        os.rename(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
 
 
 def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -225,9 +220,8 @@ def _made(folder: Path) -> Path:
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
-    scratch = folder / f"{name}.{os.getpid()}.tmp.npy"
-    np.save(scratch, array)
-    os.replace(scratch, folder / f"{name}.npy")
+    with replacing(folder / f"{name}.npy", durable=False) as scratch:
+        np.save(scratch, array)
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 
 from llm4rec_jax.models.encoders.weights import Rule
 from llm4rec_jax.registry import Registry, import_all
-from llm4rec_jax.sharding import Rules, Spread
+from llm4rec_jax.sharding import Rules, ShardLongestAxis
 
 OURS = ("compute_dtype", "remat", "attention")
 """Fields of a configuration that say how to compute and not what; a `config.json` has no say in them."""
@@ -263,7 +263,7 @@ def megatron_rules(bias: bool = True, scope: str = ".*") -> Rules:
         (f"{into}/kernel", PartitionSpec(None, "model")),
         *(((f"{into}/bias", PartitionSpec("model")),) if bias else ()),
         (rf"{scope}layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
-        (r".*/word/embedding", Spread("model")),
+        (r".*/word/embedding", ShardLongestAxis("model")),
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llm4rec_jax.models.decoders.decoder import Decoder
-from llm4rec_jax.models.encoders.huggingface import flatten, load, names_of, parameter_shapes
+from llm4rec_jax.models.encoders.huggingface import load, names_of, parameter_shapes
+from llm4rec_jax.trees import flatten
 
 RIGHT = np.arange(13) < np.array([13, 9, 1, 6])[:, None]
 """Mask of texts padded at their ends."""
