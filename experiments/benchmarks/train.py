@@ -25,7 +25,7 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def configuration(method: str, dtype: str = "float32") -> ConfigDict:
-    """Of one method, without dropout."""
+    """Measures one method, without dropout."""
     config: Any = movielens_100k.get_config(method)
     config.train.dropout = False
     config.encoder.dtype = dtype

@@ -30,7 +30,7 @@ from llm4rec_jax.training.runs import separate
 
 def takes(config: Any) -> bool:
     """Whether a configuration is of a run on a pointwise source."""
-    plugins.load(config)
+    plugins.load(plugins.names(config))
     return config.data.source in LABELED_SOURCES
 
 

@@ -1,4 +1,4 @@
-"""What `config.mesh` makes of a run, and that it is no part of what the run is."""
+"""Layouts that `config.mesh` gives a run; they are no part of its identity."""
 
 import json
 
