@@ -269,4 +269,4 @@ def test_wrong_calls_say_what_is_missing():
 
 def test_the_former_name_of_the_full_softmax_still_works():
     with pytest.warns(FutureWarning, match="'catalogue' is now called 'full_softmax'"):
-        assert losses.LOSSES.lookup("catalogue") is losses.LOSSES["full_softmax"]
+        assert LOSSES.lookup("catalogue") is LOSSES["full_softmax"]
