@@ -233,7 +233,8 @@ def read_windows(raw: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[s
     if (listed := raw.get("layer_types")) is not None:
         layer_types = tuple(listed)
     if SLIDING not in layer_types:
-        return {"layer_types": () if set(layer_types) <= {FULL} else layer_types, "sliding_window": None}
+        everywhere = layer_types in ((), (FULL,) * raw["num_hidden_layers"])
+        return {"layer_types": () if everywhere else layer_types, "sliding_window": None}
     return {"layer_types": layer_types, "sliding_window": raw.get("sliding_window")}
 
 
