@@ -98,8 +98,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.peft = peft
     peft.method = arg if arg in METHODS else "frozen"
     peft.options = ConfigDict()
-    # What the method adapts: encoder, users, or encoder+users. The users' own parameters are frozen then: give them
-    # trained ones by init_from.
+    # The adapted part: encoder, users, or encoder+users. The users' own parameters are frozen then: give them trained
+    # ones by init_from.
     peft.within = "encoder"
     if arg == "lora":
         # Every linear layer of the upper third: the states below it are then computed once a run, not once a step.
@@ -150,7 +150,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
 
 
 def search(trial: Any) -> dict[str, Any]:
-    """What `experiments.search` tries of the models over ids; `trial` is Optuna's."""
+    """Draws the settings of a model over ids for `experiments.search`; `trial` is Optuna's."""
     return {
         "train.learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
         "model.width": trial.suggest_categorical("width", [32, 64, 128]),

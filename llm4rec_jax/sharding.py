@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
 Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | Spread]]"
 
-# Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
+# Tables of vectors that are trained: of items, and of users where the user model is "mf" or "lightgcn".
 ITEM_RULE = (r".*/ids/embedding", Spread("model"))
 PEOPLE_RULE = (r".*/users/(table/embedding|user|item)", Spread("model"))
 # Fully sharded (Rajbhandari et al. 2020, ZeRO stage 3, arXiv 1910.02054): every device that has examples of its own

@@ -41,7 +41,7 @@ def evaluate(
     """Ranks the whole catalogue for every user with a target, the history masked, ties against the model.
 
     Args:
-      scorer: what is evaluated.
+      scorer: Scorer that is evaluated.
       split, phase: "validation" or "test" of a split.
       mesh: where to compute.
       ks: cut-offs.

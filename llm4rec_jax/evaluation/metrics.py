@@ -15,17 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Of which less is better; a cut-off may follow.
+# Metrics of which a smaller value is better; a cut-off may follow.
 _LESS = ("mean_rank", "rmse", "mae", "log_loss", "gini", "mean_popularity")
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether a model is the better for a smaller value of a metric, "ndcg@10" or "log_loss"."""
+    """Returns whether a smaller value of a metric, such as "log_loss" or "ndcg@10", is better."""
     return metric.split("@")[0] in _LESS
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether one value of a metric is better than another."""
+    """Returns whether one value of a metric is better than another."""
     return value < than if less_is_better(metric) else value > than
 
 

@@ -178,7 +178,7 @@ def beside(model: BertModel, change: Callable[[tuple[torch.Tensor, ...]], torch.
 
 @pytest.mark.parametrize(("layers", "blocks", "width", "heads"), [((0, -1), 2, 8, 2), ((1,), 1, 12, 3)])
 def test_k_adapter(ours, layers, blocks, width, heads):
-    """Of every adapter a ← f + T(f D + d) U + u with f = H + a, T of transformers' own blocks; [H_N; a] W + c."""
+    """Every adapter is a ← f + T(f D + d) U + u with f = H + a, T of transformers' own blocks; [H_N; a] W + c."""
     draw = Draw(3)
     config = BertConfig(
         hidden_size=width,

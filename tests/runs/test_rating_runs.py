@@ -126,7 +126,7 @@ def test_a_prompt_tells_likes_dislikes_and_target(place):
         "; ".join(assembly.titles[i] for i in rows.history[3][rows.liked[3] == want]) for want in (True, False)
     )
     assert written == f"Liked: {liked}. Disliked: {disliked}. Next: {assembly.titles[rows.target[3]]}."
-    # Of what is not there nothing is said.
+    # An empty list of dislikes takes its clause along.
     all_liked = rows.take(np.array([3]))._replace(liked=np.ones((1, 10), bool))
     assert "Disliked" not in pointwise_assembly.prompts(all_liked, assembly.titles, assembly.config.text.user)[0]
 
