@@ -91,7 +91,7 @@ class DecoderConfig(EncoderConfig):
             raise ValueError(f"head_dim {self.head_dim} has an odd number of features to rotate")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} blocks, num_hidden_layers {self.num_hidden_layers}"
+                f"layer_types has {len(self.layer_types)} blocks, but num_hidden_layers is {self.num_hidden_layers}"
             )
         if unknown := sorted(set(self.layer_types) - {FULL, SLIDING}):
             raise ValueError(f"layer_types has {unknown[0]!r}; only {FULL} and {SLIDING} are supported")

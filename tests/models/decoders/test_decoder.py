@@ -80,9 +80,7 @@ def test_states_of_a_part_of_the_blocks_are_those_of_all(params):
     shorter, fewer = first_layers(model, params, 2)
     assert shorter.config.layer_types == (SLIDING, FULL)
     states = shorter.apply({"params": fewer}, IDS, MASK)
-    np.testing.assert_allclose(
-        states, model.apply(variables, below, method=lambda m, x: m.final_norm(x)), atol=1e-6
-    )
+    np.testing.assert_allclose(states, model.apply(variables, below, method=lambda m, x: m.final_norm(x)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "reach"), [(FULL, 6), (SLIDING, 2)])

@@ -17,15 +17,32 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 3.0},
     "dynamic": {"rope_type": "dynamic", "factor": 3.0},
-    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 32},  # fmt: skip
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
-    "yarn, by hand": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48, "beta_fast": 8.0,
-                      "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.4, "truncate": False},  # fmt: skip
+    "yarn, by hand": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 48,
+        "beta_fast": 8.0,
+        "beta_slow": 2.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.4,
+        "truncate": False,
+    },
     "longrope": {"rope_type": "longrope", "original_max_position_embeddings": 32, **LONG},
-    "longrope, by hand": {"rope_type": "longrope", "original_max_position_embeddings": 32, "attention_factor": 1.7,
-                          **LONG},  # fmt: skip
-}  # fmt: skip
+    "longrope, by hand": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.7,
+        **LONG,
+    },
+}
 
 
 @pytest.mark.parametrize("name", SCALINGS)
