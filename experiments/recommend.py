@@ -14,9 +14,11 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
+import rich.text
 from absl import flags
 
 from experiments.cli import command
+from experiments.cli.console import visible
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.registry import unknown_name
@@ -41,7 +43,7 @@ def recommend(scorer: Scorer, history: Sequence[int], k: int, user: int) -> list
     Args:
       scorer: a trained recommender or a baseline.
       history: rows of the item table, the most recent last.
-      k: how many; all items outside the history when there are fewer.
+      k: number of items; all items outside the history when there are fewer.
       user: row of the user table; its length stands for somebody who isn't in it.
     """
     item_embeddings = scorer.item_embeddings()
@@ -93,7 +95,9 @@ def table(titles: Sequence[str], history: Sequence[int], recommended: Sequence[R
         result.add_column(header, justify="right" if header == "score" else "left")
     latest = [titles[i] for i in reversed(history)][: len(recommended)]
     for i, (item, score) in enumerate(recommended):
-        result.add_row(latest[i] if i < len(latest) else "", titles[item], f"{score:.3f}")
+        # Text: Rich would read "[b]" in a title as markup.
+        shown = latest[i] if i < len(latest) else "", titles[item], f"{score:.3f}"
+        result.add_row(*(rich.text.Text(visible(text)) for text in shown))
     return result
 
 

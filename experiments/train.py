@@ -22,7 +22,7 @@ from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs import rating_runs as pointwise_runs
 from llm4rec_jax.runs import results
 from llm4rec_jax.runs.assemble import Assembly
-from llm4rec_jax.sharding import agreed
+from llm4rec_jax.sharding import broadcast_from_first
 from llm4rec_jax.training import loop as train
 from llm4rec_jax.training.runs import Preempted, Trained
 
@@ -41,7 +41,7 @@ def run(config: Any, workdir: Path, say: Any = lambda text: None, profile: Path 
     """
     with run_folder.locked(workdir):
         run_folder.open_for(config, workdir)
-        if agreed((workdir / "result.json").exists()):
+        if broadcast_from_first((workdir / "result.json").exists()):
             return run_folder.read(workdir / "result.json")
         return _run(config, workdir, say, profile)
 

@@ -79,5 +79,5 @@ class Side:
 
     @property
     def programs(self) -> int:
-        """How many the step has been compiled to."""
+        """Number of programs that the step has been compiled to."""
         return self._step.programs

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from configs import baselines_movielens
 from experiments.benchmarks import timing, training
 from llm4rec_jax.data.batching.builder import BatchBuilder
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.models.users.base import UserInputs
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.trees import flatten
 
 LENGTH = 50
 

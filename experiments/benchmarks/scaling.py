@@ -1,4 +1,4 @@
-"""What XLA's own analysis says of the training step on many devices, and the largest encoder that a device holds.
+"""XLA's own analysis of the training step on many devices, and the largest encoder that a device holds.
 
 Nothing is trained: programs are compiled from shapes. Devices are CPU's, eight in a process of their own; others lay
 out and fuse otherwise, so bytes beside parameters and moments are a guide there.
@@ -94,7 +94,7 @@ def compile_step(
 
 
 def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Of one device: FLOPs, bytes held (arguments; all at once) and moved, collectives and the bytes they give."""
+    """Describes one device: FLOPs, bytes held (arguments; all at once) and moved, collectives and their bytes."""
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     assert costs is not None
     assert memory is not None
@@ -111,7 +111,7 @@ def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def collectives(program: str) -> tuple[dict[str, int], int]:
-    """How many there are of each kind in a program's text, and the bytes of their results together."""
+    """Counts each kind in a program's text, with the bytes of their results together."""
     numbers, moved = dict.fromkeys(COLLECTIVES, 0), 0
     found = re.finditer(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
     for shapes, kind in (m.groups() for m in found):
@@ -122,7 +122,7 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
 
 
 class OfSize(Assembly):
-    """A recommender over texts whose encoder has BERT-large's proportions and so many heads of 64: 16 in BERT-large."""
+    """A recommender over texts whose encoder has BERT-large's proportions, and a number of heads of 64."""
 
     def __init__(self, config: ConfigDict, heads: int) -> None:
         super().__init__(config)
@@ -144,7 +144,7 @@ class OfSize(Assembly):
 
 
 def largest(method: str, most: int = DEVICE_BYTES, texts: int = 64, tokens: int = 64) -> dict[str, Any]:
-    """The most heads of `OfSize` whose step, over so many texts of so many tokens, needs no more than `most` bytes.
+    """The most heads of `OfSize` whose step, over `texts` of `length` tokens, needs no more than `most` bytes.
 
     Raises:
       ValueError: not even two heads fit.
@@ -186,7 +186,7 @@ def of_method(method: str) -> ConfigDict:
 
 
 def shapes(texts: int, tokens: int, users: int = 16, history: int = 20) -> Batch:
-    """A batch of shapes: an in-batch loss over the last of so many texts."""
+    """A batch of shapes: an in-batch loss over the last of its texts."""
 
     def some(kind: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, kind)

@@ -11,9 +11,9 @@ from configs import movielens_100k
 from experiments.benchmarks import machine, timing, training
 from experiments.benchmarks.sasrec import read
 from llm4rec_jax.data import assets
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.peft.sites import constant_below
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.trees import flatten
 
 METHODS = ("lora", "full")
 
@@ -25,7 +25,7 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def configuration(method: str, dtype: str = "float32") -> ConfigDict:
-    """Of one method, without dropout."""
+    """Measures one method, without dropout."""
     config: Any = movielens_100k.get_config(method)
     config.train.dropout = False
     config.encoder.dtype = dtype

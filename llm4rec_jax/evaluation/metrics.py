@@ -51,12 +51,22 @@ class GroupAUC(NamedTuple):
 
 
 def ranks(scores: ArrayLike, targets: ArrayLike, masked: ArrayLike | None = None) -> Ranks:
-    """Ranks of the targets of one user, by definition. scores [N], targets int [n], masked bool [N], True to leave out.
+    """Returns the ranks of the targets of one user, by definition.
 
-    Raises ValueError for non-finite scores among the unmasked, and for a target which is masked.
+    Args:
+      scores: [N], one an item.
+      targets: int [n]; an item that is there twice is one target.
+      masked: bool [N], True for items that are not ranked.
+
+    Raises:
+      ValueError: a score that is ranked is not finite, or a target is masked.
+
+    Example:
+      >>> ranks([3.0, 2.0, 2.0, 1.0], [0, 2, 0]).rank.tolist()
+      [1, 3]
     """
     scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets, np.int64)
+    targets = np.asarray(list(dict.fromkeys(np.asarray(targets, np.int64).tolist())), np.int64)
     ranked = np.ones(scores.shape, bool) if masked is None else ~np.asarray(masked, bool)
     _check_finite("scores", scores[ranked])
     if not ranked[targets].all():

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llm4rec_jax.trees import flatten
+
 Params = Mapping[str, Any]
 Delta = dict[str, Any]
 """The arrays that a method trains: {site: {name: array}}. Arrays that several sites share are under "shared". The delta
@@ -106,7 +108,7 @@ def count(delta: Any) -> int:
 
 def parts_of(delta: Delta) -> set[str]:
     """Returns the parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
-    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in _paths(delta)}
+    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in flatten(delta)}
 
 
 class Reach(NamedTuple):
@@ -133,7 +135,7 @@ def constant_below(delta: Delta, depth: int) -> Reach:
       Reach(first_trained_layer=6, reads_all_layers=True)
     """
     lowest, beside, inside = depth, False, False
-    for path in _paths(delta):
+    for path in flatten(delta):
         if (m := re.fullmatch(r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", path)) is None:
             continue
         site = m[1]
@@ -143,10 +145,6 @@ def constant_below(delta: Delta, depth: int) -> Reach:
             layer = re.match(r"layer_(\d+)\b", site)
             lowest, inside = min(lowest, int(layer[1]) if layer else 0), True
     return Reach(0, False) if beside and inside else Reach(lowest, beside)
-
-
-def _paths(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def copy_of(arrays: Params) -> dict[str, jax.Array]:

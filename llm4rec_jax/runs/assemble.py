@@ -1,6 +1,7 @@
 """From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
 a configuration or its data comes out here, before any long work starts."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
+from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset
@@ -56,7 +58,7 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
-        plugins.load(config)
+        plugins.load(plugins.names(config))
         if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
@@ -149,32 +151,19 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        template = UserTemplate(text.user, max_items=text.max_items)
-        rows = self.dataset.users.to_dicts()
-        titles = np.array(self.titles, dtype=object)
-        encode, encoder = self._tokenizer, self._pretrained[0]
-
-        # Somebody who isn't in the user table has none of its columns.
-        nobody = dict.fromkeys(self.dataset.users.columns)
-
-        def fitting(read: list[str], user: int) -> list[int]:
-            """The prompt's tokens, of the most recent titles that fit."""
-            row = rows[user] if user < len(rows) else nobody
-            for first in range(max(len(read), 1)):
-                ids = encode(template(read[first:], row))["input_ids"]
-                if len(ids) <= text.max_prompt_tokens:
-                    return ids
-            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+        longest = token_bucket(text.max_prompt_tokens, self._pretrained[0].config.max_position_embeddings)
+        write = PromptTokenizer(
+            UserTemplate(text.user, max_items=text.max_items),
+            self.titles,
+            self.dataset.users.to_dicts(),
+            self._tokenizer,
+            max_tokens=text.max_prompt_tokens,
+            width=longest,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
-            lengths = np.array([len(row) for row in ids], np.int32)
-            # One length for all, so that a prompt's vector does not depend on its neighbours.
-            longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
-            table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
-            for row, tokens in zip(table, ids, strict=True):
-                row[: len(tokens)] = tokens
-            return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
+            return token_group(write(histories, users), np.arange(len(users)), longest)
 
         return prompts
 
@@ -251,7 +240,7 @@ class Assembly:
         if mesh.model > 1:
             rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
-            rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
+            rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 
@@ -268,12 +257,22 @@ class Assembly:
 
 
 def factors(text: str) -> dict[str, float]:
-    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
-    found = {}
+    """Returns learning rate factors by regex, from "regex=factor" joined by spaces.
+
+    Raises:
+      ValueError: the text is of another form, or holds a regex that is none.
+
+    Example:
+      >>> factors("users/.*=0.1 ids=2")
+      {'users/.*': 0.1, 'ids': 2.0}
+    """
+    by_regex = {}
     for pair in text.split():
         regex, _, factor = pair.rpartition("=")
         try:
-            found[regex] = float(factor)
+            by_regex[re.compile(regex).pattern] = float(factor)
         except ValueError:
             raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-    return found
+        except re.error as error:
+            raise ValueError(f"config.train.scales: {regex!r} is no regular expression: {error}") from None
+    return by_regex

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from llm4rec_jax import checksums
 from llm4rec_jax.data.interactions import format_statistics
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.locks import Lock
 
@@ -79,7 +80,9 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
       RunFolderError: the folder belongs to a run with another configuration; the message says where they differ.
+      ValueError: `config.imports` names a module that does not exist, or that lies in the folder.
     """
+    plugins.load(plugins.names(config), workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
     asked = json.loads(config.to_json())
@@ -100,8 +103,15 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
 
 
 def config_of(workdir: Path) -> ConfigDict:
-    """The resolved configuration of a run."""
-    return ConfigDict(read(workdir / "config.json")).lock()
+    """Returns the resolved configuration of a run.
+
+    Raises:
+      RunFolderError: the file is missing or damaged.
+      ValueError: it names code to import that nobody else has named; see `plugins`.
+    """
+    config = ConfigDict(read(workdir / "config.json")).lock()
+    plugins.check_loaded(config, workdir)
+    return config
 
 
 def describe(assembly: Assembly, workdir: Path) -> None:
@@ -155,6 +165,8 @@ def environment() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
         "processes": jax.process_count(),
+        # JAX_ENABLE_X64 changes results.
+        "x64": bool(jax.config.values["jax_enable_x64"]),
         "commit": git.stdout.strip() if git.returncode == 0 else None,
     }
 

@@ -21,15 +21,16 @@ from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs import plugins, results
 from llm4rec_jax.runs.assemble import factors
 from llm4rec_jax.runs.rating_assembly import PointwiseAssembly
+from llm4rec_jax.sharding import digest
 from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks import rating_training as pointwise_train
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.runs import separate
 
 
 def takes(config: Any) -> bool:
     """Whether a configuration is of a run on a pointwise source."""
-    plugins.load(config)
+    plugins.load(plugins.names(config))
     return config.data.source in LABELED_SOURCES
 
 

@@ -14,8 +14,9 @@ from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.peft import count
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.sharding import digest
 from llm4rec_jax.training import metric_writer as journal
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.runs import separate
 
 

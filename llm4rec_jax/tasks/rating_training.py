@@ -23,9 +23,10 @@ from llm4rec_jax.evaluation.metrics import is_better
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.sharding import digest
 from llm4rec_jax.tasks.rating_scoring import Questions, Reader, batch, logits, scorer
 from llm4rec_jax.training import throughput as speed
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.metric_writer import Journal
 from llm4rec_jax.training.optimizer import optimizer
 from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, noting_sigterm, separate

@@ -33,9 +33,10 @@ from llm4rec_jax.losses.ranking import LOSSES, Loss
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below, count
+from llm4rec_jax.sharding import digest
 from llm4rec_jax.tasks.ranking_objective import Objective
 from llm4rec_jax.training import throughput as speed
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.compiled_steps import Programs
 from llm4rec_jax.training.metric_writer import Journal, aside
 from llm4rec_jax.training.optimizer import optimizer

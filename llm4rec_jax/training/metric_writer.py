@@ -17,7 +17,8 @@ import jax
 import rich.console
 import rich.progress
 
-from llm4rec_jax.checksums import Damaged, replace, writing
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.io import write_bytes, writing
 from llm4rec_jax.training import throughput as speed
 
 _CHECK = "check"
@@ -66,7 +67,7 @@ class Journal:
         # Seconds count on where the run was broken off.
         self._started -= kept[-1]["seconds"] if kept else 0.0
         self._link = ""
-        replace(self.file, "".join(self._line(r) for r in kept).encode())
+        write_bytes(self.file, "".join(self._line(r) for r in kept).encode())
         with writing(self.file):
             self._lines = self.file.open("ab", buffering=0)
         self._events = _Events(workdir / "tensorboard", step + 1)

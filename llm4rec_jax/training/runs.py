@@ -18,8 +18,9 @@ from llm4rec_jax.losses.ranking import Loss
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import parts_of
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.sharding import fetch, path_name
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.sharding import digest, fetch
+from llm4rec_jax.training.checkpoint import Checkpoints
+from llm4rec_jax.trees import flatten
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -172,8 +173,8 @@ def settings(runs: Sequence[Run]) -> dict[str, jax.Array]:
 
 def unmoved(before: Any, after: Any) -> list[str]:
     """The paths of the arrays that are the same bits in two trees; `before` is on this host."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
-    return [path_name(path) for (path, one), other in pairs if np.array_equal(one, fetch(other))]
+    pairs = zip(flatten(before).items(), jax.tree.leaves(after), strict=True)
+    return [path for (path, one), other in pairs if np.array_equal(one, fetch(other))]
 
 
 def not_finite(

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import peft
-from llm4rec_jax.checksums import MANIFEST, NotWritten, check_manifest
+from llm4rec_jax.checksums import MANIFEST, check_manifest
+from llm4rec_jax.io import NotWritten
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training.checkpoint import latest_step
 from llm4rec_jax.training.loop import train

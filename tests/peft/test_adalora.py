@@ -21,10 +21,12 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.methods.adalora import AdaLoraState
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.sharding import digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.loop import train
 from llm4rec_jax.training.optimizer import optimizer
 from llm4rec_jax.training.runs import separate
+from llm4rec_jax.trees import unflatten
 from tests.helpers import tiny
 
 R, RANK = 6, 2
@@ -47,7 +49,7 @@ def adalora(**options: Any) -> Peft:
 def start() -> dict[str, Any]:
     """The delta at the start, over matrices of `SIZES`."""
     flat = {f"{site}/kernel": jnp.zeros(size) for site, size in SIZES.items()}
-    return jax.jit(adalora().init)(jax.random.key(0), pretrained.unflatten(flat))
+    return jax.jit(adalora().init)(jax.random.key(0), unflatten(flat))
 
 
 def loss(method: Peft):

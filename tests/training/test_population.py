@@ -16,6 +16,7 @@ from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training import metric_writer as journal
 from llm4rec_jax.training.loop import train, train_together
 from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, Run, Trained
+from llm4rec_jax.trees import path_name
 from tests.helpers import tiny
 
 STEPS = 50
@@ -81,7 +82,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
         assert outcome.best_step == alone.best_step
         theirs = jax.tree.leaves(alone.trainable)
         for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(outcome.trainable), theirs, strict=True):
-            name = sharding.path_name(path)
+            name = path_name(path)
             # The bias of the keys changes no attention: its gradient is rounding, of which Adam makes steps.
             if not name.endswith("key/bias"):
                 # Elsewhere, too, a gradient can be little but rounding for some steps, in a few places of thousands.

@@ -24,7 +24,7 @@ class DecoderConfig(EncoderConfig):
       norm: "rms", "rms_offset" for weights 1 + w as Gemma has them, or "layer".
       norm_eps: ε of the norms.
       qk_norm: Each head of queries and keys is normed before it is rotated.
-      post_norms: What a sublayer gives is normed, too, before it is added.
+      post_norms: The output of a sublayer is normed too, before it is added.
       query_bias, output_bias, ffn_bias: Biases of query, key and value; of the attention's output; of the network.
       learned_positions: Positions have a table of embeddings instead of rotary angles.
       rope: Rotary positions.
@@ -106,7 +106,7 @@ class DecoderConfig(EncoderConfig):
         return self.head_dim
 
     def layer_type(self, index: int) -> str:
-        """What block `index` attends to: `FULL` or `SLIDING`."""
+        """Returns the attention of block `index`: `FULL` or `SLIDING`."""
         return self.layer_types[index] if self.layer_types else FULL
 
     def rope_of(self, layer_type: str) -> Rope:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.trees import flatten, unflatten
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -149,9 +150,8 @@ def save(
         for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})
     return folder
 
 
@@ -186,29 +186,6 @@ def parameter_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     wanted = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids)["params"]
     return {path: tuple(array.shape) for path, array in flatten(wanted).items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} to nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def read_config(folder: Path) -> tuple[Family, EncoderConfig]:

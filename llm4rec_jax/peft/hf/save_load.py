@@ -45,8 +45,8 @@ from llm4rec_jax.peft.hf.files import (
 from llm4rec_jax.peft.hf.formats import READERS, WRITERS
 from llm4rec_jax.peft.sites import Delta, Params
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.sharding import fetch, path_name
-from llm4rec_jax.training.checkpoint import digest
+from llm4rec_jax.sharding import digest, fetch
+from llm4rec_jax.trees import flatten
 
 __all__ = ["InterchangeError", "Loaded", "load", "merge", "save"]
 
@@ -233,7 +233,7 @@ def merge(
     params = jax.tree.map(jnp.asarray, dict(params))
     _check_delta(method, delta, params)
     merged = jax.tree.map(_host, method.merge(params, delta))
-    if broken := [name for name, a in pretrained.flatten(merged).items() if not np.isfinite(a).all()]:
+    if broken := [name for name, a in flatten(merged).items() if not np.isfinite(a).all()]:
         raise InterchangeError(
             f"merged, these have values that are not finite: {some(broken)}; go back to a checkpoint"
         )
@@ -277,10 +277,7 @@ def _check_delta(method: Peft, delta: Delta, params: Params) -> None:
         wanted = jax.eval_shape(method.init, jax.random.key(0), params)
     except ValueError as error:
         raise InterchangeError(f"{what} ({error}): {remedy}") from error
-    there, needed = (
-        {path_name(path): tuple(np.shape(a)) for path, a in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (delta, wanted)
-    )
+    there, needed = ({path: tuple(np.shape(a)) for path, a in flatten(tree).items()} for tree in (delta, wanted))
     if method.name == "adalora":
         # One that comes from peft may have fewer triplets.
         for site, own in wanted.items():

@@ -12,8 +12,8 @@ import pytest
 
 from llm4rec_jax.models.encoders.base import first_layers
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.models.encoders.post_norm import Attention
+from llm4rec_jax.trees import flatten
 
 CONFIG = BertConfig(
     vocab_size=24,

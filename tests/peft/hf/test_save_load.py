@@ -10,7 +10,7 @@ from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.hf.save_load import InterchangeError, load, save
-from llm4rec_jax.training.checkpoint import digest
+from llm4rec_jax.sharding import digest
 from tests.helpers.adapters import (
     ADAPTERS,
     CONFIG,
