@@ -1,4 +1,4 @@
-"""What holds of sources, templates, splits and samplers for every input, by Hypothesis."""
+"""Properties of sources, templates, splits and samplers that hold for every input, by Hypothesis."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ Made = TypeVar("Made")
 
 
 def attempt(make: Callable[[], Made], error: type[ValueError] = ValueError) -> tuple[Made | None, str]:
-    """What is made, or None and the message of its refusal; any other error than that fails the test."""
+    """Returns the object, or None and the message of its refusal; any other error fails the test."""
     try:
         return make(), ""
     except error as refused:
@@ -70,7 +70,7 @@ def test_a_table_is_read_as_it_was_written(folder, suffix, events):
     dataset = load("table", path, rating="rating", timestamp="timestamp", item_columns={"title": "title"}, **quoted)
     events = [(user.strip(), item.strip(), *rest) for user, item, *rest in events]
     assert mutations.rows(dataset) == [(user, item, rating, time) for user, item, rating, time, _ in events]
-    # What is said of an item is what its first row says.
+    # The first row of an item describes it.
     titles = dict(reversed([(item, title) for _, item, _, _, title in events]))
     assert dict(dataset.items.select("item_id", "title").iter_rows()) == titles
 
