@@ -69,11 +69,11 @@ def main() -> None:
     note = NOTE.format(**{name: config.train.steps for name, config in configs.items()})
     lists = {}
     for name in configs:
-        of_run, scorer = restored_scorer(workdir / name)
-        user, history = history_of(of_run, _USER.value or "")
+        run_assembly, scorer = restored_scorer(workdir / name)
+        user, history = history_of(run_assembly, _USER.value or "")
         lists[names[name]] = recommend(scorer, history.tolist(), 10, user)
         console.rule(f"user {_USER.value}, {names[name]}")
-        console.print(side_by_side(of_run.titles, history.tolist(), lists[names[name]]))
+        console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
     table = report.markdown(runs, note)
     (workdir / "table.md").write_text(table, encoding="utf-8")
     latest = [assembly.titles[i] for i in history_of(assembly, _USER.value or "")[1][::-1][:10]]

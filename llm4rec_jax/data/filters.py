@@ -15,7 +15,7 @@ def min_rating(dataset: Dataset, threshold: float) -> Dataset:
     Users without an interaction are dropped. Items stay in the catalogue, since it is what can be recommended.
 
     Raises:
-        DataError: if the data has no ratings, or none is high enough.
+        DataError: if the data has no ratings, or no rating is high enough.
     """
     ratings = dataset.interactions.rating
     if ratings is None:

@@ -76,7 +76,7 @@ class Dataset:
     """Interactions with the tables of users and items that they refer to.
 
     Attributes:
-        name: what reports call the data.
+        name: name of the data in reports.
         interactions: the interactions, not empty.
         items: row i describes item i; the first column is the string "item_id", features follow.
         users: row u describes user u; the first column is the string "user_id", features follow.

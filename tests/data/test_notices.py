@@ -1,4 +1,4 @@
-"""What is unusual about data is said once, with counts and the key that changes it; ordinary data says nothing."""
+"""Unusual data is reported once, with counts and the key that changes it; ordinary data is not reported."""
 
 import numpy as np
 import polars as pl

@@ -199,7 +199,7 @@ class _Clauses(NamedTuple):
                 text += rendered
                 started, pending = True, []
             pending.append(separator)
-        # What is left over stood before clauses that vanished: the sentence still ends, a list does not go on.
+        # Separators before clauses that vanished are left over: the sentence still ends, a list does not go on.
         if len(pending) > 1 and _SENTENCE_END.match(_separator(pending)):
             text += _separator(pending).rstrip()
         return text if filled else None

@@ -34,7 +34,7 @@ _MOST_FILES = 100_000
 
 
 class Texts(NamedTuple):
-    """How items become tokens: the template, the folder or name of the tokenizer, and the largest number of tokens."""
+    """The making of tokens: the template, the folder or name of the tokenizer, and the largest number of tokens."""
 
     template: str
     tokenizer: str

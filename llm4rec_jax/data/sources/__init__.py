@@ -38,8 +38,8 @@ def load(
     Args:
         name: a name in `SOURCES`.
         path: the file or folder to read; may be left out for sources that know a place of their own.
-        no_text: what stands for the text of items that have none: in the column "title", else "text", else the first
-            feature that is text.
+        no_text: text of items that have none: in the column "title", else "text", else the first feature that is
+            text.
         unescape_html: whether HTML entities in the items' texts become characters, as "&amp;" becomes "&".
         **options: options of the source, see its loader.
 

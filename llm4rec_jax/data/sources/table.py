@@ -20,7 +20,7 @@ _SYNONYMS = {"training": "train", "valid": "validation", "val": "validation", "d
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """How a table of interactions is read.
+    """Options of a table of interactions.
 
     Attributes:
         user: the user column, in the users' table too.
@@ -98,7 +98,7 @@ def load_table(path: Path, options: TableOptions = _DEFAULTS) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class LabeledTableOptions(TableOptions):
-    """How a table of labelled rows is read; the options of `TableOptions` beside these.
+    """Options of a table of labelled rows, in addition to those of `TableOptions`.
 
     Attributes:
         label: the column with 1 for liked and 0 for not, or with ratings if there is a threshold.

@@ -29,7 +29,7 @@ def load_tallrec_movie(
     """Makes the 8,000, 1,000 and 1,000 questions from MovieLens-100k, as the authors did.
 
     Each user's ratings are ordered by time, ties in input order; every rating after the tenth is a question, its
-    history the ten before. Users stand in order of first appearance. Of all questions the last 10,000 are kept and cut
+    history the ten before. Users stand in order of first appearance. The last 10,000 of all questions are kept and cut
     at .8 and .9. A rating of 4 or 5 is a like. So a user can stand on both sides of
     a cut: one does at each, with different questions.
 

@@ -176,7 +176,7 @@ def few_shot(split: Split, k: int, *, per: Literal["user", "total"] = "user", se
 
     Args:
         split: the split to reduce.
-        k: how many training interactions are left.
+        k: number of training interactions that are left.
         per: "user" keeps the latest k training interactions of each user, in histories too. "total" draws k training
             targets that have an earlier training interaction of their user; histories stay whole.
         seed: seed of the draw of "total".

@@ -51,7 +51,7 @@ def test_splits_leak_nothing_and_any_target_in_a_history_is_found(name, seed):
 
 
 def random_sequences(rng: np.random.Generator, data: Interactions, users: int, size: int) -> Sequences:
-    """So many interactions, drawn one by one, that the same may be drawn again."""
+    """Draws `size` interactions one by one; the same may be drawn again."""
     rows = rng.integers(len(data), size=size)
     rows = rows[np.argsort(data.user[rows], kind="stable")]
     offsets = np.searchsorted(data.user[rows], np.arange(users + 1))
