@@ -53,7 +53,7 @@ def main() -> None:
     console = rich.console.Console()
     configs = configurations(workdir)
     assembly = Assembly(configs["id"])
-    console.print(assembly.summary(), highlight=False)
+    console.print(assembly.summary(), highlight=False, markup=False)
     for name, config in configs.items():
         console.rule(name)
         run(config, workdir / name)
@@ -68,11 +68,11 @@ def main() -> None:
     note = NOTE.format(**{name: config.train.steps for name, config in configs.items()})
     lists = {}
     for name in configs:
-        of_run, scorer = restore_scorer(workdir / name)
-        user, history = history_of(of_run, _USER.value or "")
+        run_assembly, scorer = restore_scorer(workdir / name)
+        user, history = history_of(run_assembly, _USER.value or "")
         lists[names[name]] = recommend(scorer, history.tolist(), 10, user)
         console.rule(f"user {_USER.value}, {names[name]}")
-        console.print(side_by_side(of_run.titles, history.tolist(), lists[names[name]]))
+        console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
     table = report.markdown(runs, note)
     (workdir / "table.md").write_text(table, encoding="utf-8")
     latest = [assembly.titles[i] for i in history_of(assembly, _USER.value or "")[1][::-1][:10]]

@@ -1,7 +1,7 @@
 """Files that tell when they are damaged: each carries, or a manifest beside it has, a SHA-256 of what it held.
 
-Files are written beside and renamed, so that they are whole or not there. What was written before there were checksums
-has none, and is read as it is.
+Files are written under another name and renamed, so that they are whole or not there. Files that are older than the
+checksums have none, and are read as they are.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, required: bool = False) -> Any:
-    """What `write_json` wrote, or JSON without a checksum unless one is required.
+    """Reads the content that `write_json` wrote, or JSON without a checksum unless one is required.
 
     Raises:
       Damaged: it is no JSON, or says something else than what was written.
@@ -72,7 +72,7 @@ def write_parquet(path: Path, table: pl.DataFrame) -> None:
 
 
 def read_parquet(path: Path, required: bool = False) -> pl.DataFrame:
-    """What `write_parquet` wrote, or a table without a checksum unless one is required.
+    """Reads the table that `write_parquet` wrote, or one without a checksum unless one is required.
 
     Raises:
       Damaged: it is no table, or not what was written.

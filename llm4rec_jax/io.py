@@ -48,7 +48,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Two processes, or two containers with the same process ids, never share one.
 
     Args:
-      path: what to write; its parent exists.
+      path: File or folder to write; its parent exists.
       durable: force a file to the disk before it is renamed, so that it is whole after a power failure too. Costs
         milliseconds.
 

@@ -14,7 +14,7 @@ from llm4rec_jax.trees import flatten
 
 
 class ShardLongestAxis(NamedTuple):
-    """What a rule says where the axis is not its concern: the longest one that the mesh axis divides is cut over it.
+    """The spec of a rule that leaves the axis open: the longest one that the mesh axis divides is cut over it.
 
     It adds to what the PartitionSpec of another rule cuts. An array without such an axis stays whole.
 
@@ -59,7 +59,7 @@ def specs(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
 
     Args:
       tree: of arrays, or of their shapes.
-      mesh, rules: what the specs are for.
+      mesh, rules: Devices, and the rules that apply to them.
       strict: False for what follows parameters without being like them, as optimizer states do: a PartitionSpec cuts
         of it what can be cut, and a rule may match nothing.
 
@@ -94,7 +94,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, strict: b
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
-    """Where each array of a tree belongs; see `specs`."""
+    """Returns the sharding of each array of a tree; see `specs`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh, rules, strict))
 
 

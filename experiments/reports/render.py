@@ -77,13 +77,13 @@ def escape_markdown(text: str) -> str:
     An underscore within a word stands for itself.
 
     Example:
-      >>> escape_markdown("![id_x](http://a) <b> & _this_")
-      '!\\[id_x\\](http://a) &lt;b> &amp; \\_this\\_'
+      >>> escape_markdown("![id_x](http://a) <b> & &lt; _this_ [1]")
+      '![id_x\\](http://a) &lt;b> & &amp;lt; \\_this\\_ [1]'
       >>> escape_markdown("# 1"), escape_markdown("1. a")
       ('\\# 1', '1\\. a')
     """
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
-    text = re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`~\[\]]", r"\\\g<0>", text)
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", re.sub(r"\s+", " ", text)).replace("<", "&lt;")
+    text = re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`]|~(?=\S)|(?<=\S)~|\](?=[(\[:])", r"\\\g<0>", text)
     return re.sub(r"^( *\d*)(>|[#+.)=-](?=[\s#=-]|$))", r"\1\\\2", text)
 
 

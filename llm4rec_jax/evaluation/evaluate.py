@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
     """Metrics of a scorer on one part of a split.
 
     Attributes:
-      summary: Metrics, each a mean over users. Beside them counts: `users`, `users_skipped` (users without a target),
+      summary: Metrics, each a mean over users, and counts: `users`, `users_skipped` (users without a target),
         `users_constant` (users to whom all candidates score the same, so that ranks say nothing), `repeated_targets`
         (targets that the history holds already) and `duplicate_targets` (further mentions of a target, counted once).
         Where there are repeated targets, "new/METRIC" and "repeat/METRIC" are the means over the other targets and

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llm4rec_jax.peft.patterns import matching
 from llm4rec_jax.trees import flatten
 
 Params = Mapping[str, Any]
@@ -43,9 +44,9 @@ def stack(params: Params, method: str) -> tuple[int, int]:
     Raises:
       ValueError: the parameters are not those of an encoder; the message begins with the method's name.
     """
-    blocks = [m for site in sites(params) if (m := re.fullmatch(r"layer_(\d+)", site))]
+    blocks = [site for site in sites(params) if re.fullmatch(r"layer_\d+", site)]
     if not blocks or "embeddings" not in params:
-        raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
+        raise ValueError(f"{method}: reads the states of an encoder's blocks, and these parameters have none")
     return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]
 
 
@@ -64,9 +65,9 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     """
     names = list(names)
     try:
-        matched = [name for name in names if re.fullmatch(target, name)]
-    except re.error as error:
-        raise ValueError(f"{what} {target!r} is not a regular expression: {error}") from error
+        matched = matching(target, names)
+    except ValueError as error:
+        raise ValueError(f"{what} {target!r} {error}") from error
     if not matched:
         folded = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", name) for name in names)
         raise ValueError(f"{what} {target!r} matches nothing; there are: {', '.join(folded) or 'no sites at all'}")
@@ -112,7 +113,7 @@ def parts_of(delta: Delta) -> set[str]:
 
 
 class Reach(NamedTuple):
-    """Where a delta changes the encoder.
+    """The part of the encoder that a delta changes.
 
     Attributes:
       first_trained_layer: The lowest block that the delta changes, or the depth when it changes none. The states before

@@ -15,6 +15,7 @@ from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
+from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset, format_statistics
@@ -149,32 +150,19 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        template = UserTemplate(text.user, max_items=text.max_items)
-        rows = self.dataset.users.to_dicts()
-        titles = np.array(self.titles, dtype=object)
-        encode, encoder = self._tokenizer, self._pretrained[0]
-
-        # Somebody who isn't in the user table has none of its columns.
-        nobody = dict.fromkeys(self.dataset.users.columns)
-
-        def fitting(read: list[str], user: int) -> list[int]:
-            """The prompt's tokens, of the most recent titles that fit."""
-            row = rows[user] if user < len(rows) else nobody
-            for first in range(max(len(read), 1)):
-                ids = encode(template(read[first:], row))["input_ids"]
-                if len(ids) <= text.max_prompt_tokens:
-                    return ids
-            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+        longest = token_bucket(text.max_prompt_tokens, self._pretrained[0].config.max_position_embeddings)
+        write = PromptTokenizer(
+            UserTemplate(text.user, max_items=text.max_items),
+            self.titles,
+            self.dataset.users.to_dicts(),
+            self._tokenizer,
+            max_tokens=text.max_prompt_tokens,
+            width=longest,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
-            lengths = np.array([len(row) for row in ids], np.int32)
-            # One length for all, so that a prompt's vector does not depend on its neighbours.
-            longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
-            table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
-            for row, tokens in zip(table, ids, strict=True):
-                row[: len(tokens)] = tokens
-            return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
+            return token_group(write(histories, users), np.arange(len(users)), longest)
 
         return prompts
 
@@ -309,8 +297,10 @@ class Assembly:
         """
         weights = {**frozen["params"], **trainable["params"]}
         scorer = self.scorer.of(weights, trainable["delta"], frozen.get("text"), frozen.get("states"))
-        return evaluate_ranking(scorer, self.split, self.mesh, workdir)
+        return evaluate_ranking(scorer, self.split, self.mesh, workdir, table(self.config, "evaluation"))
 
     def evaluate_baseline(self, workdir: Path) -> dict[str, dict[str, float]]:
         """Fits the baseline and evaluates it."""
-        return evaluate_ranking(self.baseline, self.split, self.mesh, workdir, baseline=True)
+        return evaluate_ranking(
+            self.baseline, self.split, self.mesh, workdir, table(self.config, "evaluation"), baseline=True
+        )

@@ -12,10 +12,11 @@ from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.rating import Features, Predictor
 from llm4rec_jax.data import assets, download, sources
-from llm4rec_jax.data.features.text import UserTemplate, item_texts
+from llm4rec_jax.data.features.prompts import rating_prompts
+from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.interactions import format_statistics
-from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
+from llm4rec_jax.data.labeled import LabeledData, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
@@ -151,7 +152,7 @@ class RatingAssembly:
         text, asks = self.config.text, not self.head.reads_history
         if asks:
             parts, length = self.data.parts(), text.max_prompt_tokens
-            texts = [prompts(parts[name], self.titles, text.user) for name in _PARTS]
+            texts = [rating_prompts(parts[name], self.titles, text.user) for name in _PARTS]
         else:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
@@ -238,16 +239,3 @@ def _joined(tokens: list[Tokens]) -> Tokens:
     # What pads is masked by the lengths.
     ids = [np.pad(own.ids, ((0, 0), (0, wide - own.ids.shape[1]))) for own in tokens]
     return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))
-
-
-def prompts(rows: LabeledExamples, titles: list[str], template: str) -> list[str]:
-    """The prompt of each question: a template of {liked}, {disliked} and {target}.
-
-    A clause of which there is nothing, such as that of an empty {disliked}, vanishes; see `UserTemplate`.
-    """
-    write = UserTemplate(template, separator="; ")
-    found = []
-    for history, liked, mask, target in zip(rows.history, rows.liked, rows.mask, rows.target, strict=True):
-        read = [titles[item] for item in history[mask]]
-        found.append(write(read, {"target": titles[target]}, liked_mask=liked[mask].tolist()))
-    return found

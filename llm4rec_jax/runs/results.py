@@ -1,5 +1,7 @@
 """Numbers of a finished run: metrics of validation and test, every user's, and what the run cost."""
 
+import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import polars as pl
 from jax.sharding import Mesh
 
 from llm4rec_jax.data.labeled import LabeledData
@@ -15,6 +18,7 @@ from llm4rec_jax.evaluation import evaluate, rating_metrics
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.peft import count
 from llm4rec_jax.runs import folder
+from llm4rec_jax.runs.schema import EvaluationConfig
 from llm4rec_jax.training import metric_writer
 from llm4rec_jax.training.task import TrainResult
 
@@ -22,7 +26,7 @@ PHASES: tuple[Phase, ...] = ("validation", "test")
 
 
 def evaluate_ranking(
-    scorer: Scorer, split: Split, mesh: Mesh, workdir: Path | None, *, baseline: bool = False
+    scorer: Scorer, split: Split, mesh: Mesh, workdir: Path, options: EvaluationConfig, *, baseline: bool = False
 ) -> dict[str, dict[str, float]]:
     """Evaluates a recommender on validation and test.
 
@@ -30,7 +34,8 @@ def evaluate_ranking(
       scorer: Recommender or baseline.
       split: Data.
       mesh: Devices.
-      workdir: Folder that gets `per_user_*.parquet`; None writes nothing.
+      workdir: Folder that gets `per_user_*.parquet`.
+      options: How repeats and candidates are treated.
       baseline: Whether it is a baseline, which may have nothing to tell items apart by.
 
     Returns:
@@ -39,33 +44,63 @@ def evaluate_ranking(
     Raises:
       ValueError: A trained model gives all items one score, whoever the user is.
     """
-    metrics = {}
+    metrics, tables = {}, {}
     for phase in PHASES:
-        result = evaluate.evaluate(scorer, split, phase, mesh=mesh, beyond_accuracy=True)
+        result = evaluate.evaluate(
+            scorer,
+            split,
+            phase,
+            mesh=mesh,
+            beyond_accuracy=True,
+            **dataclasses.asdict(options),
+        )
         _check_constant(result.summary, phase, baseline)
-        if workdir is not None:
-            folder.write_table(workdir / f"per_user_{phase}.parquet", result.per_user)
+        tables[f"per_user_{phase}.parquet"] = result.per_user
         metrics[phase] = {name: float(value) for name, value in result.summary.items()}
+    _write_tables(metrics, tables, workdir)
     return metrics
 
 
 def evaluate_rating(
-    scores: Callable[[str], np.ndarray], data: LabeledData, workdir: Path | None
+    scores: Callable[[str], np.ndarray], data: LabeledData, workdir: Path
 ) -> dict[str, dict[str, float]]:
     """Evaluates scores of labeled examples on validation and test, and writes `per_row_*.parquet`.
 
     Args:
       scores: Logits [n] of a part, by its name.
       data: Labeled examples.
-      workdir: Folder that gets the tables; None writes nothing.
+      workdir: Folder that gets the tables.
     """
-    metrics = {}
+    metrics, tables = {}, {}
     for phase in PHASES:
         evaluation = rating_metrics.evaluate(scores(phase), data, data.parts()[phase])
-        if workdir is not None:
-            folder.write_table(workdir / f"per_row_{phase}.parquet", evaluation.per_row)
+        tables[f"per_row_{phase}.parquet"] = evaluation.per_row
         metrics[phase] = evaluation.summary
+    _write_tables(metrics, tables, workdir)
     return metrics
+
+
+def _write_tables(
+    metrics: Mapping[str, Mapping[str, float]], tables: Mapping[str, pl.DataFrame], workdir: Path
+) -> None:
+    """Writes the tables of users, once the metrics have been compared with those of a run that has ended.
+
+    Raises:
+      RunFolderError: They differ. Ranks may differ a little from one kind of device to another.
+    """
+    file = workdir / "result.json"
+    result = folder.read(file) if file.exists() else {}
+    for phase, values in metrics.items():
+        for name, value in values.items():
+            known = result.get(phase, {}).get(name, value)
+            if not math.isclose(value, known, rel_tol=0.01, abs_tol=0.005):
+                raise folder.RunFolderError(
+                    f"{file} has {phase} {name} = {known:.6g}, and evaluated again it is {value:.6g}: the checkpoint, "
+                    "the encoder, the tokenizer or the data is not the run's any more. No file was replaced; put back "
+                    "what was changed"
+                )
+    for name, table in tables.items():
+        folder.write_table(workdir / name, table)
 
 
 def _check_constant(summary: Mapping[str, float], phase: str, baseline: bool) -> None:

@@ -212,7 +212,7 @@ class Config:
 RENAMED_KEYS = {"train.pull": "train.l2_to_init"}
 # Values of older configurations, by key.
 RENAMED_VALUES = {
-    "loss.name": {},
+    "loss.name": {"catalogue": "full_softmax"},
     "model.users": {"bidirectional": "bert4rec", "graph": "lightgcn", "id": "mf", "tower": "two_tower"},
 }
 # Ranges of options that the modules of a model share, by name.

@@ -41,7 +41,7 @@ class LossConfig:
       0.0
     """
 
-    name: str = option("catalogue")
+    name: str = option("full_softmax")
     """Name of the loss; see `losses.LOSSES`."""
     num_negatives: int = option(1, low=0)
     """Number of sampled items that a target is compared with (K), for losses over sampled negatives."""

@@ -1,4 +1,4 @@
-"""What tests against torch share: one batch, a method's run on either side, and how far the two may be apart."""
+"""Common parts of tests against torch: one batch, a method's run on either side, and the largest difference."""
 
 import warnings
 from collections.abc import Callable, Mapping

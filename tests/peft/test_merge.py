@@ -1,4 +1,4 @@
-"""What `merge` refuses. What it writes, against transformers and sentence-transformers: tests/parity."""
+"""Refusals of `merge`. tests/parity compares its folders with transformers and sentence-transformers."""
 
 import re
 from pathlib import Path
