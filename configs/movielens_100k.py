@@ -112,7 +112,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
 
     loss: Any = ConfigDict()
     config.loss = loss
-    loss.name = "catalogue"
+    loss.name = "full_softmax"
     loss.num_negatives = 1
     loss.alpha = 0.0
     loss.label_threshold = placeholder(float)

@@ -1,5 +1,6 @@
 """From a trained state to the run's numbers: validation and test metrics, and every user's."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,19 +24,41 @@ from llm4rec_jax.training.runs import separate
 def evaluate_run(assembly: Assembly, scorer: Scorer, workdir: Path) -> dict[str, dict[str, float]]:
     """Evaluates on validation and test, and writes `per_user_*.parquet`.
 
+    Where the run has ended, the metrics are compared with its result.json before any file is replaced.
+
     Returns:
       {"validation": {metric: value}, "test": …}.
 
     Raises:
       ValueError: a trained model gives all items one score, whoever the user is.
+      RunFolderError: the metrics are not those of result.json.
     """
-    found = {}
+    found, tables = {}, {}
     for phase in ("validation", "test"):
         result = evaluate.evaluate(scorer, assembly.split, phase, mesh=assembly.mesh, beyond_accuracy=True)
         _check_constant(result.summary, phase, assembly.config.baseline.name)
-        run_folder.write_table(workdir / f"per_user_{phase}.parquet", result.per_user)
+        tables[phase] = result.per_user
         found[phase] = {name: float(value) for name, value in result.summary.items()}
+    _check_result(found, workdir / "result.json")
+    for phase, table in tables.items():
+        run_folder.write_table(workdir / f"per_user_{phase}.parquet", table)
     return found
+
+
+def _check_result(found: Mapping[str, Mapping[str, float]], file: Path) -> None:
+    """Compares metrics with those of an ended run; ranks may differ a little from one kind of device to another."""
+    if not file.exists():
+        return
+    result = run_folder.read(file)
+    for phase, metrics in found.items():
+        for name, value in metrics.items():
+            known = result.get(phase, {}).get(name, value)
+            if not math.isclose(value, known, rel_tol=0.01, abs_tol=0.005):
+                raise run_folder.RunFolderError(
+                    f"{file} has {phase} {name} = {known:.6g}, and evaluated again it is {value:.6g}: the checkpoint, "
+                    "the encoder, the tokenizer or the data is not the run's any more. No file was replaced; put back "
+                    "what was changed"
+                )
 
 
 def _check_constant(summary: Mapping[str, float], phase: str, baseline: str | None) -> None:

@@ -102,7 +102,7 @@ def train_together(
     method: Peft,
     runs: Sequence[Run],
     *,
-    loss: str = "catalogue",
+    loss: str = "full_softmax",
     tokens: Tokens | None = None,
     prompts: Prompts | None = None,
     steps: int = 1000,

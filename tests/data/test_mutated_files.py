@@ -62,7 +62,8 @@ CASES = {
     ),
     "tsv": Case(
         {"d.tsv": _table("\t")}, b"\t",
-        lambda f: load("table", f / "d.tsv", **COLUMNS), lambda f: plain(delimited(f / "d.tsv", "\t", quoted=True)),
+        lambda f: load("table", f / "d.tsv", **COLUMNS, quoted=True),
+        lambda f: plain(delimited(f / "d.tsv", "\t", quoted=True)),
     ),
     "jsonl": Case(
         {"d.jsonl": "".join(json.dumps(dict(zip(NAMES, event, strict=True))) + "\n" for event in EVENTS)}, b",",

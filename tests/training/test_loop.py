@@ -203,12 +203,12 @@ def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "loss", "said"),
     [
-        ("lora", "catalogue", "nothing to train in its first 1 blocks"),
+        ("lora", "full_softmax", "nothing to train in its first 1 blocks"),
         ("lora", "bpr", "nothing to train in its first 1 blocks"),
-        ("compacter", "catalogue", "nothing to train in its first 1 blocks"),
-        ("last_k", "catalogue", "nothing to train in its first 1 blocks"),
+        ("compacter", "full_softmax", "nothing to train in its first 1 blocks"),
+        ("last_k", "full_softmax", "nothing to train in its first 1 blocks"),
         ("side", "bpr", "only read from beside"),
-        ("k_adapter", "catalogue", "only read from beside"),
+        ("k_adapter", "full_softmax", "only read from beside"),
     ],
 )
 def test_states_that_training_does_not_change_are_computed_once(
@@ -243,7 +243,7 @@ def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
     texts = Tokens(np.where(np.arange(24) < lengths[:, None], rng.integers(1, vocabulary, (items, 24)), 0), lengths)
     method = peft.within(peft.create("bitfit"), "encoder")
     trainable, frozen = separate(method, init(model, jax.random.key(0), params), jax.random.key(1))
-    objective = jax.jit(Objective(model, method, LOSSES["catalogue"]).__call__)
+    objective = jax.jit(Objective(model, method, LOSSES["full_softmax"]).__call__)
     values, groups = [], []
     for cost in (0, 10**6):
         options = BatchOptions(batch_size=8, negatives="catalogue", group_cost=cost)
@@ -291,7 +291,7 @@ def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path,
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora"])
-@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+@pytest.mark.parametrize("loss", ["full_softmax", "in_batch", "bpr"])
 def test_eight_devices_train_as_one(split, tokens, encoder_folder, tmp_path, method, loss):
     curves, ends = [], []
     for name, mesh in (("one", one_device()), ("eight", sharding.make_mesh())):
@@ -345,7 +345,7 @@ def test_another_base_and_another_model_are_refused(split, tokens, encoder_folde
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "catalog"}, "catalogue"),
+        ({"loss": "ful_softmax"}, "full_softmax"),
         ({"schedule": "cosin"}, "cosine"),
         ({"metric": "ndcg@7"}, "ndcg@10"),
         ({"batch_size": 0}, "batch_size is 0: 1 devices on the data axis cannot share that; give a multiple of 1"),
@@ -417,7 +417,7 @@ def test_the_best_state_is_that_of_the_least_where_less_is_better(split, tmp_pat
     assert ranks[trained.best_step] == trained.best_value
 
 
-@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+@pytest.mark.parametrize("loss", ["full_softmax", "in_batch", "bpr"])
 def test_texts_may_be_as_long_as_the_encoder_has_positions(split, tmp_path, loss):
     """Thirteen tokens are padded to no more than thirteen: the encoder has no position for a fourteenth."""
     folder = tiny.encoder_folder(tmp_path / "encoder", positions=13)

@@ -63,7 +63,7 @@ def curve(workdir: Path, name: str) -> list[float]:
     [
         pytest.param("ids", "bpr", 2, marks=pytest.mark.long),
         ("frozen", "in_batch", 1),
-        ("lora", "catalogue", 2),
+        ("lora", "full_softmax", 2),
         pytest.param("adalora", "softmax", 1, marks=pytest.mark.long),
     ],
 )
@@ -93,7 +93,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
     assert abs(curves[0][-1] - curves[1][-1]) > 1e-3
 
 
-@pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("catalogue", 3, (0, 19))])
+@pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("full_softmax", 3, (0, 19))])
 def test_runs_may_have_splits_of_their_own(split, text, tmp_path, loss, drawn, seeds):
     """Of three targets, all of the one split are in windows of two inputs, and not all of the other."""
     model, chosen, tokens, params = parts(split, text, "lora")

@@ -91,7 +91,7 @@ class DecoderConfig(EncoderConfig):
             raise ValueError(f"head_dim {self.head_dim} has an odd number of features to rotate")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} blocks, num_hidden_layers {self.num_hidden_layers}"
+                f"layer_types has {len(self.layer_types)} blocks, but num_hidden_layers is {self.num_hidden_layers}"
             )
         if unknown := sorted(set(self.layer_types) - {FULL, SLIDING}):
             raise ValueError(f"layer_types has {unknown[0]!r}; only {FULL} and {SLIDING} are supported")
@@ -233,7 +233,8 @@ def read_windows(raw: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[s
     if (listed := raw.get("layer_types")) is not None:
         layer_types = tuple(listed)
     if SLIDING not in layer_types:
-        return {"layer_types": () if set(layer_types) <= {FULL} else layer_types, "sliding_window": None}
+        everywhere = layer_types in ((), (FULL,) * raw["num_hidden_layers"])
+        return {"layer_types": () if everywhere else layer_types, "sliding_window": None}
     return {"layer_types": layer_types, "sliding_window": raw.get("sliding_window")}
 
 
