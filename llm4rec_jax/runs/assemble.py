@@ -33,7 +33,7 @@ from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.ranking import RankingTask
-from llm4rec_jax.training.checkpoint import adopt
+from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
 
 
@@ -72,7 +72,7 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
+        for name in ("dataset", "tokens", "prompts", "pretrained", "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -119,6 +119,21 @@ class Assembly:
             raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
         return [title or item for title, item in items.select(column, "item_id").iter_rows()]
 
+    def history_of(self, user_id: str) -> tuple[int, np.ndarray]:
+        """Returns the row of a user of the data and the rows of their whole history, in order of time.
+
+        Raises:
+          ValueError: The data has no such user.
+        """
+        ids = self.dataset.users["user_id"].to_list()
+        if user_id not in ids:
+            raise ValueError(unknown_name("user", user_id, ids))
+        user, interactions = ids.index(user_id), self.dataset.interactions
+        (rows,) = np.nonzero(interactions.user == user)
+        if interactions.timestamp is not None:
+            rows = rows[np.argsort(interactions.timestamp[rows], kind="stable")]
+        return user, interactions.item[rows]
+
     @cached_property
     def baseline(self) -> Scorer:
         """The baseline that the configuration names, fitted."""
@@ -150,7 +165,7 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        longest = token_bucket(text.max_prompt_tokens, self._pretrained[0].config.max_position_embeddings)
+        longest = token_bucket(text.max_prompt_tokens, self.pretrained[0].config.max_position_embeddings)
         write = PromptTokenizer(
             UserTemplate(text.user, max_items=text.max_items),
             self.titles,
@@ -167,7 +182,7 @@ class Assembly:
         return prompts
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
+    def pretrained(self) -> tuple[Any, dict[str, Any] | None]:
         if not self.reads_text:
             return None, None
         return load_encoder(self.config.encoder, self.encoder_path)
@@ -189,7 +204,7 @@ class Assembly:
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
-            encoder=self._pretrained[0],
+            encoder=self.pretrained[0],
             num_items=None if self.config.inputs == "text" else self.dataset.num_items,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
@@ -223,9 +238,9 @@ class Assembly:
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
-        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self.pretrained[1])
         start = self.config.init_from
-        return params if start is None else adopt(params, Path(start))
+        return params if start is None else load_matching_params(params, Path(start))
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -237,7 +252,7 @@ class Assembly:
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
+            rules += self.pretrained[0].family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
             rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
