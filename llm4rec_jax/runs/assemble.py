@@ -19,6 +19,7 @@ from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset, format_statistics
+from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
@@ -281,6 +282,21 @@ class Assembly:
             loss=table(self.config, "loss"),
             tokens=self.tokens,
             prompts=self.prompts,
+        )
+
+    @cached_property
+    def notices(self) -> list[Notice]:
+        """Unusual traits of the data and its texts."""
+        if not self.reads_text or self.config.baseline.name is not None:
+            return notices(self.split)
+        text = self.config.text
+        texts = item_texts(self.dataset.items, text.item)
+        return notices(
+            self.split,
+            texts=texts,
+            tokens=self.tokens,
+            max_tokens=text.max_tokens,
+            unknown_token=self._tokenizer.unk_token_id,
         )
 
     # ------------------------------------------------------------------------------------------------- the run's folder

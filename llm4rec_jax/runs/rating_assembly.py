@@ -17,6 +17,7 @@ from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.labeled import LabeledData, few_shot
+from llm4rec_jax.data.notices import Notice
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
@@ -197,6 +198,11 @@ class RatingAssembly:
     def task(self) -> RatingTask:
         """What is trained."""
         return RatingTask(self.head, self.reader, self.params(), self.data, self.prompts, self.train_config)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """Unusual traits of the data; none are looked for in labeled examples."""
+        return []
 
     # ------------------------------------------------------------------------------------------------- the run's folder
 
