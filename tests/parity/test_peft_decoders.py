@@ -25,7 +25,9 @@ SMALL = {
 def draw(kind: str, folder):
     """A random model with its head, saved."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SMALL)).eval()
+    shared = {name: size for name, size in SMALL.items() if name not in ("num_key_value_heads", "head_dim")}
+    fields = shared if kind in ("gpt2", "opt") else SMALL
+    model = transformers.AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields)).eval()
     model.save_pretrained(folder)
     return model
 

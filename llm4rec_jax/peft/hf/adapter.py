@@ -167,15 +167,16 @@ class Fields:
       file: The file, for messages.
       raw: The fields.
       prefix: Beginning of torch's module names in the model that peft wrapped, "bert." in one with a head.
+      head: Regular expressions for the modules of that head.
     """
 
-    def __init__(self, file: Path, raw: Mapping[str, Any], prefix: str = "") -> None:
-        self._file, self._raw, self._prefix = file, raw, prefix
+    def __init__(self, file: Path, raw: Mapping[str, Any], prefix: str = "", head: Iterable[str] = ()) -> None:
+        self._file, self._raw, self._prefix, self._head = file, raw, prefix, tuple(head)
         self._asked: set[str] = set()
 
-    def within(self, prefix: str) -> "Fields":
-        """Returns the fields of an adapter of a model whose encoder's modules have this prefix."""
-        return Fields(self._file, self._raw, prefix)
+    def within(self, prefix: str, family: Family) -> "Fields":
+        """Returns the fields of an adapter of a model in which the encoder's modules have this prefix."""
+        return Fields(self._file, self._raw, prefix, family.dropped if prefix else ())
 
     def error(self, what: str, remedy: str = AGAIN) -> InterchangeError:
         return InterchangeError(f"{self._file}: {what}; {remedy}")
@@ -235,7 +236,8 @@ class Fields:
         target, modules = self.names(name), list(available)
         if isinstance(target, list):
             endings = {module: self._endings(module) for module in modules}
-            if stray := sorted(set(target) - set().union(*endings.values())):
+            unknown = set(target) - set().union(*endings.values())
+            if stray := sorted(n for n in unknown if not any(re.fullmatch(head, n) for head in self._head)):
                 raise self.error(f"{name} lists what no module of this encoder is called: {some(stray)}", INSTEAD)
             matched = [module for module in modules if not endings[module].isdisjoint(target)]
         elif target.lower() == "all-linear":

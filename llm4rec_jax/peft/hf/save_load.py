@@ -92,7 +92,8 @@ def save(
 ) -> Path:
     """Writes a folder that `peft.PeftModel.from_pretrained(model, path)` opens with equal outputs.
 
-    With a tokenizer and a base, `sentence_transformers.SentenceTransformer(path)` opens it too, with equal vectors.
+    With a tokenizer and a base, `sentence_transformers.SentenceTransformer(path)` opens it too, with equal vectors,
+    unless the method is prefix or prompt, which it cannot load.
 
     Args:
       path: The folder; created if need be.
@@ -142,8 +143,8 @@ def save(
         fields["base_model_name_or_path"] = shortened
     if tokenizer_from is not None:
         copy_tokenizer(tokenizer_from, folder)
-        # peft returns the states of a prompt too, and sentence-transformers would pool over them.
-        if method.name != "prompt":
+        # transformers loads no adapters with virtual tokens.
+        if method.name not in ("prefix", "prompt"):
             write_sentence_transformer(folder, stack(params, "save")[1], pooling, max_tokens)
     # A folder without weights is no adapter: old weights are removed first and new ones moved in last, each whole.
     (folder / WEIGHTS).unlink(missing_ok=True)
@@ -207,7 +208,7 @@ def load(
     with np.errstate(over="ignore"):
         tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
     prefix, tensors = without_head(tensors, modules.family)
-    method, delta = READERS[kind](Adapter(fields.within(prefix), folder / WEIGHTS, tensors, modules))
+    method, delta = READERS[kind](Adapter(fields.within(prefix, modules.family), folder / WEIGHTS, tensors, modules))
     return Loaded(method, delta, read_others(folder / OTHERS))
 
 
