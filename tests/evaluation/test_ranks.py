@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.evaluation import metrics, tiles
 from llm4rec_jax.evaluation import ranks as ranking
-from llm4rec_jax.evaluation import tiles
 from llm4rec_jax.evaluation.ranks import NonFiniteScores, Ranking, rank
 from llm4rec_jax.sharding import make_mesh
 
