@@ -16,7 +16,7 @@ from absl import flags
 from experiments.cli import command
 from experiments.cli.console import visible
 from llm4rec_jax.io import replacing, write_text, writing
-from llm4rec_jax.runs.results import restored_scorer
+from llm4rec_jax.runs.load import restore_scorer
 
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
 
@@ -25,7 +25,7 @@ def main() -> None:
     out = Path(_OUT.value or "")
     if out.suffix != ".npy" or not out.parent.is_dir():
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
-    assembly, scorer = restored_scorer(command.workdir())
+    assembly, scorer = restore_scorer(command.workdir())
     vectors = scorer.item_embeddings().astype(np.float32)
     if jax.process_index():
         return

@@ -15,7 +15,8 @@ from experiments.cli import command
 from llm4rec_jax import peft
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
-from llm4rec_jax.runs.results import restored
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.load import restore
 
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
 _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's weights, and write all of them.")
@@ -23,7 +24,10 @@ _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's w
 
 def main() -> None:
     workdir = command.workdir()
-    assembly, params, delta = restored(workdir)
+    assembly, restored = restore(workdir)
+    if not isinstance(assembly, Assembly):
+        raise ValueError(f"{workdir} rates labeled examples: only a run that ranks is exported")
+    params, delta = {**restored.frozen, **restored.trainable["params"]}, restored.trainable["delta"]
     config, text = assembly.config, assembly.model.text
     if text is None or config.peft.within != "encoder":
         raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")

@@ -54,7 +54,8 @@ def run() -> Iterator[dict[str, Any]]:
 def measure(assembly: Assembly, devices: int, model: int) -> dict[str, Any]:
     """FLOPs, bytes and collectives of a step on each of the devices, `model` of which share a copy of the encoder."""
     mesh = sharding.make_mesh(model, jax.devices()[:devices])
-    builder, _ = training.batches(assembly, mesh.shape["data"], compact=mesh.size == 1)
+    parts = training.parts(assembly, jax.eval_shape(assembly.params), mesh=mesh)
+    builder, _ = parts.task.input(assembly.config.seed)
     batch = builder(np.arange(assembly.config.train.batch_size), np.random.default_rng(0))
     text = assembly.model.text
     rules = text.encoder.family.sharding_rules if model > 1 and text is not None else ()
@@ -68,13 +69,12 @@ def compile_step(
     """The step that `train` would make of a configuration, states below the lowest trained block known."""
     params = jax.eval_shape(assembly.params)
     encoder = assembly.model.text_encoder.encoder
-    parts = training.parts(assembly, params)
+    parts = training.parts(assembly, params, mesh=mesh)
     cut, every = constant_below(parts.trainable["delta"], encoder.config.num_hidden_layers)
     # A side network's are those of all blocks, which few catalogues can hold: here they are computed in the step.
     if cut and not every:
         tokens = assembly.tokens
         assert tokens is not None
-        parts = training.parts(assembly, params, cut)
         shape = (len(tokens.ids), int(tokens.lengths.max()), encoder.config.hidden_size)
         parts.frozen["states"] = jax.ShapeDtypeStruct(shape, encoder.config.dtype)
 
@@ -84,13 +84,13 @@ def compile_step(
 
     both = at({"frozen": parts.frozen["params"], "trainable": parts.trainable}, rules)
     frozen = {**at(parts.frozen), "params": both["frozen"]}
-    state = at(jax.eval_shape(parts.update.start, parts.setting, parts.trainable), rules, strict=False)
+    state = at(jax.eval_shape(parts.step.start, parts.step.setting, parts.trainable), rules, strict=False)
     state["trainable"] = both["trainable"]
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     read = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
     layout = jax.tree.map(lambda a: a.sharding, state)
-    step = jax.jit(parts.update.step, donate_argnums=2, out_shardings=(layout, whole))
-    return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=_QUICK)
+    step = jax.jit(parts.step.step, donate_argnums=2, out_shardings=(layout, whole))
+    return step.lower(frozen, at(parts.step.setting), state, read).compile(compiler_options=_QUICK)
 
 
 def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:

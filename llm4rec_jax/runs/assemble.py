@@ -1,7 +1,6 @@
 """From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
 a configuration or its data comes out here, before any long work starts."""
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
-from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
@@ -31,9 +30,11 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender, user_
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
-from llm4rec_jax.training.checkpoint import adopt
-
-INPUTS = ("text", "id", "id+text")
+from llm4rec_jax.runs.results import evaluate_ranking
+from llm4rec_jax.runs.schema import table
+from llm4rec_jax.tasks.ranking import RankingTask
+from llm4rec_jax.training.checkpoint import load_matching_params
+from llm4rec_jax.training.config import TrainConfig
 
 
 def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -64,16 +65,14 @@ class Assembly:
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
                 "evaluate, sweep and tables take its runs, and no other command does"
             )
-        if self.config.inputs not in INPUTS:
-            raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
         LOSSES.lookup(self.config.loss.name)
         if self.config.baseline.name is not None:
             BASELINES.lookup(self.config.baseline.name)
 
     def beside(self, config: ConfigDict) -> "Assembly":
-        """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
+        """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
+        for name in ("dataset", "tokens", "prompts", "pretrained", "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -120,6 +119,21 @@ class Assembly:
             raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
         return [title or item for title, item in items.select(column, "item_id").iter_rows()]
 
+    def history_of(self, user_id: str) -> tuple[int, np.ndarray]:
+        """Returns the row of a user of the data and the rows of their whole history, in order of time.
+
+        Raises:
+          ValueError: The data has no such user.
+        """
+        ids = self.dataset.users["user_id"].to_list()
+        if user_id not in ids:
+            raise ValueError(unknown_name("user", user_id, ids))
+        user, interactions = ids.index(user_id), self.dataset.interactions
+        (rows,) = np.nonzero(interactions.user == user)
+        if interactions.timestamp is not None:
+            rows = rows[np.argsort(interactions.timestamp[rows], kind="stable")]
+        return user, interactions.item[rows]
+
     @cached_property
     def baseline(self) -> Scorer:
         """The baseline that the configuration names, fitted."""
@@ -151,7 +165,7 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        longest = token_bucket(text.max_prompt_tokens, self._pretrained[0].config.max_position_embeddings)
+        longest = token_bucket(text.max_prompt_tokens, self.pretrained[0].config.max_position_embeddings)
         write = PromptTokenizer(
             UserTemplate(text.user, max_items=text.max_items),
             self.titles,
@@ -168,7 +182,7 @@ class Assembly:
         return prompts
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
+    def pretrained(self) -> tuple[Any, dict[str, Any] | None]:
         if not self.reads_text:
             return None, None
         return load_encoder(self.config.encoder, self.encoder_path)
@@ -190,7 +204,7 @@ class Assembly:
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
-            encoder=self._pretrained[0],
+            encoder=self.pretrained[0],
             num_items=None if self.config.inputs == "text" else self.dataset.num_items,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
@@ -224,9 +238,9 @@ class Assembly:
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
-        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self.pretrained[1])
         start = self.config.init_from
-        return params if start is None else adopt(params, Path(start))
+        return params if start is None else load_matching_params(params, Path(start))
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -238,7 +252,7 @@ class Assembly:
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
+            rules += self.pretrained[0].family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
             rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
@@ -250,29 +264,58 @@ class Assembly:
             self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
         )
 
-    @property
-    def scales(self) -> dict[str, float]:
-        """Learning rate factors by regex."""
-        return factors(self.config.train.scales)
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """Options of training."""
+        return table(self.config, "train", seed=self.config.seed)
 
+    @cached_property
+    def task(self) -> RankingTask:
+        """What is trained."""
+        return RankingTask(
+            self.model,
+            self.method,
+            self.params(),
+            self.split,
+            self.train_config,
+            loss=table(self.config, "loss"),
+            tokens=self.tokens,
+            prompts=self.prompts,
+        )
 
-def factors(text: str) -> dict[str, float]:
-    """Returns learning rate factors by regex, from "regex=factor" joined by spaces.
+    # ------------------------------------------------------------------------------------------------- the run's folder
+    def summary(self) -> str:
+        """Words the dataset's and the split's statistics."""
+        dataset, split = self.dataset, self.split
+        return (
+            f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
+            f"{split.protocol}\n{format_statistics(split.statistics())}"
+        )
 
-    Raises:
-      ValueError: the text is of another form, or holds a regex that is none.
+    def description(self) -> dict[str, Any]:
+        """Returns the contents of dataset.json."""
+        return {
+            "name": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "protocol": self.split.protocol,
+            "statistics": self.dataset.statistics(),
+            "split": self.split.statistics(),
+        }
 
-    Example:
-      >>> factors("users/.*=0.1 ids=2")
-      {'users/.*': 0.1, 'ids': 2.0}
-    """
-    by_regex = {}
-    for pair in text.split():
-        regex, _, factor = pair.rpartition("=")
-        try:
-            by_regex[re.compile(regex).pattern] = float(factor)
-        except ValueError:
-            raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-        except re.error as error:
-            raise ValueError(f"config.train.scales: {regex!r} is no regular expression: {error}") from None
-    return by_regex
+    def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
+        """Evaluates a trained state on validation and test, and writes the tables of users.
+
+        Args:
+          trainable: {"delta": …, "params": …}.
+          frozen: {"params": …}, and "text" and "states" where they are known.
+          workdir: Folder of the run.
+        """
+        weights = {**frozen["params"], **trainable["params"]}
+        scorer = self.scorer.of(weights, trainable["delta"], frozen.get("text"), frozen.get("states"))
+        return evaluate_ranking(scorer, self.split, self.mesh, workdir, table(self.config, "evaluation"))
+
+    def evaluate_baseline(self, workdir: Path) -> dict[str, dict[str, float]]:
+        """Fits the baseline and evaluates it."""
+        return evaluate_ranking(
+            self.baseline, self.split, self.mesh, workdir, table(self.config, "evaluation"), baseline=True
+        )

@@ -93,8 +93,9 @@ def optimizer(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
-    updates = max(steps // accumulate, 1)
-    rate = schedule(schedule_kind, learning_rate, updates, warmup // accumulate)
+    # The last window may be a part of one.
+    updates, rest = -(-steps // accumulate), steps % accumulate
+    rate = schedule(schedule_kind, learning_rate, updates, -(-warmup // accumulate))
     if method.changes_optimizer:
         names = list(flatten({"delta": trainable["delta"]}))
         for pattern in scales or {}:
@@ -114,4 +115,7 @@ def optimizer(
         tx,
         scale_by_path(scales or {}, trainable),
     )
-    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
+    if accumulate == 1:
+        return tx
+    window = (lambda update: jnp.where(update == updates - 1, rest, accumulate)) if rest else accumulate
+    return optax.MultiSteps(tx, window).gradient_transformation()

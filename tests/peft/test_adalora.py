@@ -23,11 +23,11 @@ from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.methods.adalora import AdaLoraState
 from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.checkpoint import Checkpoints
-from llm4rec_jax.training.loop import train
 from llm4rec_jax.training.optimizer import optimizer
-from llm4rec_jax.training.runs import separate
+from llm4rec_jax.training.task import partition_params
 from llm4rec_jax.trees import unflatten
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 R, RANK = 6, 2
 SIZES = {
@@ -343,10 +343,10 @@ def test_in_training(tmp_path: Path):
         eval_every=20, metric="ndcg@5", mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     )  # fmt: skip
     # `train` returns the best state by validation, which is not always the last.
-    trainable, frozen = separate(method, params, jax.random.key(0))
+    trainable, frozen = partition_params(method, params, jax.random.key(0))
     tx = optimizer(method, trainable, learning_rate=1e-2, steps=20)
     like = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": tx.init(trainable)}
-    checkpoints = Checkpoints(workdir, digest(frozen["params"]))
+    checkpoints = Checkpoints(workdir, digest(frozen))
     state = checkpoints.restore("last", like).state
     checkpoints.close()
     assert state["step"] == 20

@@ -30,10 +30,9 @@ from llm4rec_jax.sharding import (
 )
 from llm4rec_jax.training import metric_writer as journal
 from llm4rec_jax.training.checkpoint import Checkpoints
-from llm4rec_jax.training.loop import train
 from llm4rec_jax.training.optimizer import optimizer
-from llm4rec_jax.training.runs import Trained
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 # Everything here is small, so nothing is too small to be cut.
 ALL = (r".*", ShardLongestAxis("data"))
@@ -63,7 +62,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(split, tokens, model, init(model, jax.random.key(0), weights))
 
 
-def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 3, **options: Any) -> Trained:
+def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 3, **options: Any) -> Any:
     mesh, rules = where
     options = {"eval_every": 3, "log_every": 1, "metric": "ndcg@5", "batch_size": 16, "history": 8, **options}
     return train(
