@@ -25,9 +25,13 @@ TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
 def modules(tree: ast.AST) -> set[str]:
-    """Returns the modules that are imported anywhere in a file, also within functions."""
+    """Returns the modules that are imported anywhere in a file, also within functions; not those for types alone."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    for_types = {id(node) for block in blocks for node in ast.walk(block)}
     imported = set()
     for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
