@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"registry", "trees", "checksums", "sharding", "io", "version"},
+    {"registry", "options", "trees", "checksums", "sharding", "io", "version"},
     {"losses"},
     {"data", "models"},
     {"peft"},
