@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
+from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 
@@ -28,10 +28,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-
-class PretrainedError(ValueError):
-    """A pretrained folder that cannot be read as what it claims to be. The message says what, where, and the remedy."""
 
 
 def load(
@@ -68,9 +64,11 @@ def load(
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
-    encoder = family.build(config)
+    names, tensors = names_of(family), Checkpoint(folder)
     try:
-        flat = names_of(family).to_params(_read_tensors(folder), parameter_shapes(encoder))
+        names.check_depth(tensors, config.num_hidden_layers)
+        encoder = family.build(config)
+        flat = names.to_params(tensors, parameter_shapes(encoder))
     except WeightError as error:
         raise PretrainedError(f"{folder}: {error}") from error
     params = unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
@@ -98,7 +96,7 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
+    wanted = ["config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -143,8 +141,8 @@ def save(
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
-        os.replace(Path(scratch) / "model.safetensors", folder / "model.safetensors")
+        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
+        os.replace(Path(scratch) / WEIGHTS, folder / WEIGHTS)
     return folder
 
 
@@ -223,40 +221,13 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
     named = raw.get("model_type")
     if not isinstance(named, str) or named not in families():
         raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(families()))}")
+    if raw.get("quantization_config"):
+        raise PretrainedError(
+            f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the original "
+            "model, or dequantise it (`model.dequantize()` in transformers) and save it again"
+        )
     family = find_family(named)
     try:
         return family, family.config_from_hf(raw)
     except ValueError as error:
         raise PretrainedError(f"{file}: {error}") from error
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return _read_file(folder / "model.safetensors")
-    if not index.is_file():
-        raise PretrainedError(
-            f"{folder} has neither model.safetensors nor {index.name}: weights saved by pickle (pytorch_model.bin) are "
-            "not read, since unpickling runs code; convert them with `model.save_pretrained(folder)` in transformers"
-        )
-    try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        shards = sorted(map(str, set(weight_map.values())))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PretrainedError(f"{index} is not an index of safetensors shards ({error!r}): fetch it again") from error
-    tensors: dict[str, np.ndarray] = {}
-    for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise PretrainedError(f"{index} names the shard {shard!r}, which is not a file of {folder}")
-        tensors |= _read_file(folder / shard)
-    if lacking := sorted(set(weight_map) - set(tensors)):
-        raise PretrainedError(f"{index} promises tensors that no shard holds: {some(lacking)}")
-    return tensors
-
-
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    try:
-        # It checks that header and arrays lie within the file. A type that numpy lacks is an AttributeError.
-        return load_file(file)
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise PretrainedError(f"{file} cannot be read as safetensors ({error}): damaged or cut short?") from error
