@@ -1,6 +1,8 @@
 """The tensors of a checkpoint in safetensors files, each read when it is asked for."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from llm4rec_jax.models.encoders.weights import some
 
@@ -55,8 +58,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         file, start, kind, shape = self._places[name]
         if kind not in FLOATS:
             raise PretrainedError(
-                f"{file}: {name} is of type {kind}, not of floating point: quantised weights of other libraries are not "
-                "read; give the original model, or dequantise it and save it again"
+                f"{file}: {name} is of type {kind}, not of floating point: quantised weights of other libraries are "
+                "not read; give the original model, or dequantise it and save it again"
             )
         array = np.fromfile(file, FLOATS[kind], int(np.prod(shape, dtype=np.int64)), offset=start).reshape(shape)
         with np.errstate(over="ignore"):
@@ -112,3 +115,10 @@ def _header(file: Path) -> dict[str, Place]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def write_weights(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes `model.safetensors`, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
+        os.replace(Path(scratch) / WEIGHTS, folder / WEIGHTS)

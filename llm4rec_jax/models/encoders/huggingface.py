@@ -1,11 +1,11 @@
 """A Hugging Face folder or hub name to (encoder, params) and back, whatever its family. Strict in both directions."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
+from llm4rec_jax.data.cache import default_folder
+from llm4rec_jax.models.encoders import gguf
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
-from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError
+from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError, write_weights
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 
@@ -81,7 +82,9 @@ def load(
 
 
 def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
-    """The folder that a path or a hub name stands for; a hub name is downloaded into the Hugging Face cache.
+    """The folder that a path or a hub name stands for.
+
+    A hub name is downloaded into the Hugging Face cache; a GGUF file is converted into the project's.
 
     Raises:
       PretrainedError: neither a folder nor a repository that can be reached.
@@ -89,6 +92,8 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_hub_name)
     if Path(name).is_dir():
         return Path(name)
+    if name.endswith(gguf.SUFFIX) and Path(name).is_file():
+        return _converted(Path(name))
     if Path(name).is_file():
         raise PretrainedError(f"{name} is a file: give the folder that holds config.json and model.safetensors")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
@@ -104,6 +109,15 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
             f"{name}: no such folder here, and not to be had from the hub ({type(error).__name__}): check the "
             "spelling and the connection, or give a local folder with config.json and model.safetensors"
         ) from error
+
+
+def _converted(file: Path) -> Path:
+    """The Hugging Face folder that a GGUF file has been converted to, which is done once."""
+    about = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = default_folder("gguf") / f"{file.stem}-{key}"
+    # The weights are written last.
+    return folder if (folder / WEIGHTS).is_file() else gguf.convert(file, folder)
 
 
 def save(
@@ -140,9 +154,7 @@ def save(
         for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
             if source.is_file():
                 shutil.copyfile(source, folder / source.name)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
-        os.replace(Path(scratch) / WEIGHTS, folder / WEIGHTS)
+    write_weights(folder, tensors)
     return folder
 
 
@@ -223,8 +235,8 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
         raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(families()))}")
     if raw.get("quantization_config"):
         raise PretrainedError(
-            f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the original "
-            "model, or dequantise it (`model.dequantize()` in transformers) and save it again"
+            f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the "
+            "original model, or dequantise it (`model.dequantize()` in transformers) and save it again"
         )
     family = find_family(named)
     try:
