@@ -25,7 +25,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.inputs = arg if arg in ("id", "id+text") else "text"
     # A finished run whose parts outside the encoder this one starts from.
     config.init_from = placeholder(str)
-    # Modules that register methods, losses or sources of your own, joined by spaces: see docs/adding_a_method.md.
+    # Modules that register components of your own, joined by spaces: see docs/guides/extending.md.
     config.imports = placeholder(str)
 
     # A baseline in closed form, in place of everything that is trained: see llm4rec_jax/baselines.
@@ -143,7 +143,7 @@ def get_config(arg: str = "lora") -> ConfigDict:
     train.checkpoint_every = 6 if tuned else 60
 
     # Devices over which the encoder's matrices and the tables of ids are cut; with fsdp, all parameters and optimizer
-    # states are cut over the others too. See docs/scaling.md.
+    # states are cut over the others too. See docs/guides/scaling.md.
     config.mesh = ConfigDict({"model": 1, "fsdp": placeholder(bool)})
     config.lock()
     return config

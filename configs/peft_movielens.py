@@ -5,7 +5,7 @@
 About an hour on two cores. The encoder is the first two blocks of MiniLM-L6, which read titles, so that every method
 can adapt all of it. `base` trains head and user model over frozen text; each method starts from the base of its
 seed and trains encoder, head and user model on for the same few steps, `frozen` among them: the difference to that row
-is what the method gives. docs/peft.md says what to read from it.
+is what the method gives. docs/results/peft.md says what to read from it.
 
 `:arg` is `base`, a method's name, or a chain such as `lora+bitfit`.
 """

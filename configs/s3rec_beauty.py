@@ -1,6 +1,6 @@
 """Amazon Beauty as S³-Rec prepared it: leave-one-out, all 12,101 items ranked, what the user has seen left out.
 
-    python -m llm4rec_jax.data.download s3rec_beauty --from=FOLDER     # once; see docs/reproductions.md
+    python -m llm4rec_jax.data.download s3rec_beauty --from=FOLDER     # once; see docs/results/reproductions.md
     python -m experiments.sweep --config=configs/s3rec_beauty.py --workdir=runs/beauty
     python -m experiments.train --config=configs/s3rec_beauty.py:id --workdir=runs/beauty-id
 

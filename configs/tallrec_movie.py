@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/tallrec_movie.py:gp --workdir=runs/gp --config.data.few_shot=64
 
 `:arg` is one of liked_share, gp, gp_no_order, gp_no_text, hierarchical, text, text_prior, hierarchical_lora, text_lora.
-docs/reproductions.md has the table, the time that it took, and what to read from it.
+docs/results/reproductions.md has the table, the time that it took, and what to read from it.
 
 Keys beside those of configs/movielens_100k.py: `text.views`, templates of the texts by which the Gaussian process
 compares films; `text.number`, a column of items that it reads as a number; `train.histories`, whether a trained model

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=configs/unisrec_scientific_tuning.py --workdir=runs/tuning --together=2
 
-A trial's validation stands in its result.json; docs/reproductions.md says what was chosen.
+A trial's validation stands in its result.json; docs/results/reproductions.md says what was chosen.
 """
 
 from configs import s3rec_beauty_tuning, unisrec_scientific

@@ -4,7 +4,8 @@
     python -m experiments.bench step trials --json > figures.jsonl
 
 Prints a line a measurement, with --json one JSON object a line: both times, their ratio, shapes and versions. Nothing
-else should run meanwhile. Peers come with the extra "bench" (`make setup-dev`). docs/performance.md has figures.
+else should run meanwhile. Peers come with the extra "bench" (`make setup-dev`). Figures are in
+docs/results/performance.md.
 """
 
 import json

@@ -6,7 +6,7 @@
 
 The filters of the configuration are applied, so leave them out of the second command. The last line of standard output
 is one JSON object with the seconds and the peak memory it took. With --beam the work is an Apache Beam pipeline, whose
-runner the pipeline options name: --beam="--runner=DirectRunner". docs/data.md has figures and limits.
+runner the pipeline options name: --beam="--runner=DirectRunner". docs/guides/large_data.md has figures and limits.
 """
 
 import resource

@@ -5,7 +5,8 @@
 `search(trial)` takes an Optuna trial and returns overrides, {"train.learning_rate": trial.suggest_float(...)}. Each
 trial is a run folder WORKDIR/HASH, with a link WORKDIR/by_name/trial-NUMBER; one whose validation stands below the
 median of the others is given up. Called again, the search goes on to --trials in all, and broken-off trials go on too.
-WORKDIR/search.json has all trials and how many configurations were tried, which a table should say. See docs/sweeps.md.
+WORKDIR/search.json has all trials and the number of configurations tried, which a table should report. See
+docs/guides/sweeps.md.
 """
 
 import rich.console
@@ -31,7 +32,7 @@ def main() -> None:
     file, _, arg = _CONFIG.value.partition(":")
     study = trials.load(file)
     if study.search is None:
-        raise ValueError(f"{file} has no function search(trial) that returns overrides; docs/sweeps.md shows one")
+        raise ValueError(f"{file} has no function search(trial) that returns overrides; see docs/guides/sweeps.md")
     config = trials.configuration(study, arg)
     workdir.mkdir(parents=True, exist_ok=True)
     try:

@@ -5,11 +5,11 @@
     python -m experiments.sweep --config=configs/peft_movielens.py --workdir=runs/peft --together=3
 
 With --distributed, or --coordinator and what goes with it, all processes of the sweep work on the same trial, one after
-another. See docs/scaling.md.
+another. See docs/guides/scaling.md.
 
 Every trial is a run folder WORKDIR/HASH, named by its configuration; WORKDIR/by_name/NAME is a link to it, and
 WORKDIR/sweep.json says how each stands. Called again, finished trials are kept, interrupted ones go on, and failed
-ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/sweeps.md.
+ones, of which HASH/failure.txt tells, are tried again. The table is WORKDIR/table.md. See docs/guides/sweeps.md.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@
     python -m experiments.tables runs/id-0 runs/id-1 runs/lora-0 runs/lora-1 --format=html --out=table.html
 
 Each DIR is the folder of a run or the workdir of a sweep. What a table shows is a `Table`, which the configuration
-file of the sweep, or the one that --spec names, returns from its function `table()`. See docs/tables.md.
+file of the sweep, or the one that --spec names, returns from its function `table()`. See docs/guides/tables.md.
 """
 
 import sys

@@ -17,7 +17,7 @@ from absl import flags
 from experiments import train
 from experiments.cli import command
 from experiments.sweeps import trials
-from llm4rec_jax.data.sources import POINTWISE
+from llm4rec_jax.data.sources import LABELED_SOURCES
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.training.checkpoint import latest_step
@@ -46,7 +46,7 @@ def run(workdirs: Sequence[Path], say: Any = print) -> None:
             )
     if configs[0].baseline.name is not None:
         raise ValueError(f"{open_folders[0]} is a baseline in closed form, which is not trained")
-    if configs[0].data.source in POINTWISE:
+    if configs[0].data.source in LABELED_SOURCES:
         raise ValueError(f"{open_folders[0]} answers questions; such runs are trained one by one")
     first = Assembly(configs[0])
     assemblies = [first, *(first.beside(config) for config in configs[1:])]

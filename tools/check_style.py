@@ -25,7 +25,7 @@ DOCUMENTS = ("*.md", "docs/**/*.md", "third_party/**/*.md")
 # Each pattern has one group, which the message quotes.
 PHRASES = [
     (re.compile(r"\b(What|Of|That|Beside)\s"), 'a sentence begins with "{}": begin with its subject'),
-    (re.compile(r"\b(so\s+many|manieth)\b", re.IGNORECASE), '"{}": say which number'),
+    (re.compile(r"\b(so\s+manieth|so\s+many)\b", re.IGNORECASE), '"{}": say which number'),
     (re.compile(r"\b(none\s+is|is\s+none)\b"), '"{}": say "there is no …" or "… is not …"'),
     (re.compile(r"\b(which\b[^.,;:]{0,40}\bof\s+it)\b", re.IGNORECASE), '"{}": make two sentences'),
     (re.compile(r"\b(elsewhere\s+than)\b", re.IGNORECASE), '"{}": say where'),
@@ -67,7 +67,6 @@ NAMES = {
     "states_below": "hidden_states(stop=)",
     "states_of_all": "all_hidden_states",
     "states_over": "encode_from",
-    "taste": "gaussian_process",
     "unmoved": "unchanged_params",
 }
 

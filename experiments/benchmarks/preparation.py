@@ -19,7 +19,7 @@ import psutil
 from absl import app, flags
 
 from llm4rec_jax.data import sources
-from llm4rec_jax.data.batching.builder import training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
 from llm4rec_jax.data.features.tokens import tokenizer
 from llm4rec_jax.data.ondisk.reader import stored_split, stored_tokens
 from llm4rec_jax.data.ondisk.writer import PART, Texts, prepare
@@ -79,7 +79,7 @@ def read(folder: Path) -> dict[str, Any]:
         tokens = stored_tokens(dataset, _TEMPLATE, lambda: loaded, _MAX_TOKENS)
     assert split is not None
     builder, batches = training_batches(
-        split, batch_size=_BATCH, history=_HISTORY, tokens=tokens, workers=_WORKERS.value
+        split, BatchOptions(batch_size=_BATCH, history=_HISTORY), tokens=tokens, workers=_WORKERS.value
     )
     stream = iter(batches)
     next(stream)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from llm4rec_jax.data.batching.batch import Batch
-from llm4rec_jax.data.batching.builder import BatchBuilder, training_batches
+from llm4rec_jax.data.batching.builder import BatchBuilder, BatchOptions, training_batches
 from llm4rec_jax.inference.batch_sizes import group_cost
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.runs.assemble import Assembly
@@ -72,16 +72,18 @@ def batches(assembly: Assembly, multiple_of: int = 1, compact: bool = True) -> t
     loss = LOSSES.lookup(config.loss.name)
     return training_batches(
         assembly.split,
-        batch_size=config.train.batch_size,
-        history=config.train.history,
-        negatives=loss.negatives,
-        num_negatives=config.loss.num_negatives,
-        alpha=config.loss.alpha,
+        BatchOptions(
+            batch_size=config.train.batch_size,
+            history=config.train.history,
+            negatives=loss.negatives,
+            num_negatives=config.loss.num_negatives,
+            alpha=config.loss.alpha,
+            compact_targets=compact,
+            group_cost=group_cost(make_mesh()),
+        ),
         tokens=assembly.tokens,
         seed=config.seed,
         multiple_of=multiple_of,
-        compact=compact,
-        group_cost=group_cost(make_mesh()),
         workers=config.train.input_workers or 0,
     )
 

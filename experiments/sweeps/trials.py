@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm4rec_jax.data.sources import POINTWISE
+from llm4rec_jax.data.sources import LABELED_SOURCES
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.folder import RunFolderError
@@ -190,7 +190,7 @@ def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
     by_shape: dict[tuple[str, int], list[TrialRun]] = {}
     for run in runs:
         config = json.loads(run.config.to_json())
-        fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in POINTWISE
+        fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in LABELED_SOURCES
         if together == 1 or run.finished or fitted or asked:
             found.append([run])
             continue

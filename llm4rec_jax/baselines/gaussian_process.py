@@ -19,7 +19,7 @@ import numpy as np
 
 from llm4rec_jax.baselines.rating import ANSWER_BASELINES, Features, Floats, Predictor
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.labeled import Rows
+from llm4rec_jax.data.labeled import LabeledExamples
 
 # Questions that are answered at once: a block [n, H + 1, H + 1].
 _BLOCK = 1024
@@ -60,7 +60,7 @@ def _squared_exponential(vectors: Floats, length: float) -> Floats:
 
 @ANSWER_BASELINES.register("gp")
 def gp(
-    train: Rows,
+    train: LabeledExamples,
     features: Features,
     *,
     lengths: Sequence[float] = (0.85, 1.0),
@@ -119,11 +119,11 @@ def gp(
     covariance += bias + taste * kernel
     factor = ageing if order else 1.0
 
-    def predict(rows: Rows) -> Floats:
+    def predict(rows: LabeledExamples) -> Floats:
         blocks = range(0, rows.size, _BLOCK)
         return np.concatenate([_answer(rows.take(np.arange(rows.size)[at : at + _BLOCK])) for at in blocks])
 
-    def _answer(rows: Rows) -> Floats:
+    def _answer(rows: LabeledExamples) -> Floats:
         """A user's answers under the items' posterior, given those in the history."""
         history, both = rows.history, rows.mask[:, :, None] & rows.mask[:, None, :]
         # Later answers in a history, itself left out.
@@ -139,7 +139,7 @@ def gp(
     return predict
 
 
-def answers(rows: Rows) -> tuple[np.ndarray, np.ndarray, Floats]:
+def answers(rows: LabeledExamples) -> tuple[np.ndarray, np.ndarray, Floats]:
     """All answers that questions hold, by user: user rows, item rows, and 1 for a like or 0, [m] each.
 
     An answer that stands in several questions counts once; of an item answered differently, the latest row counts.

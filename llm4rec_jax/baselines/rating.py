@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llm4rec_jax.data.labeled import Rows
+from llm4rec_jax.data.labeled import LabeledExamples
 from llm4rec_jax.registry import Registry
 
 Floats = NDArray[np.float64]
 
-Predictor = Callable[[Rows], Floats]
+Predictor = Callable[[LabeledExamples], Floats]
 """Questions to scores [n], which are logits: their sigmoid is the probability of a like."""
 
 
@@ -33,13 +33,13 @@ ANSWER_BASELINES: Registry[Callable[..., Predictor]] = Registry("baseline of the
 """Called as `fit(train, features, **options)`."""
 
 
-def laplace_logit(rows: Rows) -> Floats:
+def laplace_logit(rows: LabeledExamples) -> Floats:
     """log((likes + 1) / (dislikes + 1)) of each history, [n]: Laplace's rule of succession, as a logit."""
     likes = (rows.liked & rows.mask).sum(1)
     return np.log((likes + 1.0) / (rows.mask.sum(1) - likes + 1.0))
 
 
 @ANSWER_BASELINES.register("liked_share")
-def liked_share(train: Rows, features: Features) -> Predictor:
+def liked_share(train: LabeledExamples, features: Features) -> Predictor:
     """How much of the history the user likes, whatever the target is; nothing is fitted."""
     return laplace_logit

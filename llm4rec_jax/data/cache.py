@@ -21,7 +21,7 @@ def default_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / kind
 
 
-def kept(folder: Path, key: str, kind: str, make: Callable[[], Arrays]) -> Arrays:
+def get_or_compute(folder: Path, key: str, kind: str, make: Callable[[], Arrays]) -> Arrays:
     """Returns the arrays of a key from `folder`/KEY.npz, or makes them and keeps them there.
 
     A damaged file, or one of another key, is made again, and a folder that cannot be written is done without, both with

@@ -154,7 +154,7 @@ def path(name: str, folder: str | Path | None = None, *, cache: str | Path | Non
     return place
 
 
-def located(given: str | Path | None, published: str | None) -> str | Path | None:
+def resolve_data_path(given: str | Path | None, published: str | None) -> str | Path | None:
     """Where a configuration's data lies: the path that it gives, or that of what it names in `PUBLISHED`.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from jax.sharding import Mesh
 
-from llm4rec_jax.data.splits.leakage import no_leak
+from llm4rec_jax.data.splits.leakage import assert_no_leakage
 from llm4rec_jax.data.splits.split import Phase, Split
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation.ranks import rank
@@ -57,7 +57,7 @@ def evaluate(
     pairs, params = scorer.head
     history, targets = split.history(phase), split.targets_of(phase)
     candidates = split.candidates(phase)
-    no_leak(split.dataset, history, [targets], f"the {phase} history")
+    assert_no_leakage(split.dataset, history, [targets], f"the {phase} history")
     found = rank(
         pairs,
         params,

@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation.significance import Interval
 
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def evaluate(scores: ArrayLike, data: PointwiseData, rows: Rows) -> PointwiseEvaluation:
+def evaluate(scores: ArrayLike, data: LabeledData, rows: LabeledExamples) -> PointwiseEvaluation:
     """Metrics of the scores [n] of questions, which are logits: their sigmoid is the probability of a like.
 
     Args:

@@ -24,7 +24,7 @@ def text_vectors(
       model: its encoder and pooling are used.
       params: theirs, {"encoder": …, "pooling": …}.
       tokens: of the texts.
-      cache_dir: a folder; by default llm4rec_jax/vectors in $XDG_CACHE_HOME or ~/.cache. See `cache.kept`.
+      cache_dir: a folder; by default llm4rec_jax/vectors in $XDG_CACHE_HOME or ~/.cache. See `cache.get_or_compute`.
     """
 
     def read() -> dict[str, np.ndarray]:
@@ -34,4 +34,6 @@ def text_vectors(
         return {"vectors": np.asarray(vectors, np.float32)}
 
     key = hashlib.sha256(f"{digest(params)} {model.encoder} {model.pooling} {digest(tuple(tokens))}".encode())
-    return cache.kept(cache_dir or cache.default_folder("vectors"), key.hexdigest(), "vectors", read)["vectors"]
+    return cache.get_or_compute(cache_dir or cache.default_folder("vectors"), key.hexdigest(), "vectors", read)[
+        "vectors"
+    ]

@@ -1,4 +1,4 @@
-"""Parameter-efficient methods and the algebra that they are made of.
+"""Parameter-efficient fine-tuning: the methods, and the algebra that they are written in.
 
 Example:
     >>> from llm4rec_jax import peft

@@ -1,8 +1,8 @@
 """The algebra of parameter-efficient methods: a method is a NamedTuple of pure functions, and methods compose.
 
 The seam is `flax.linen.intercept_methods`: every call of a module inside `forward` becomes a site with a name
-(`layer_3/attention/query`, `layer_3/attention.attend`, `.layers`), and the method's `tap` decides what it returns.
-Nothing in `models` knows of this, and the interceptor creates no parameters: it closes over `delta`.
+(`layer_3/attention/query`, `layer_3/attention.attend`, `.layers`), and the method's `tap` decides what the call
+returns. The modules of `models` do not know of it, and the interceptor creates no parameters: it closes over `delta`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from llm4rec_jax.registry import unknown_name
 
 
 class Call:
-    """The intercepted call itself: `call(*args)` runs it, with the arguments given."""
+    """An intercepted call of a module. `call(*args)` runs the module with these arguments."""
 
     def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
         self._function = function
@@ -31,15 +31,15 @@ class Call:
 
     @property
     def params(self) -> Params:
-        """The module's own arrays, as `reparam` left them; a tap that reads them says so by `reads_weights`."""
+        """The module's own arrays, after `reparam`. A method whose tap reads them sets `reads_weights`."""
         return self._module.variables["params"]
 
     def rng(self) -> jax.Array | None:
-        """A fresh dropout key, or None when the caller gave no `dropout` rng: no dropout then."""
+        """Returns a fresh dropout key, or None when the caller gave no `dropout` rng and dropout is off."""
         return self._module.make_rng("dropout") if self._module.has_rng("dropout") else None
 
     def around(self, function: Callable[..., Any]) -> "Call":
-        """A call that runs `function` instead, at the same place."""
+        """Returns a call that runs `function` instead, at the same place."""
         return Call(function, self._module)
 
 
@@ -62,15 +62,29 @@ class Peft(NamedTuple):
     """A parameter-efficient method.
 
     Attributes:
-      init: (key, params) -> delta, what is trained.
+      init: (key, params) -> delta, the arrays that are trained, in float32.
       reparam: (params, delta) -> params, for methods in weight space.
-      tap: (delta, site, call, *args) -> output, for methods in activation space; None taps nothing.
+      tap: (delta, site, call, *args) -> output, for methods in activation space; None changes no call.
       penalty: (delta) -> scalar, added to the loss.
-      optimizer: (tx, steps) -> tx over the delta, in a run of so many updates. Its updates are applied as they are.
-      merge: (params, delta) -> params with the delta folded in; None where it cannot be.
-      reads_weights: the tap reads the module's own arrays, so in a chain nothing nearer to the module may tap: it
-        would change what the module computes and not what its arrays say.
-      name, options: what the method was made from; a chain has the names only.
+      optimizer: (tx, steps) -> tx, the optimizer of the delta in a run of `steps` updates.
+      merge: (params, delta) -> params with the delta folded in; None when the method cannot be folded into weights.
+      reads_weights: Whether the tap reads the module's own arrays. In a chain no method nearer to the module may have a
+        tap then: it would change the output of the module but not the arrays.
+      name, options: The arguments that the method was created from; a chain has only the names.
+
+    Example:
+      A method that trains one number, by which it scales the output of every linear layer:
+
+      >>> def tap(delta, site, call, *args):
+      ...     return call(*args) * delta["all"]["scale"] if site == "dense" else call(*args)
+      >>> method = Peft(init=lambda key, params: {"all": {"scale": jnp.ones(())}}, tap=tap)
+      >>> class Model(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return nn.Dense(2, kernel_init=nn.initializers.ones, name="dense")(x)
+      >>> params = Model().init(jax.random.key(0), jnp.ones(3))["params"]
+      >>> forward(Model(), method, params, {"all": {"scale": jnp.float32(2)}}, jnp.ones(3))
+      Array([6., 6.], dtype=float32)
     """
 
     init: Callable[[jax.Array, Params], Delta]
@@ -85,7 +99,7 @@ class Peft(NamedTuple):
 
     @property
     def changes_optimizer(self) -> bool:
-        """Whether its delta is updated otherwise than what is trained beside it."""
+        """Whether the method updates its delta by an optimizer of its own."""
         return self.optimizer is not _same_optimizer
 
 
@@ -98,13 +112,15 @@ def forward(
     apply: str | None = None,
     rngs: dict[str, jax.Array] | None = None,
 ) -> Any:
-    """`module.apply({"params": params}, *args)` as the method with this delta would have it.
+    """Returns `module.apply({"params": params}, *args)` with the method applied.
 
     Args:
-      module: any Linen module: the encoder, or the whole recommender with a method brought `within` a part of it.
-      method, delta: the method and what `method.init` made (perhaps trained since).
-      params: the module's own parameters; nothing here changes them.
-      apply: the method of the module to run, `__call__` by default.
+      module: Any Linen module: the encoder, or the whole recommender with a method that is `within` a part of it.
+      method: The method.
+      params: The parameters of the module; they are not changed.
+      delta: The arrays from `method.init`, trained or not.
+      *args: The arguments of the module.
+      apply: Name of the module's method to run; None runs `__call__`.
       rngs: {"dropout": key} turns dropout on.
     """
     params = method.reparam(params, delta)
@@ -118,7 +134,7 @@ def forward(
     def interceptor(function: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         suffix = "" if context.method_name == "__call__" else f".{context.method_name}"
         site = "/".join(context.module.path) + suffix
-        # A tap sees positional arguments, the arrays; keywords are options of the call and stay with it.
+        # Positional arguments are arrays and go through the tap; keyword arguments are options and stay with the call.
         return tap(delta, site, Call(partial(function, **kwargs), context.module), *args)
 
     with nn.intercept_methods(interceptor):
@@ -126,10 +142,10 @@ def forward(
 
 
 def chain(*methods: Peft) -> Peft:
-    """Methods one inside the other: the first is nearest to the module.
+    """Composes methods, the first one nearest to the module.
 
     Raises:
-      ValueError: one that reads the module's weights comes after one that taps.
+      ValueError: a method that reads the module's weights comes after one that has a tap.
     """
     for i, method in enumerate(methods):
         if method.reads_weights and any(m.tap is not None for m in methods[:i]):
@@ -159,10 +175,9 @@ def chain(*methods: Peft) -> Peft:
         return call(*args)
 
     def merge(params: Params, delta: Delta) -> Params:
-        # As in `forward`: first what is trained in place of weights, then what is added to them.
+        # In the order of `forward`: first methods that replace weights, then methods that add to them.
         for method, part in sorted(parts(delta), key=lambda pair: pair[0].tap is not None):
-            assert method.merge is not None
-            params = method.merge(params, part)
+            params = (method.merge or _as_is)(params, part)
         return params
 
     def penalty(delta: Delta) -> jax.Array:
@@ -184,10 +199,10 @@ def chain(*methods: Peft) -> Peft:
 
 
 def optimize_apart(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Each part of a tree {name: part} by its own transformation.
+    """Returns a transformation of a tree {name: part} that updates each part by its own transformation.
 
-    Unlike under `optax.partition`, each sees its part as a tree of its own, not the whole with the rest masked: a
-    method's `optimizer` may count on the structure of its delta.
+    Unlike in `optax.partition`, each transformation gets its part as a tree of its own and not the whole tree with the
+    rest masked, because a method's `optimizer` depends on the structure of its delta.
     """
 
     def init(params: Any) -> Any:
@@ -208,13 +223,21 @@ def _bind(tap: Callable[..., Any], delta: Delta, site: str, call: Call) -> Calla
 
 
 def within(method: Peft, scope: str) -> Peft:
-    """The method applied to the submodule `scope` of a larger module: its sites keep their own names, its delta is
-    {scope: delta}."""
+    """Applies a method to the submodule `scope` of a larger module.
+
+    The method sees the names of sites without the scope. Its delta becomes {scope: delta}.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"encoder": {"norm": {"scale": jnp.ones(4)}}, "users": {"norm": {"scale": jnp.ones(8)}}}
+      >>> delta = within(peft.create("layernorm"), "encoder").init(jax.random.key(0), params)
+      >>> jax.tree.map(jnp.shape, delta)
+      {'encoder': {'norm': {'scale': (4,)}}}
+    """
     tap, merge = method.tap, method.merge
 
     def scoped_tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
-        assert tap is not None
-        if (inner := site.removeprefix(scope)) != site and inner[:1] in ("", "/", "."):
+        if tap and (inner := site.removeprefix(scope)) != site and inner[:1] in ("", "/", "."):
             return tap(delta[scope], inner.removeprefix("/"), call, *args)
         return call(*args)
 

@@ -1,4 +1,4 @@
-"""The registry of methods: `register` adds one, `create` makes one by name, and printing `METHODS` lists them all."""
+"""The registry of methods: `register` adds a method, `create` makes one by name, printing `METHODS` lists all."""
 
 import functools
 import inspect
@@ -11,18 +11,18 @@ from llm4rec_jax.registry import Registered, Registry
 
 
 class Methods(Registry[Callable[..., Peft]]):
-    """Methods by name. Printed, it is a table of them: options with their defaults, and the paper."""
+    """A registry of methods that prints as a table of their options, defaults and papers."""
 
     def __init__(self) -> None:
         super().__init__("parameter-efficient method")
         self.papers: dict[str, str] = {}
 
     def register(self, name: str, paper: str = "") -> Callable[[Registered], Registered]:
-        """A decorator for a function that makes a `Peft` from keyword arguments.
+        """Returns a decorator that registers a function from keyword arguments to a `Peft`.
 
         Args:
-          name: what it goes by in a configuration.
-          paper: where it was published.
+          name: The method's name in configurations.
+          paper: The paper that defines the method.
 
         Raises:
           ValueError: the name is taken.
@@ -61,14 +61,21 @@ METHODS = Methods()
 
 
 def create(spec: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Peft:
-    """A method by name, or a chain written `"lora+bitfit"`.
+    """Creates a method by name, or a chain of methods.
 
     Args:
-      spec: names joined by `+`.
-      options: keyword arguments by method name, `{"lora": {"rank": 4}}`.
+      spec: Names joined by `+`; the first is nearest to the module.
+      options: Keyword arguments by method.
 
     Raises:
-      ValueError: an unknown name or option; the message names the nearest.
+      ValueError: a name or an option is unknown; the message names the nearest.
+
+    Example:
+      >>> create("lora+bitfit", {"lora": {"rank": 4}}).name
+      'lora+bitfit'
+      >>> create("lroa")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      ValueError: unknown parameter-efficient method 'lroa'; did you mean 'lora'? Choose from: ...
     """
     options = options or {}
     names = [name.strip() for name in spec.split("+")]

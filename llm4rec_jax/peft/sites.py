@@ -1,45 +1,64 @@
-"""Names of the places that a method can change, and the trees that go by them."""
+"""Sites, the named places of a module that a method can change, and the parameter trees that are keyed by them."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
 Params = Mapping[str, Any]
 Delta = dict[str, Any]
-"""What a method trains: {site: {name: array}}, {"shared": …} being what several sites share; of a chain, {"0": delta
-of the first, "1": …}; of a method within a part of a module, {part: delta}."""
+"""The arrays that a method trains: {site: {name: array}}. Arrays that several sites share are under "shared". The delta
+of a chain is {"0": delta of the first method, "1": …}, that of a method within a part of a model {part: delta}."""
 
 
 def sites(params: Params, leaf: str | None = None) -> dict[str, Params]:
-    """Every module of a parameter tree by path, {"layer_0/ffn/up": {"kernel": …}}; with `leaf`, those that hold it."""
-    found: dict[str, Params] = {}
+    """Returns every module of a parameter tree by its path, or with `leaf` those that hold an array of that name.
+
+    Example:
+      >>> params = {"ffn": {"up": {"kernel": jax.numpy.ones((2, 8))}, "norm": {"scale": jax.numpy.ones(2)}}}
+      >>> list(sites(params))
+      ['ffn', 'ffn/up', 'ffn/norm']
+      >>> list(sites(params, "kernel"))
+      ['ffn/up']
+    """
+    modules: dict[str, Params] = {}
 
     def visit(path: str, node: Params) -> None:
         if path and (leaf is None or (leaf in node and not isinstance(node[leaf], Mapping))):
-            found[path] = node
+            modules[path] = node
         for name, child in node.items():
             if isinstance(child, Mapping):
                 visit(f"{path}/{name}" if path else name, child)
 
     visit("", params)
-    return found
+    return modules
 
 
 def stack(params: Params, method: str) -> tuple[int, int]:
-    """Depth and width of the encoder whose parameters these are. Raises ValueError when they are of something else."""
-    blocks = {int(found[1]) for site in sites(params) if (found := re.fullmatch(r"layer_(\d+)", site))}
+    """Returns the depth and the width of the encoder that has these parameters.
+
+    Raises:
+      ValueError: the parameters are not those of an encoder; the message begins with the method's name.
+    """
+    blocks = [m for site in sites(params) if (m := re.fullmatch(r"layer_(\d+)", site))]
     if not blocks or "embeddings" not in params:
         raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
     return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]
 
 
 def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
-    """The names that the regular expression matches in full.
+    """Returns the names that a regular expression matches in full.
 
     Raises:
-      ValueError: it matches none; the message lists what exists, with layer numbers folded.
+      ValueError: it matches none; the message lists the names, with layer numbers folded.
+
+    Example:
+      >>> match(r".*/(query|value)", ["layer_0/query", "layer_0/key", "layer_0/value"])
+      ['layer_0/query', 'layer_0/value']
+      >>> match("query", ["layer_0/query", "layer_1/query"])
+      Traceback (most recent call last):
+      ValueError: target 'query' matches nothing; there are: layer_N/query
     """
     names = list(names)
     try:
@@ -53,7 +72,12 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
 
 
 def replace(params: Params, delta: Delta) -> dict[str, Any]:
-    """The parameters with the arrays of {site: {name: array}} in place of their own."""
+    """Returns the parameters with the arrays of {site: {name: array}} in place of theirs.
+
+    Example:
+      >>> replace({"up": {"kernel": 1, "bias": 2}, "down": {"kernel": 3}}, {"up": {"bias": 9}})
+      {'up': {'kernel': 1, 'bias': 9}, 'down': {'kernel': 3}}
+    """
     tree = dict(params)
     for site, arrays in delta.items():
         node = tree
@@ -64,46 +88,67 @@ def replace(params: Params, delta: Delta) -> dict[str, Any]:
     return tree
 
 
+def replace_kernels(params: Params, delta: Delta, merged: Callable[[jax.Array, Any], jax.Array]) -> dict[str, Any]:
+    """Returns the parameters with `merged(kernel, arrays of the site)` as the kernel of every site of the delta."""
+    linear = sites(params, "kernel")
+    return replace(params, {site: {"kernel": merged(linear[site]["kernel"], w)} for site, w in delta.items()})
+
+
 def count(delta: Any) -> int:
-    """The number of trainable scalars."""
+    """Returns the number of trained scalars.
+
+    Example:
+      >>> count({"query": {"a": jax.numpy.ones((4, 2)), "b": jax.numpy.ones((2, 4))}})
+      16
+    """
     return sum(a.size for a in jax.tree.leaves(delta))
 
 
 def parts_of(delta: Delta) -> set[str]:
-    """The parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(delta))
-    return {re.sub(r"^(\d+/)+", "", name).split("/")[0].split(".")[0] for name in names}
+    """Returns the parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
+    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in _paths(delta)}
 
 
-def constant_below(delta: Delta, depth: int) -> tuple[int, bool]:
-    """What of the encoder's work a recommender's delta leaves the same at every step, as (layer, every).
+class Reach(NamedTuple):
+    """Where a delta changes the encoder.
 
-    Args:
-      delta: of a recommender; what it has outside the part "encoder" changes no state of the encoder.
-      depth: the encoder's number of blocks.
+    Attributes:
+      first_trained_layer: The lowest block that the delta changes, or the depth when it changes none. The states before
+        it are the same at every step, so they can be computed once.
+      reads_all_layers: The delta reads the states of every block and changes none, as a side network does: all states
+        are the same at every step.
+    """
 
-    Returns:
-      layer: the lowest block that is changed, or `depth` when none is; the states before it are constants.
-      every: the delta reads the states of every block and changes none (a side network): all of them are constants.
+    first_trained_layer: int
+    reads_all_layers: bool
+
+
+def constant_below(delta: Delta, depth: int) -> Reach:
+    """Returns which states of an encoder of `depth` blocks a recommender's delta leaves the same at every step.
+
+    Example:
+      >>> constant_below({"encoder": {"layer_4/ffn": {"down": jax.numpy.ones(2)}}}, depth=6)
+      Reach(first_trained_layer=4, reads_all_layers=False)
+      >>> constant_below({"encoder": {".layers/1": {"gate": jax.numpy.ones(2)}}}, depth=6)
+      Reach(first_trained_layer=6, reads_all_layers=True)
     """
     lowest, beside, inside = depth, False, False
-    for path, _ in jax.tree.leaves_with_path(delta):
-        if (
-            found := re.fullmatch(
-                r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", jax.tree_util.keystr(path, simple=True, separator="/")
-            )
-        ) is None:
+    for path in _paths(delta):
+        if (m := re.fullmatch(r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", path)) is None:
             continue
-        if found[1].startswith(".layers"):
+        site = m[1]
+        if site.startswith(".layers"):
             beside = True
-        elif not found[1].startswith("shared/"):
-            layer = re.match(r"layer_(\d+)\b", found[1])
+        elif not site.startswith("shared/"):
+            layer = re.match(r"layer_(\d+)\b", site)
             lowest, inside = min(lowest, int(layer[1]) if layer else 0), True
-    if beside and inside:
-        return 0, False
-    return lowest, beside
+    return Reach(0, False) if beside and inside else Reach(lowest, beside)
+
+
+def _paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def copy_of(arrays: Params) -> dict[str, jax.Array]:
-    """A module's own arrays, copied: a trained copy must not share memory with what it started from."""
+    """Returns copies of a module's own arrays, so that a trained copy shares no memory with what it started from."""
     return {name: array.copy() for name, array in arrays.items() if isinstance(array, jax.Array)}

@@ -12,14 +12,13 @@ from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import assets, filters, sources
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.ondisk import reader as prepared
+from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
@@ -57,7 +56,7 @@ class Assembly:
         # Keys are not known statically.
         self.config: Any = config
         plugins.load(config)
-        if self.config.data.source in sources.POINTWISE:
+        if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
                 "evaluate, sweep and tables take its runs, and no other command does"
@@ -78,7 +77,7 @@ class Assembly:
     @cached_property
     def dataset(self) -> Dataset:
         data = self.config.data
-        path = fetch.located(data.path, data.published)
+        path = download.resolve_data_path(data.path, data.published)
         dataset = sources.load(data.source, path, **data.options)
         if data.deduplicate is not None:
             dataset = filters.deduplicate(dataset, keep=data.deduplicate)
@@ -91,7 +90,7 @@ class Assembly:
     @cached_property
     def split(self) -> Split:
         data = self.config.data
-        split = prepared.stored_split(self.dataset, data.split, data.split_options)
+        split = ondisk.stored_split(self.dataset, data.split, data.split_options)
         if split is None:
             split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
         if data.few_shot is not None:
@@ -130,7 +129,7 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        stored = prepared.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
+        stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
         if stored is not None:
             return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)

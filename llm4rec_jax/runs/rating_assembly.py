@@ -10,11 +10,10 @@ import numpy as np
 from llm4rec_jax import peft
 from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.rating import Features, Predictor
-from llm4rec_jax.data import assets, sources
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import assets, download, sources
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
-from llm4rec_jax.data.labeled import PointwiseData, Rows, few_shot
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.rating import ANSWERS
@@ -59,14 +58,14 @@ class PointwiseAssembly:
             raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
 
     @cached_property
-    def whole(self) -> PointwiseData:
+    def whole(self) -> LabeledData:
         """The data before training questions are drawn."""
         data = self.config.data
-        path = fetch.located(data.path, data.published)
-        return sources.load_pointwise(data.source, path, **data.options)
+        path = download.resolve_data_path(data.path, data.published)
+        return sources.load_labeled(data.source, path, **data.options)
 
     @cached_property
-    def data(self) -> PointwiseData:
+    def data(self) -> LabeledData:
         """The data with the training questions drawn, by the seed."""
         k = self.config.data.few_shot
         return self.whole if k is None else few_shot(self.whole, k, seed=self.config.seed)
@@ -186,7 +185,7 @@ def _joined(tokens: list[Tokens]) -> Tokens:
     return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))
 
 
-def prompts(rows: Rows, titles: list[str], template: str) -> list[str]:
+def prompts(rows: LabeledExamples, titles: list[str], template: str) -> list[str]:
     """The prompt of each question: a template of {liked}, {disliked} and {target}.
 
     A clause of which there is nothing, such as that of an empty {disliked}, vanishes; see `UserTemplate`.

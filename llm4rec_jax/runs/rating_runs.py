@@ -1,6 +1,6 @@
 """Runs on a pointwise source: the folder, the commands and the tables of any other run, without a split.
 
-A configuration whose `data.source` is in `POINTWISE` comes here. Of it are read: seed, baseline, data.source, path,
+A configuration whose `data.source` is in `LABELED_SOURCES` comes here. Of it are read: seed, baseline, data.source, path,
 published, options and few_shot, text, encoder, peft, model.users and user_options, loss.name, and train, except its
 history and dropout. Input workers, parts of a batch and layouts over devices, which it has no use for, are refused.
 The keys that configs/tallrec_movie.py adds are described there.
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from llm4rec_jax.data.interactions import format_statistics
-from llm4rec_jax.data.labeled import POINTWISE
+from llm4rec_jax.data.labeled import LABELED_SOURCES
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs import plugins, results
@@ -30,7 +30,7 @@ from llm4rec_jax.training.runs import separate
 def takes(config: Any) -> bool:
     """Whether a configuration is of a run on a pointwise source."""
     plugins.load(config)
-    return config.data.source in POINTWISE
+    return config.data.source in LABELED_SOURCES
 
 
 def run(config: Any, workdir: Path, say: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from llm4rec_jax.data.batching.batch import token_group
 from llm4rec_jax.data.batching.buckets import bucket, token_bucket
 from llm4rec_jax.data.features.tokens import Tokens
-from llm4rec_jax.data.labeled import Rows
+from llm4rec_jax.data.labeled import LabeledExamples
 from llm4rec_jax.inference.scorer import RecommenderScorer
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.peft.core import Peft
@@ -60,11 +60,11 @@ class Questions(NamedTuple):
     texts: tuple[Array, Array] | None = None
 
 
-Scorer = Callable[[Any, Any, Rows, np.ndarray], np.ndarray]
+Scorer = Callable[[Any, Any, LabeledExamples, np.ndarray], np.ndarray]
 """(trainable, frozen parameters, questions, their prompts' text numbers [n]) -> logits float64 [n]."""
 
 
-def batch(rows: Rows, prompts: np.ndarray, reader: Reader) -> Questions:
+def batch(rows: LabeledExamples, prompts: np.ndarray, reader: Reader) -> Questions:
     """Questions as a batch, with the texts that they need where those are read anew.
 
     Args:
@@ -137,7 +137,7 @@ def scorer(head: nn.Module, reader: Reader) -> Scorer:
     def tile(params: Any, vectors: Any, asked: Questions) -> jax.Array:
         return logits(head, params, reader.centre, vectors, asked)[0][:, 0]
 
-    def scores(trainable: Any, frozen: Any, rows: Rows, prompts: np.ndarray) -> np.ndarray:
+    def scores(trainable: Any, frozen: Any, rows: LabeledExamples, prompts: np.ndarray) -> np.ndarray:
         vectors = reader.vectors
         if encode is not None:
             needed = np.unique(prompts if reader.prompts else np.append(rows.history, rows.target))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.evaluation.metrics import is_better
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
@@ -50,7 +50,7 @@ def train(
     head: nn.Module,
     reader: Reader,
     params: Mapping[str, Any],
-    data: PointwiseData,
+    data: LabeledData,
     prompts: Mapping[str, np.ndarray],
     workdir: Path,
     *,
@@ -227,7 +227,7 @@ def _work(asked: Questions, flops: float) -> speed.Work:
     return speed.Work(int(texts.sum()), texts.size, len(np.unique(read)), len(read), flops)
 
 
-def _answers(rows: Rows) -> int:
+def _answers(rows: LabeledExamples) -> int:
     """How many different answers questions hold: consecutive ones share most of their histories."""
     history = np.column_stack(
         [np.broadcast_to(rows.user[:, None], rows.mask.shape)[rows.mask], rows.history[rows.mask]]

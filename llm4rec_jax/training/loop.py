@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm4rec_jax import sharding
 from llm4rec_jax.data.batching.batch import Batch
 from llm4rec_jax.data.batching.buckets import ANY
-from llm4rec_jax.data.batching.builder import Gaps, training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
+from llm4rec_jax.data.batching.masking import ClozeMasking
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation.evaluate import evaluate
@@ -205,23 +206,27 @@ def train_together(
     inputs = [
         training_batches(
             run.split,
-            batch_size=batch_size,
-            history=1 if read == "user" else history,
-            every_position=prompts is None and read != "user",
-            first=read == "user",
-            gaps=Gaps(model.users.share, model.users.only_last) if isinstance(model.users, Bidirectional) else None,
-            negatives=chosen.negatives,
-            num_negatives=num_negatives,
-            alpha=alpha,
-            ratings=chosen.negatives == "none",
+            BatchOptions(
+                batch_size=batch_size,
+                history=1 if read == "user" else history,
+                every_position=prompts is None and read != "user",
+                negatives=chosen.negatives,
+                num_negatives=num_negatives,
+                alpha=alpha,
+                ratings=chosen.negatives == "none",
+                predict_first=read == "user",
+                masking=ClozeMasking(model.users.share, model.users.only_last)
+                if isinstance(model.users, Bidirectional)
+                else None,
+                compact_targets=mesh.size == 1 and parts_of_batch == 1,
+                group_cost=group_cost(mesh),
+                max_tokens=ANY if c is None else c.max_position_embeddings,
+            ),
             tokens=None if constant else tokens,
             prompts=prompts,
             seed=run.seed,
             shard=(jax.process_index(), jax.process_count()),
             multiple_of=mesh.shape["data"],
-            compact=mesh.size == 1 and parts_of_batch == 1,
-            group_cost=group_cost(mesh),
-            most_tokens=ANY if c is None else c.max_position_embeddings,
             workers=input_workers or 0,
         )
         for run in runs

@@ -9,14 +9,14 @@ from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.gaussian_process import answers, gp, item_kernel
 from llm4rec_jax.baselines.rating import Features
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.labeled import Rows
+from llm4rec_jax.data.labeled import LabeledExamples
 
 ITEMS, USERS, H = 12, 4, 3
 RNG = np.random.default_rng(0)
 FEATURES = Features(ITEMS, (RNG.normal(size=(ITEMS, 5)), RNG.normal(size=(ITEMS, 4))), RNG.normal(1980, 10, ITEMS))
 
 
-def made(n: int, seed: int) -> Rows:
+def made(n: int, seed: int) -> LabeledExamples:
     """Questions whose answers depend on user and item only, some with shorter histories."""
     rng = np.random.default_rng(seed)
     likes = np.random.default_rng(9).random((USERS, ITEMS)) < 0.6
@@ -24,7 +24,7 @@ def made(n: int, seed: int) -> Rows:
     items = np.stack([rng.choice(ITEMS, H + 1, replace=False) for _ in range(n)]).astype(np.int32)
     mask = np.arange(H) >= rng.integers(0, H + 1, (n, 1))
     answer = likes[user[:, None], items]
-    return Rows(
+    return LabeledExamples(
         user, np.where(mask, items[:, :H], 0), mask & answer[:, :H], mask, items[:, H], answer[:, H].astype(np.float32)
     )
 
@@ -68,10 +68,10 @@ def test_of_one_kernel_it_is_scikit_learns():
 
 
 def test_an_answer_counts_once_and_the_latest_holds():
-    twice = Rows(*(np.concatenate([column, column]) for column in TRAIN))
+    twice = LabeledExamples(*(np.concatenate([column, column]) for column in TRAIN))
     np.testing.assert_allclose(gp(twice, FEATURES)(ASKED), gp(TRAIN, FEATURES)(ASKED), atol=1e-12)
     changed = TRAIN._replace(label=1 - TRAIN.label)
-    user, items, answer = answers(Rows(*map(np.concatenate, zip(TRAIN, changed, strict=True))))
+    user, items, answer = answers(LabeledExamples(*map(np.concatenate, zip(TRAIN, changed, strict=True))))
     known = {(u, i): y for u, i, y in zip(user, items, answer, strict=True)}
     last = {(u, i): y for u, i, y in zip(TRAIN.user, TRAIN.target, changed.label, strict=True)}
     # A later row may have the same film in its history, as it was answered first.

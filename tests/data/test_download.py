@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm4rec_jax.data import download as fetch
+from llm4rec_jax.data import download
 from llm4rec_jax.data.download import PUBLISHED, File, Published
 
 CONTENT = {"a.txt": b"first\n", "b.csv": b"id,title\n1,x\n"}
@@ -58,19 +58,19 @@ class TestDownload:
     def test_fetches_once_and_checks(self, site, publish, tmp_path, monkeypatch):
         folder, url = site
         publish({"a.txt": f"{url}/a.txt", "b.csv": f"{url}/b.csv"})
-        monkeypatch.setenv(fetch.ENVIRONMENT, str(tmp_path / "data"))
-        place = fetch.path("toy")
+        monkeypatch.setenv(download.ENVIRONMENT, str(tmp_path / "data"))
+        place = download.path("toy")
         assert place == tmp_path / "data" / "toy"
         assert held(place) == CONTENT
         (folder / "a.txt").unlink()
-        assert fetch.path("toy") == place
+        assert download.path("toy") == place
 
     def test_a_changed_file_is_refused_and_not_kept(self, site, publish, tmp_path):
         folder, url = site
         publish({"a.txt": f"{url}/a.txt", "b.csv": f"{url}/b.csv"})
         (folder / "b.csv").write_bytes(b"other")
         with pytest.raises(ValueError, match="--from") as error:
-            fetch.path("toy", cache=tmp_path)
+            download.path("toy", cache=tmp_path)
         for words in (f"{url}/b.csv", sha(CONTENT["b.csv"]), sha(b"other")):
             assert words in str(error.value)
         assert held(tmp_path / "toy") == {"a.txt": CONTENT["a.txt"]}
@@ -79,16 +79,16 @@ class TestDownload:
         _, url = site
         publish({"a.txt": f"{url}/gone.txt", "b.csv": f"{url}/b.csv"})
         with pytest.raises(ConnectionError, match=r"gone\.txt.*404.*--from"):
-            fetch.path("toy", cache=tmp_path)
+            download.path("toy", cache=tmp_path)
         assert held(tmp_path / "toy") == {}
 
     def test_what_has_no_address_is_asked_for_after_the_rest(self, site, publish, tmp_path):
         folder, url = site
         publish({"a.txt": f"{url}/a.txt"})
         with pytest.raises(ValueError, match=r"b\.csv cannot be downloaded.*library.*toy --from=FOLDER"):
-            fetch.path("toy", cache=tmp_path)
+            download.path("toy", cache=tmp_path)
         (folder / "a.txt").unlink()
-        assert held(fetch.path("toy", folder, cache=tmp_path)) == CONTENT
+        assert held(download.path("toy", folder, cache=tmp_path)) == CONTENT
 
 
 class TestArchive:
@@ -102,7 +102,7 @@ class TestArchive:
         publish(archive=f"{url}/toy.zip")
         # A path that leads out of the folder is not followed.
         self.pack(folder, {"toy-1/a.txt": CONTENT["a.txt"], "../../b.csv": CONTENT["b.csv"], "../evil": b"!"})
-        place = fetch.path("toy", cache=tmp_path / "cache")
+        place = download.path("toy", cache=tmp_path / "cache")
         assert held(tmp_path / "cache") == {f"toy/{name}": content for name, content in CONTENT.items()}
         assert place == tmp_path / "cache" / "toy"
 
@@ -119,14 +119,14 @@ class TestArchive:
         publish(archive=f"{url}/toy.zip")
         self.pack(folder, files)
         with pytest.raises(ValueError, match=words):
-            fetch.path("toy", cache=tmp_path / "cache")
+            download.path("toy", cache=tmp_path / "cache")
         assert held(tmp_path / "cache") == {}
 
     def test_no_archive(self, site, publish, tmp_path):
         _, url = site
         publish(archive=f"{url}/a.txt")
         with pytest.raises(ValueError, match=r"a\.txt is not a zip file"):
-            fetch.path("toy", cache=tmp_path)
+            download.path("toy", cache=tmp_path)
 
 
 class TestFolder:
@@ -134,14 +134,14 @@ class TestFolder:
         folder, _ = site
         publish({"a.txt": "http://127.0.0.1:9/official.txt"})
         (folder / "a.txt").rename(folder / "official.txt")
-        assert held(fetch.path("toy", folder, cache=tmp_path / "cache")) == CONTENT
+        assert held(download.path("toy", folder, cache=tmp_path / "cache")) == CONTENT
 
     def test_another_file_is_refused_with_both_hashes(self, site, publish, tmp_path):
         folder, _ = site
         publish()
         (folder / "a.txt").write_bytes(b"other")
         with pytest.raises(ValueError, match="library") as error:
-            fetch.path("toy", folder, cache=tmp_path / "cache")
+            download.path("toy", folder, cache=tmp_path / "cache")
         for words in (str(folder / "a.txt"), sha(CONTENT["a.txt"]), sha(b"other")):
             assert words in str(error.value)
         assert held(tmp_path / "cache") == {}
@@ -151,33 +151,33 @@ class TestFolder:
         publish()
         (folder / "b.csv").unlink()
         with pytest.raises(FileNotFoundError, match=r"no b\.csv;.*library"):
-            fetch.path("toy", folder, cache=tmp_path / "cache")
+            download.path("toy", folder, cache=tmp_path / "cache")
 
     def test_a_damaged_cache_is_noticed(self, site, publish, tmp_path):
         folder, _ = site
         publish()
-        place = fetch.path("toy", folder, cache=tmp_path / "cache")
+        place = download.path("toy", folder, cache=tmp_path / "cache")
         (place / "a.txt").write_bytes(b"fir")
         with pytest.raises(ValueError, match="delete it"):
-            fetch.path("toy", cache=tmp_path / "cache")
+            download.path("toy", cache=tmp_path / "cache")
 
 
 class TestCommand:
     def test_prints_the_folder(self, site, publish, tmp_path, capsys):
         folder, _ = site
         publish()
-        fetch.main(["toy", f"--from={folder}", f"--cache={tmp_path}"])
+        download.main(["toy", f"--from={folder}", f"--cache={tmp_path}"])
         assert capsys.readouterr().out == f"{tmp_path / 'toy'}\n"
 
     def test_an_unknown_name_is_one_message(self, tmp_path, capsys):
         with pytest.raises(SystemExit) as end:
-            fetch.main(["tallrec_movies", f"--cache={tmp_path}"])
+            download.main(["tallrec_movies", f"--cache={tmp_path}"])
         assert end.value.code == 2
         assert "did you mean 'tallrec_movie'?" in capsys.readouterr().err
 
     def test_help_lists_the_names(self, capsys):
         with pytest.raises(SystemExit):
-            fetch.main(["--help"])
+            download.main(["--help"])
         shown = capsys.readouterr().out
         assert all(f"  {name}\n" in shown for name in PUBLISHED)
 
@@ -197,7 +197,7 @@ class TestHostileArchive:
     def fetch(self, site, publish, tmp_path):
         folder, url = site
         publish(archive=f"{url}/toy.zip")
-        return folder / "toy.zip", lambda: fetch.path("toy", cache=tmp_path / "data")
+        return folder / "toy.zip", lambda: download.path("toy", cache=tmp_path / "data")
 
     def test_names_that_lead_elsewhere_lead_nowhere(self, site, publish, tmp_path):
         target, run = self.fetch(site, publish, tmp_path)
@@ -225,7 +225,7 @@ class TestHostileArchive:
 
     def test_a_bomb_is_not_unpacked(self, site, publish, tmp_path, monkeypatch):
         target, run = self.fetch(site, publish, tmp_path)
-        monkeypatch.setattr(fetch, "MOST_BYTES", 10_000)
+        monkeypatch.setattr(download, "MOST_BYTES", 10_000)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a.txt", bytes(10_001))
             archive.writestr("b.csv", CONTENT["b.csv"])

@@ -7,15 +7,15 @@ import polars as pl
 import pytest
 
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.labeled import PointwiseData, Rows, few_shot
-from llm4rec_jax.data.sources import load_pointwise, tallrec
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
+from llm4rec_jax.data.sources import load_labeled, tallrec
 from llm4rec_jax.data.sources.movielens import load_movielens_100k
 
 
-def made(n: int, seed: int = 0) -> Rows:
+def made(n: int, seed: int = 0) -> LabeledExamples:
     rng = np.random.default_rng(seed)
     mask = np.arange(3) < rng.integers(0, 4, (n, 1))
-    return Rows(
+    return LabeledExamples(
         user=rng.integers(0, 4, n).astype(np.int32),
         history=np.where(mask, rng.integers(0, 5, (n, 3)), 0).astype(np.int32),
         liked=mask & (rng.random((n, 3)) < 0.5),
@@ -25,9 +25,9 @@ def made(n: int, seed: int = 0) -> Rows:
     )
 
 
-def data(**changes) -> PointwiseData:
+def data(**changes) -> LabeledData:
     items, users = (pl.DataFrame({f"{kind}_id": [f"{kind[0]}{i}" for i in range(n)]}) for kind, n in KINDS)
-    return PointwiseData(**({**PARTS, "name": "toy", "items": items, "users": users, "protocol": "made"} | changes))
+    return LabeledData(**({**PARTS, "name": "toy", "items": items, "users": users, "protocol": "made"} | changes))
 
 
 KINDS = (("item", 5), ("user", 4))
@@ -87,13 +87,13 @@ class TestFewShot:
     def test_misuse_is_explained(self):
         with pytest.raises(ValueError, match="k must be positive"):
             few_shot(data(), 0)
-        with pytest.raises(DataError, match="asks for 9 training questions but toy has 8"):
+        with pytest.raises(DataError, match="asks for 9 training examples but toy has 8"):
             few_shot(data(), 9)
 
 
 @pytest.fixture(scope="module")
-def movie() -> PointwiseData:
-    return load_pointwise("tallrec_movie")
+def movie() -> LabeledData:
+    return load_labeled("tallrec_movie")
 
 
 class TestTallrec:
@@ -132,7 +132,7 @@ class TestTallrec:
         titles = tallrec.published_titles(load_movielens_100k(natural_titles=False))
         rows = tallrec.render(movie.test, titles)
         (tmp_path / "test.json").write_text(json.dumps(rows))
-        assert load_pointwise("tallrec_movie", tmp_path).fingerprint == movie.fingerprint
+        assert load_labeled("tallrec_movie", tmp_path).fingerprint == movie.fingerprint
         parts = movie.parts()
         for content, words in (
             (json.dumps([*rows[:6], {**rows[6], "output": "Maybe."}, *rows[7:]]), r"test\.json, row 7: .*Maybe"),
@@ -149,7 +149,7 @@ class TestTallrec:
             tallrec.compare(tmp_path, movie.parts(), [])
 
     def test_titles_are_natural_unless_published(self, movie):
-        plain = load_pointwise("tallrec_movie", natural_titles=False)
+        plain = load_labeled("tallrec_movie", natural_titles=False)
         assert (movie.items["title"][11], plain.items["title"][11]) == ("The Usual Suspects", "Usual Suspects, The")
         assert dataclasses.replace(plain, items=movie.items).fingerprint == movie.fingerprint
 
@@ -163,10 +163,10 @@ class TestTallrec:
         for suffix, content in (("inter", inter), ("item", item), ("user", "user_id:token\tage:token\nu\t3\n")):
             (tmp_path / f"ml-100k.{suffix}").write_text(content)
         with pytest.raises(DataError, match="gives 2 questions"):
-            load_pointwise("tallrec_movie", movielens=tmp_path)
+            load_labeled("tallrec_movie", movielens=tmp_path)
 
     def test_names_are_explained(self):
         with pytest.raises(ValueError, match="did you mean 'tallrec_movie'"):
-            load_pointwise("tallrec_movies")
-        with pytest.raises(ValueError, match="option of pointwise source 'tallrec_movie' 'movielen'"):
-            load_pointwise("tallrec_movie", movielen="x")
+            load_labeled("tallrec_movies")
+        with pytest.raises(ValueError, match="option of labelled source 'tallrec_movie' 'movielen'"):
+            load_labeled("tallrec_movie", movielen="x")

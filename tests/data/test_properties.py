@@ -18,7 +18,7 @@ from llm4rec_jax.data.batching.negatives import NegativeSampler
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.data.splits.leakage import no_leak
+from llm4rec_jax.data.splits.leakage import assert_no_leakage
 from llm4rec_jax.data.splits.protocols import SPLITS, few_shot
 from llm4rec_jax.data.splits.split import Sequences, Split, times
 from tests.data.splits.test_protocols import PHASES, check_sequences
@@ -208,7 +208,7 @@ def test_no_split_reads_what_it_predicts_or_what_comes_after(dataset, chosen, fe
     if split.validation_in_history:
         known["test"] = np.concatenate([split.train, split.validation])
     for phase in PHASES:
-        no_leak(dataset, split.history(phase), [split.targets_of(phase)], phase)
+        assert_no_leakage(dataset, split.history(phase), [split.targets_of(phase)], phase)
         targets = getattr(split, phase)
         assert split.candidates(phase)[dataset.interactions.item[targets]].all()
         if chosen[0] == "cold_items":  # whose histories are of all times
@@ -218,7 +218,7 @@ def test_no_split_reads_what_it_predicts_or_what_comes_after(dataset, chosen, fe
             before, after = (rows[user[rows] == own] for rows in (known[phase], targets))
             if len(before) and len(after):
                 assert max((when[row], row) for row in before) < min((when[row], row) for row in after)
-    no_leak(dataset, split.training()[0], [split.targets_of(phase) for phase in PHASES], "training")
+    assert_no_leakage(dataset, split.training()[0], [split.targets_of(phase) for phase in PHASES], "training")
 
 
 @given(datasets(distinct=True), CHOSEN, FEW, st.randoms(use_true_random=False))

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 
@@ -32,10 +32,10 @@ def test_weighted_auc_counts_ties_as_half_and_marks_a_missing_class():
 
 
 class TestEvaluate:
-    def data(self) -> PointwiseData:
+    def data(self) -> LabeledData:
         _, labels, user = questions()
         n = len(labels)
-        rows = Rows(
+        rows = LabeledExamples(
             user=user.astype(np.int32),
             history=np.zeros((n, 1), np.int32),
             liked=np.zeros((n, 1), bool),
@@ -45,7 +45,7 @@ class TestEvaluate:
         )
         items = pl.DataFrame({"item_id": [f"i{i}" for i in range(n)]})
         users = pl.DataFrame({"user_id": [f"u{i}" for i in range(6)]})
-        return PointwiseData("toy", items, users, rows, rows, rows, "made")
+        return LabeledData("toy", items, users, rows, rows, rows, "made")
 
     def test_metrics(self):
         scores, labels, user = questions()

@@ -331,7 +331,7 @@ def test_a_table_that_makes_no_sense_is_refused(table, message):
 
 
 def test_the_documents_example_is_a_table():
-    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "tables.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     scope = {}
     exec(code, scope)

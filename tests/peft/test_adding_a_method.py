@@ -1,4 +1,4 @@
-"""The method of docs/adding_a_method.md, in a file of its own, passes the whole matrix."""
+"""The method of docs/guides/adding_a_method.md, in a file of its own, passes the whole matrix."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "adding_a_method.md"
+DOCUMENT = ROOT / "docs" / "guides" / "adding_a_method.md"
 
 
 def block(name: str) -> str:

@@ -176,7 +176,7 @@ def test_other_data_is_refused(place, runs, tmp_path):
         ("text", {"train.micro_batches": 4}, "micro_batches is 4, but a run that answers questions"),
         ("text", {"mesh.model": 2}, "mesh.model is 2, but a run that answers questions"),
         ("text", {"mesh.fsdp": True}, "mesh.fsdp is True, but a run that answers questions"),
-        ("gp", {"data.few_shot": 9999}, "asks for 9999 training questions"),
+        ("gp", {"data.few_shot": 9999}, "asks for 9999 training examples"),
     ],
 )
 def test_misuse(place, tmp_path, arg, overrides, words):

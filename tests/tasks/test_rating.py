@@ -10,7 +10,7 @@ import pytest
 
 from llm4rec_jax import peft
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
-from llm4rec_jax.data.labeled import PointwiseData, Rows
+from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.rating import ANSWERS
@@ -27,17 +27,19 @@ H = 4
 TITLES = [f"{colour} {thing}" for colour in tiny.COLOURS[:2] for thing in tiny.THINGS]
 
 
-def asked(n: int, seed: int) -> Rows:
+def asked(n: int, seed: int) -> LabeledExamples:
     """Every user likes one of two colours: of each question half the history is liked, and says which."""
     rng = np.random.default_rng(seed)
     items = np.stack([np.concatenate([rng.choice(10, 2, False), 10 + rng.choice(10, 2, False)]) for _ in range(n)])
     items, target, colour = rng.permuted(items, axis=1).astype(np.int32), rng.integers(0, 20, n), rng.integers(0, 2, n)
     liked, mask = items // 10 == colour[:, None], np.ones((n, H), bool)
     user = rng.integers(0, 6, n).astype(np.int32)
-    return Rows(user, items, liked, mask, target.astype(np.int32), (target // 10 == colour).astype(np.float32))
+    return LabeledExamples(
+        user, items, liked, mask, target.astype(np.int32), (target // 10 == colour).astype(np.float32)
+    )
 
 
-DATA = PointwiseData(
+DATA = LabeledData(
     "colours",
     pl.DataFrame({"item_id": TITLES}),
     pl.DataFrame({"user_id": [f"u{i}" for i in range(6)]}),

@@ -14,7 +14,7 @@ import pytest
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data.batching.batch import TokenGroup
-from llm4rec_jax.data.batching.builder import training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.splits.split import Split
@@ -247,8 +247,8 @@ def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
     objective = jax.jit(Objective(model, method, LOSSES["catalogue"]).__call__)
     values, groups = [], []
     for cost in (0, 10**6):
-        options: Any = {"batch_size": 8, "negatives": "catalogue", "tokens": texts, "group_cost": cost}
-        batch = next(iter(training_batches(split, **options)[1]))
+        options = BatchOptions(batch_size=8, negatives="catalogue", group_cost=cost)
+        batch = next(iter(training_batches(split, options, tokens=texts)[1]))
         groups.append(len(batch.tokens))
         values.append([float(objective(trainable, frozen, batch, jax.random.key(seed))) for seed in range(3)])
     assert groups[0] > 1 == groups[1]

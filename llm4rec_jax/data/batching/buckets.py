@@ -1,15 +1,20 @@
-"""The few sizes that batches and texts are padded to, so that few programs are compiled."""
+"""Sizes that batches and texts are padded to, few enough that few programs are compiled."""
 
 import numpy as np
 
-# More tokens than there will be.
+# No limit on the number of tokens.
 ANY = 2**31 - 1
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def bucket(size: int, multiple_of: int = 1) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `size`, rounded up to a multiple of `multiple_of`."""
+    """Returns the smallest of 16, 24, 32, 48, 64, 96, … that holds `size`, rounded up to a multiple of `multiple_of`.
+
+    Example:
+      >>> bucket(17), bucket(17, multiple_of=7)
+      (24, 28)
+    """
     power = 16
     while size > power * 3 // 2:
         power *= 2
@@ -18,37 +23,57 @@ def bucket(size: int, multiple_of: int = 1) -> int:
 
 
 def token_bucket(length: int, most: int = ANY) -> int:
-    """The smallest token bucket that holds a text of so many tokens; beyond the last, a multiple of it.
+    """Returns the smallest token bucket that holds a text of `length` tokens; beyond the last bucket, a multiple of it.
 
-    No bucket is longer than `most`, an encoder's positions, unless the text is.
+    Args:
+      length: number of tokens.
+      most: number of positions of the encoder. No bucket is longer, unless the text is.
+
+    Example:
+      >>> token_bucket(50), token_bucket(400, most=500), token_bucket(600)
+      (64, 500, 1024)
     """
-    found = next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
-    return max(min(found, most), length)
+    smallest = next((b for b in TOKEN_BUCKETS if b >= length), -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1])
+    return max(min(smallest, most), length)
 
 
 def text_bucket(length: int, most: int = ANY) -> int:
-    """The smallest of 8, 12, …, 32, 40, …, 64, 80, … that holds a text of so many tokens; `most` as above.
+    """Returns the smallest of 8, 12, …, 32, 40, …, 64, 80, … that holds a text of `length` tokens.
 
-    Finer than the buckets of batches: a catalogue is cut into as few programs as it has buckets, and each runs long.
+    These buckets are finer than those of batches: a catalogue needs one program a bucket, and each runs long.
+
+    Args:
+      length: number of tokens.
+      most: number of positions of the encoder. No bucket is longer, unless the text is.
+
+    Example:
+      >>> [text_bucket(length) for length in (3, 9, 33, 65)]
+      [8, 12, 40, 80]
     """
     step = max(4, (1 << max(length - 1, 0).bit_length()) // 8)
     return max(min(max(-(-length // step) * step, 8), most), length)
 
 
 def group_lengths(lengths: np.ndarray, cost: int, most: int = ANY) -> np.ndarray:
-    """What each text of a collection is padded to, in the groups that take the fewest tokens.
+    """Returns the length that each text of a collection is padded to, in the groups that take the fewest tokens.
 
     Args:
-      lengths: tokens of each text, [n].
-      cost: what one more group counts for, in tokens: each is compiled by itself.
-      most: an encoder's positions.
+      lengths: number of tokens of each text, [n].
+      cost: padding, in tokens, that one more group has to save, since each group is compiled by itself.
+      most: number of positions of the encoder.
 
     Returns:
-      [n], multiples of four, or `most`.
+      Padded lengths [n], multiples of four, or `most`.
+
+    Example:
+      >>> lengths = np.array([3, 4, 7, 30])
+      >>> group_lengths(lengths, cost=0).tolist(), group_lengths(lengths, cost=10).tolist()
+      ([4, 4, 8, 32], [8, 8, 8, 32])
     """
     sizes, of_size = np.unique(np.maximum(np.minimum(-(-lengths // 4) * 4, most), lengths), return_inverse=True)
     texts = np.concatenate([[0], np.cumsum(np.bincount(of_size))])
-    # Least cost of the texts of the first `end` sizes, whose last group begins at the size `begins[end]`.
+    # Dynamic programme: the least cost of the texts of the first `end` sizes, whose last group begins at size
+    # `begins[end]`. With sizes [4, 8, 32] and end 3, the last group is one of [4, 8, 32], [8, 32] and [32].
     least, begins = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, int)
     for end in range(1, len(sizes) + 1):
         costs = least[:end] + cost + (texts[end] - texts[:end]) * sizes[end - 1]

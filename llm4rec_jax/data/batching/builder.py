@@ -1,14 +1,15 @@
-"""From a split to batches: examples, negatives, each item once, padded to buckets, read by Grain.
+"""Training batches: examples of a split with negatives, each item once, padded to few shapes, read by Grain.
 
 A batch holds each of its items once; histories, targets and negatives point into that list, so that the encoder reads
-every text once a batch however often it occurs. Sizes that vary are padded to a few buckets, so that jit compiles a
+every text once a batch however often it occurs. Sizes that vary are padded to a few shapes, so that jit compiles a
 handful of programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import grain
 import numpy as np
@@ -16,107 +17,110 @@ from absl import flags
 
 from llm4rec_jax.data.batching.batch import NOWHERE, Batch, TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import ANY, bucket, group_lengths, token_bucket
+from llm4rec_jax.data.batching.masking import ClozeMasking, draw_masked_positions
 from llm4rec_jax.data.batching.negatives import Negatives, NegativeSampler
-from llm4rec_jax.data.batching.padding import SAMPLE, Group, Sizes, fit, room_of
+from llm4rec_jax.data.batching.padding import SAMPLE, BatchSizes, Group, fit, plan_padding
 from llm4rec_jax.data.batching.windows import Examples, single_targets, windows
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.interactions import DataError
-from llm4rec_jax.data.ondisk import mmap as mapped
-from llm4rec_jax.data.splits.leakage import no_leak, within_users
+from llm4rec_jax.data.ondisk import mmap
+from llm4rec_jax.data.splits.leakage import assert_no_leakage, assert_within_users
 from llm4rec_jax.data.splits.split import Split
 
+PromptWriter: TypeAlias = Callable[[list[np.ndarray], np.ndarray], TokenGroup]
+"""Histories (rows of the item table, one array a user) and rows of the user table [B] to the tokens of their texts."""
 
-class Gaps(NamedTuple):
-    """How positions are hidden from a user model that reads in both directions.
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What a batch holds.
 
     Attributes:
-      share: the probability of each position.
-      only_last: the probability that of a window only the last position is hidden.
+      batch_size: number of examples B, over all processes.
+      history: length of the longest history H.
+      every_position: whether every position of a window is trained on; else there is one example a target.
+      negatives: what the loss compares a target with (`Loss.negatives`).
+      num_negatives: number of drawn items a target, K; read for "sampled" only.
+      alpha: power of popularity by which negatives are drawn.
+      ratings: whether to give the targets' ratings.
+      predict_first: whether users' first items are targets too, for a model that reads no history; with one example a
+        target only.
+      masking: hides positions of the windows, for a user encoder that fills them; a history then has H + 1 items.
+      compact_targets: whether to list the positions that have a target, for losses over many candidates; on one device.
+      group_cost: padding, in tokens, that one more group of a batch's texts has to save.
+      max_tokens: number of positions of the encoder; no text is padded to more.
     """
 
-    share: float
-    only_last: float
+    batch_size: int
+    history: int = 50
+    every_position: bool = True
+    negatives: Negatives = "sampled"
+    num_negatives: int = 1
+    alpha: float = 0.0
+    ratings: bool = False
+    predict_first: bool = False
+    masking: ClozeMasking | None = None
+    compact_targets: bool = False
+    group_cost: int = 0
+    max_tokens: int = ANY
 
 
 class BatchBuilder:
-    """Turns example numbers into a `Batch`. See `training_batches` for the arguments."""
+    """Turns example numbers into a `Batch`.
+
+    Args:
+      split: the data to train on.
+      options: what a batch holds.
+      tokens, prompts: see `training_batches`.
+      multiple_of: divisor of the number of items of a batch.
+      num_processes: number of processes that share a batch. Several must run one program, so their shapes are fixed.
+      process_rows: the examples of a batch that this process builds.
+    """
 
     def __init__(
         self,
         split: Split,
+        options: BatchOptions,
         *,
-        history: int,
-        every_position: bool,
-        negatives: Negatives,
-        num_negatives: int,
-        alpha: float,
-        ratings: bool,
         tokens: Tokens | None,
-        prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None,
-        batch_size: int,
+        prompts: PromptWriter | None,
         multiple_of: int,
-        most_examples: int | None,
-        first: bool = False,
-        gaps: Gaps | None = None,
-        compact: bool = False,
-        group_cost: int = 0,
-        most_tokens: int = ANY,
-        share: slice = slice(None),
+        num_processes: int = 1,
+        process_rows: slice = slice(None),
     ) -> None:
-        self._share, self._group_cost, self._most_tokens = share, group_cost, most_tokens
-        self.sequences, targets = split.training()
-        self._is_target = targets
-        self._every_position, self._gaps, self._compact = every_position, gaps, compact
-        if every_position:
-            examples = windows(self.sequences, history)
-        else:
-            examples = single_targets(self.sequences, history, first)
-        within_users(self.sequences, *examples)
-        # Of all, so that few-shot draws of one sequence do not differ in it.
-        longest = int((examples.stop - examples.start).max(initial=1))
-        held_out = [split.targets_of("validation"), split.targets_of("test")]
-        no_leak(split.dataset, self.sequences, held_out, "the training sequence")
-        # Windows without a single training target (few-shot) teach nothing.
-        counts = np.concatenate([[0], np.cumsum(targets)])
-        first_target = examples.start + 1 if every_position else examples.stop
-        useful = counts[examples.stop + 1] > counts[first_target]
-        self.examples = Examples(*(column[useful] for column in examples))
-        if not len(self.examples.user):
-            raise DataError(
-                f"no training example: under {split.protocol!r} no user has a training target with an item before it; "
-                "keep users with more interactions, or another split"
-            )
-        self.history = min(history, longest)
-        self._mode, self._k, self._ratings = negatives, num_negatives, ratings
-        if ratings and self.sequences.ratings is None:
+        self._options, self._tokens, self._prompts = options, tokens, prompts
+        self._multiple_of, self._process_rows = multiple_of, process_rows
+        self.sequences, self._is_target = split.training()
+        if options.ratings and self.sequences.ratings is None:
             raise DataError("this loss learns ratings, but the data has none: name the rating column, or another loss")
-        self._tokens, self._prompts, self._multiple_of = tokens, prompts, multiple_of
-        # Several processes must run one program, so none may choose its sizes by what it happens to read.
-        self._fixed_shapes = most_examples is not None
-        columns = self.history + (gaps is not None)
-        # A user model that reads a prompt reads no items.
-        slots = columns * (prompts is None) + (columns if every_position else 1) * (1 + num_negatives)
-        self._most_items = min((most_examples or 0) * slots, int(split.known.sum()))
+        self.examples, longest = _examples(split, options)
+        self.history = min(options.history, longest)
+
+        # A user encoder that reads a prompt reads no items.
+        columns = self.history + (options.masking is not None)
+        targets = columns if options.every_position else 1
+        slots = columns * (prompts is None) + targets * (1 + options.num_negatives)
+        self._max_items = min(options.batch_size // num_processes * slots, int(split.known.sum()))
         self._known = np.flatnonzero(split.known).astype(np.int32)
-        num_items = len(split.known)
-        popularity = np.bincount(self.sequences.items, minlength=num_items)
-        self._sampler = (
-            NegativeSampler(self.sequences, split.known, popularity, alpha) if negatives == "sampled" else None
-        )
+        popularity = np.bincount(self.sequences.items, minlength=len(split.known))
         self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
-        self._room = None
-        if not self._fixed_shapes:
-            self._room = room_of(list(self._sample(batch_size)), group_cost, multiple_of, most_tokens)
-        self._catalogue = self._with_tokens(self._known) if negatives == "catalogue" else None
+        self._sampler = None
+        if options.negatives == "sampled":
+            self._sampler = NegativeSampler(self.sequences, split.known, popularity, options.alpha)
+        self._padding = None
+        if num_processes == 1:
+            sample = list(self._sample(options.batch_size))
+            self._padding = plan_padding(sample, options.group_cost, multiple_of, options.max_tokens)
+        self._catalogue = self._with_tokens(self._known) if options.negatives == "catalogue" else None
 
     def __getstate__(self) -> bytes:
-        # For worker processes: mapped columns go as names of files.
-        return mapped.dumps(self.__dict__)
+        # Worker processes map the columns' files again instead of receiving copies.
+        return mmap.dumps(self.__dict__)
 
     def __setstate__(self, state: bytes) -> None:
-        self.__dict__.update(mapped.loads(state))
+        self.__dict__.update(mmap.loads(state))
 
-    def _sample(self, batch_size: int) -> Iterator[Sizes]:
+    def _sample(self, batch_size: int) -> Iterator[BatchSizes]:
         rng, all_examples = np.random.default_rng(0), len(self.examples.user)
         items_of_user = np.diff(self.sequences.offsets)
         for _ in range(SAMPLE):
@@ -125,125 +129,137 @@ class BatchBuilder:
             drawn = self._draw(rng.choice(all_examples, batch_size, replace=repeats), rng)
             items = np.unique(np.concatenate([part.ravel() for part in drawn.parts]))
             lengths = np.zeros(len(items), np.int32) if self._tokens is None else self._tokens.lengths[items]
-            yield Sizes(lengths, int(drawn.target_mask.sum()), int(items_of_user[drawn.user].max()))
+            yield BatchSizes(lengths, int(drawn.target_mask.sum()), int(items_of_user[drawn.user].max()))
 
-    def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> _Drawn:
-        """The examples of these numbers."""
+    def _draw(self, numbers: np.ndarray, rng: np.random.Generator) -> _DrawnExamples:
+        """Looks up the examples of these numbers and draws their negatives.
+
+        With H = 3, an example that starts at entry 10 of the sequences and stops at entry 12 gives
+
+            column        0   1   2
+            history_at   10  11  10   the last one is padding and repeats the first
+            target_at    11  12  11   with every position; [12] with one example a target
+        """
+        options = self._options
         user, start, stop = (column[numbers] for column in self.examples)
-        width = stop - start
         column = np.arange(self.history)
-        history_mask = column < width[:, None]
-        at = np.where(history_mask, start[:, None] + column, start[:, None])
-        target_at = np.minimum(at + 1, stop[:, None]) if self._every_position else stop[:, None]
-        target_mask = self._is_target[target_at] & (history_mask if self._every_position else True)
-        hidden = None
-        if self._gaps is not None:
-            at, history_mask, hidden = self._with_gaps(start, stop, rng)
-            target_at, target_mask = at, hidden
-            hidden = hidden[self._share]
-        drawn = None
+        history_mask = column < (stop - start)[:, None]
+        history_at = np.where(history_mask, start[:, None] + column, start[:, None])
+        target_at = np.minimum(history_at + 1, stop[:, None]) if options.every_position else stop[:, None]
+        target_mask = self._is_target[target_at] & (history_mask if options.every_position else True)
+        if options.masking is not None:
+            # Whole windows, the last target included: H + 1 entries, of which the hidden ones are the targets.
+            column = np.arange(self.history + 1)
+            history_mask = column <= (stop - start)[:, None]
+            history_at = target_at = np.where(history_mask, start[:, None] + column, start[:, None])
+            target_mask = draw_masked_positions(options.masking, history_mask & self._is_target[history_at], rng)
+        negatives = None
+        rows = self._process_rows
         if self._sampler is not None:
-            drawn = self._sampler(rng, user, target_at.shape[1] * self._k, self._share)
-        user, start, stop, at, history_mask, target_at, target_mask = (
-            column[self._share] for column in (user, start, stop, at, history_mask, target_at, target_mask)
+            negatives = self._sampler(rng, user, target_at.shape[1] * options.num_negatives, rows)
+        user, start, stop, history_at, history_mask, target_at, target_mask = (
+            array[rows] for array in (user, start, stop, history_at, history_mask, target_at, target_mask)
         )
         if self._prompts is not None:
-            at, history_mask = at[:, :0], history_mask[:, :0]
-        parts = [self.sequences.items[at], self.sequences.items[target_at]]
-        if drawn is not None:
-            parts.append(drawn.reshape(*target_at.shape, self._k))
-        return _Drawn(user, start, stop, parts, history_mask, target_at, target_mask, hidden)
+            history_at, history_mask = history_at[:, :0], history_mask[:, :0]
+        parts = [self.sequences.items[history_at], self.sequences.items[target_at]]
+        if negatives is not None:
+            parts.append(negatives.reshape(*target_at.shape, options.num_negatives))
+        return _DrawnExamples(user, start, stop, parts, history_mask, target_at, target_mask)
 
     def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
-        """The examples of these numbers, of which a process builds its share; what is random is drawn for all."""
-        user, start, stop, parts, history_mask, target_at, target_mask, hidden = self._draw(numbers, rng)
+        """Builds this process's part of the batch of these examples; everything random is drawn for all processes."""
+        options = self._options
+        user, start, stop, parts, history_mask, target_at, target_mask = self._draw(numbers, rng)
         if self._catalogue is not None:
-            items, tokens, order = self._catalogue
-            parts = [order[np.searchsorted(self._known, part)] for part in parts]
+            items, tokens, position = self._catalogue
+            parts = [position[np.searchsorted(self._known, part)] for part in parts]
         else:
-            unique, inverse = np.unique(np.concatenate([part.ravel() for part in parts]), return_inverse=True)
-            items, tokens, order = self._with_tokens(unique.astype(np.int32))
+            # parts [[7, 9], [9, 4]] have the distinct items [4, 7, 9], and `inverse` is [1, 2, 2, 0].
+            distinct, inverse = np.unique(np.concatenate([part.ravel() for part in parts]), return_inverse=True)
+            items, tokens, position = self._with_tokens(distinct.astype(np.int32))
             ends = np.cumsum([part.size for part in parts])[:-1]
-            parts = [order[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)]
+            parts = [position[i].reshape(part.shape) for i, part in zip(np.split(inverse, ends), parts, strict=True)]
         batch = Batch(
             user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
-            negatives=parts[2] if self._sampler is not None else None, masked_positions=hidden,
+            negatives=parts[2] if self._sampler is not None else None,
+            masked_positions=target_mask if options.masking is not None else None,
         )  # fmt: skip
         if self._prompts is not None:
             histories = [self.sequences.items[a:b] for a, b in zip(start, stop, strict=True)]
             batch = batch._replace(prompt=self._prompts(histories, user))
-        if self._ratings and self.sequences.ratings is not None:
+        if options.ratings and self.sequences.ratings is not None:
             batch = batch._replace(rating=self.sequences.ratings[target_at].astype(np.float32))
         if self._catalogue is not None:
-            # Padding repeats items: only the place of each item counts.
-            batch = batch._replace(candidates=np.isin(np.arange(len(items)), order))
-        elif self._mode == "in_batch":
+            # Padding repeats items: only the position that `position` gives is a candidate.
+            batch = batch._replace(candidates=np.isin(np.arange(len(items)), position))
+        elif options.negatives == "in_batch":
             candidates = np.zeros(len(items), bool)
             candidates[parts[1][target_mask]] = True
-            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], user_items=self._own(user))
-        if self._compact and batch.candidates is not None:
-            places = np.flatnonzero(target_mask)
-            size = bucket(len(places)) if self._room is None else fit(len(places), self._room.real)
-            real = np.full(size, NOWHERE, np.int32)
-            real[: len(places)] = places
-            batch = batch._replace(target_positions=real)
+            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], user_items=self._user_items(user))
+        if options.compact_targets and batch.candidates is not None:
+            batch = batch._replace(target_positions=self._target_positions(target_mask))
         return batch
 
-    def _with_gaps(
-        self, start: np.ndarray, stop: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Whole windows [B, H + 1], the last target included: rows of the sequences, mask, and what is hidden."""
-        assert self._gaps is not None
-        column = np.arange(self.history + 1)
-        mask = column <= (stop - start)[:, None]
-        at = np.where(mask, start[:, None] + column, start[:, None])
-        eligible = mask & self._is_target[at]
-        last = eligible & (column == np.max(eligible * column, axis=1, keepdims=True))
-        drawn = eligible & (rng.random(at.shape) < self._gaps.share)
-        drawn = drawn & (rng.random((len(at), 1)) >= self._gaps.only_last)
-        # A window without a gap would teach nothing.
-        return at, mask, np.where(drawn.any(axis=1, keepdims=True), drawn, last)
+    def _target_positions(self, target_mask: np.ndarray) -> np.ndarray:
+        """Lists where the mask [B, T] is true, as positions in the flat [B * T], padded with `NOWHERE`."""
+        (positions,) = np.nonzero(target_mask.ravel())
+        size = bucket(len(positions)) if self._padding is None else fit(len(positions), self._padding.target_positions)
+        padded = np.full(size, NOWHERE, np.int32)
+        padded[: len(positions)] = positions
+        return padded
 
-    def _with_tokens(self, unique: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
-        """Distinct items to (items padded and ordered, their texts in groups, place of each of the distinct items)."""
-        items, texts, order, filled = [], [], np.empty(len(unique), np.int32), 0
-        for members, length, size in self._groups(unique):
-            # What is room only repeats an item.
-            spare = np.full(size - len(members), members[0] if len(members) else 0)
-            rows = unique[np.concatenate([members, spare])]
+    def _with_tokens(self, distinct: np.ndarray) -> tuple[np.ndarray, tuple[TokenGroup, ...], np.ndarray]:
+        """Orders distinct items [n] by group and pads each group.
+
+        Items [4, 7, 9] in the groups [7] and [4, 9], padded to 2 and 4 rows, give the items [7, 7, 4, 9, 4, 4] and the
+        positions [2, 0, 3].
+
+        Returns:
+          The padded items [U], their texts in groups, and the position of each distinct item [n].
+        """
+        items, texts, position, filled = [], [], np.empty(len(distinct), np.int32), 0
+        for members, length, size in self._groups(distinct):
+            # Padding rows repeat the first item of the group.
+            padding = np.full(size - len(members), members[0] if len(members) else 0)
+            rows = distinct[np.concatenate([members, padding])]
             if self._tokens is not None:
                 texts.append(token_group(self._tokens, rows, length))
-            order[members] = filled + np.arange(len(members))
+            position[members] = filled + np.arange(len(members))
             items.append(rows)
             filled += size
-        return np.concatenate(items), tuple(texts), order
+        return np.concatenate(items), tuple(texts), position
 
-    def _groups(self, unique: np.ndarray) -> list[Group]:
-        lengths = np.zeros(len(unique), np.int32) if self._tokens is None else self._tokens.lengths[unique]
-        if self._mode == "catalogue":
-            # The same every time, so that it needs no room.
-            lengths = group_lengths(lengths, self._group_cost, self._most_tokens)
+    def _groups(self, distinct: np.ndarray) -> list[Group]:
+        lengths = np.zeros(len(distinct), np.int32) if self._tokens is None else self._tokens.lengths[distinct]
+        if self._options.negatives == "catalogue":
+            # The same in every batch, so that its shape needs no plan.
+            lengths = group_lengths(lengths, self._options.group_cost, self._options.max_tokens)
             members = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
             m = self._multiple_of
             return [Group(each, int(lengths[each[0]]), -(-len(each) // m) * m) for each in members]
-        if self._room is not None:
-            return self._room.groups(lengths)
+        if self._padding is not None:
+            return self._padding.groups(lengths)
         longest = 0
         if self._tokens is not None:
-            longest = token_bucket(int(self._tokens.lengths[self._known].max()), self._most_tokens)
-        return [Group(np.arange(len(unique)), longest, bucket(self._most_items, self._multiple_of))]
+            longest = token_bucket(int(self._tokens.lengths[self._known].max()), self._options.max_tokens)
+        return [Group(np.arange(len(distinct)), longest, bucket(self._max_items, self._multiple_of))]
 
-    def _own(self, users: np.ndarray) -> np.ndarray:
+    def _user_items(self, users: np.ndarray) -> np.ndarray:
+        """Returns the training items of users [B], ascending, padded with -1 in front: int32 [B, M]."""
         starts, stops = self.sequences.offsets[users], self.sequences.offsets[users + 1]
-        lengths = np.diff(self.sequences.offsets) if self._room is None else stops - starts
-        column = np.arange(bucket(max(int(lengths.max()), 0 if self._room is None else self._room.own)))
+        if self._padding is None:
+            width = int(np.diff(self.sequences.offsets).max())
+        else:
+            width = max(int((stops - starts).max()), self._padding.user_items)
+        column = np.arange(bucket(width))
         inside = column < (stops - starts)[:, None]
         rows = self.sequences.items[np.where(inside, starts[:, None] + column, 0)]
         return np.sort(np.where(inside, rows, -1), axis=1).astype(np.int32)
 
 
-class _Drawn(NamedTuple):
-    """Examples before their items are looked up: `parts` are rows of items, [B, H], [B, T] and, if drawn, [B, T, K]."""
+class _DrawnExamples(NamedTuple):
+    """Examples before their items are looked up; `parts` are rows of items, [B, H], [B, T] and, if drawn, [B, T, K]."""
 
     user: np.ndarray
     start: np.ndarray
@@ -252,63 +268,81 @@ class _Drawn(NamedTuple):
     history_mask: np.ndarray
     target_at: np.ndarray
     target_mask: np.ndarray
-    hidden: np.ndarray | None
+
+
+def _examples(split: Split, options: BatchOptions) -> tuple[Examples, int]:
+    """Cuts a split's training sequences into examples, checks them, and returns them with the longest history."""
+    sequences, is_target = split.training()
+    if options.every_position:
+        examples = windows(sequences, options.history)
+    else:
+        examples = single_targets(sequences, options.history, options.predict_first)
+    assert_within_users(sequences, *examples)
+    held_out = [split.targets_of("validation"), split.targets_of("test")]
+    assert_no_leakage(split.dataset, sequences, held_out, "the training sequence")
+    # Of all examples, so that few-shot draws of one sequence do not differ in it.
+    longest = int((examples.stop - examples.start).max(initial=1))
+    # Windows without a single training target (few-shot) teach nothing.
+    counts = np.concatenate([[0], np.cumsum(is_target)])
+    first_target = examples.start + 1 if options.every_position else examples.stop
+    useful = counts[examples.stop + 1] > counts[first_target]
+    examples = Examples(*(column[useful] for column in examples))
+    if not len(examples.user):
+        raise DataError(
+            f"no training example: under {split.protocol!r} no user has a training target with an item before it; "
+            "keep users with more interactions, or another split"
+        )
+    return examples, longest
 
 
 def training_batches(
     split: Split,
+    options: BatchOptions,
     *,
-    batch_size: int,
-    history: int = 50,
-    every_position: bool = True,
-    negatives: Negatives = "sampled",
-    num_negatives: int = 1,
-    alpha: float = 0.0,
-    ratings: bool = False,
     tokens: Tokens | None = None,
-    prompts: Callable[[list[np.ndarray], np.ndarray], TokenGroup] | None = None,
+    prompts: PromptWriter | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     multiple_of: int = 1,
-    first: bool = False,
-    gaps: Gaps | None = None,
-    compact: bool = False,
-    group_cost: int = 0,
-    most_tokens: int = ANY,
     workers: int = 0,
 ) -> tuple[BatchBuilder, grain.IterDataset]:
-    """An endless, shuffled stream of batches, whose iterator's state can be saved and set.
+    """Makes an endless, shuffled stream of batches, whose iterator's state can be saved and restored.
 
     Args:
-      split: what to train on.
-      batch_size: B over all processes.
-      history: H, the longest history that is read.
-      every_position: train on every position of a window; else one example a target.
-      negatives: what the loss compares a target with (`Loss.negatives`).
-      num_negatives, alpha: K, and the power of popularity that they are drawn by, for "sampled".
-      ratings: give the targets' ratings.
-      tokens: the catalogue's texts; None where item embeddings need none (ids, or text vectors computed beforehand).
-      prompts: (histories, users) to their texts' tokens, for a user model that reads text.
-      seed: of order and negatives.
-      shard: (index, count) of this process. Laid end to end, the examples of all are those of one process, with the
-        same negatives.
-      multiple_of: the size of the mesh's data axis, over which B and U are split.
-      first: with one example a target, users' first items are targets too, for a model that reads no history.
-      gaps: hide positions of the windows, for a user model that fills them; a history then has H + 1 items.
-      compact: give the places of the real targets, for losses over the catalogue or the batch's items; on one device.
-      group_cost: padding that one more group of a batch's texts has to save, in tokens.
-      most_tokens: that the encoder has positions for: no text is padded to more.
-      workers: processes that make batches, the same ones whatever their number; 0 for threads of this one. An
-        iterator's state goes with their number. Close the iterator to end them.
+      split: the data to train on.
+      options: what a batch holds.
+      tokens: texts of all items; None where item embeddings need none (ids, or text vectors computed beforehand).
+      prompts: writes histories as texts, for a user encoder that reads text.
+      seed: seed of order and negatives.
+      shard: (index, count) of this process. Laid end to end, the examples of all processes are those of one process,
+        with the same negatives.
+      multiple_of: size of the mesh's data axis, over which B and U are split.
+      workers: number of processes that make batches; 0 uses threads of this process. The batches do not depend on it,
+        but an iterator's state does. Close the iterator to end the processes.
 
     Returns:
       The builder (its `examples` count an epoch) and the Grain dataset.
 
     Raises:
-      DataError: nothing to train on, ratings that the data lacks, a user without a possible negative.
-      ValueError: a batch size that the processes cannot share, a negative number of workers.
+      DataError: if there is nothing to train on, the data lacks the ratings that are asked for, or a user has no
+        possible negative.
+      ValueError: if the processes cannot share the batch size, or the number of workers is negative.
+
+    Example:
+      >>> import polars as pl
+      >>> from llm4rec_jax.data.interactions import Dataset, Interactions
+      >>> from llm4rec_jax.data.splits.protocols import leave_one_out
+      >>> item = np.array([0, 1, 2, 3, 2, 1], np.int32)
+      >>> data = Interactions(np.zeros(6, np.int32), item, timestamp=np.arange(6))
+      >>> tables = pl.DataFrame({"item_id": list("abcd")}), pl.DataFrame({"user_id": ["u"]})
+      >>> split = leave_one_out(Dataset("tiny", data, *tables))
+      >>> _, batches = training_batches(split, BatchOptions(batch_size=1, history=5, negatives="in_batch"))
+      >>> batch = next(iter(batches))
+      >>> batch.items[batch.history][batch.history_mask].tolist(), batch.items[batch.target][batch.target_mask].tolist()
+      ([0, 1, 2], [1, 2, 3])
     """
     index, count = shard
+    batch_size = options.batch_size
     if workers < 0:
         raise ValueError(f"workers is {workers}: give the number of processes that make batches, 0 for none")
     if multiple_of % count or batch_size < 1 or batch_size % multiple_of:
@@ -318,23 +352,12 @@ def training_batches(
         )
     build = BatchBuilder(
         split,
-        history=history,
-        every_position=every_position,
-        negatives=negatives,
-        num_negatives=num_negatives,
-        alpha=alpha,
-        ratings=ratings,
+        options,
         tokens=tokens,
         prompts=prompts,
-        batch_size=batch_size,
-        multiple_of=multiple_of if negatives == "catalogue" else multiple_of // count,
-        most_examples=None if count == 1 else batch_size // count,
-        first=first,
-        gaps=gaps,
-        compact=compact,
-        group_cost=group_cost,
-        most_tokens=most_tokens,
-        share=slice(index * batch_size // count, (index + 1) * batch_size // count),
+        multiple_of=multiple_of if options.negatives == "catalogue" else multiple_of // count,
+        num_processes=count,
+        process_rows=slice(index * batch_size // count, (index + 1) * batch_size // count),
     )
     numbers = grain.MapDataset.range(len(build.examples.user)).seed(seed).shuffle().repeat(None)
     draws = int(np.random.SeedSequence((seed, 0)).generate_state(1)[0])

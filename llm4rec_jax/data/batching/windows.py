@@ -1,4 +1,4 @@
-"""From sequences to examples: which items are read, and which is to come next."""
+"""Examples cut from sequences: the items that are read and the items that come next."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,10 +9,12 @@ from llm4rec_jax.data.splits.split import Sequences
 
 
 class Examples(NamedTuple):
-    """Windows of training sequences: inputs are rows start…stop-1 of `Sequences`, targets start+1…stop of it.
+    """Windows of training sequences: the inputs are entries start…stop-1 of `Sequences`, the targets start+1…stop.
 
     Attributes:
-      user, start, stop: [E].
+      user: rows of the user table, [E].
+      start: first entry of each window, [E].
+      stop: last entry of each window, which is only a target, [E].
     """
 
     user: np.ndarray
@@ -23,7 +25,12 @@ class Examples(NamedTuple):
 def windows(sequences: Sequences, history: int) -> Examples:
     """Cuts each user's sequence into windows of at most `history` inputs whose targets together are all but the first.
 
-    Cut from the end, so that the most recent window is a full one.
+    Windows are cut from the end, so that the most recent one is full.
+
+    Example:
+      >>> sequences = Sequences(np.array([0, 5]), np.arange(5, dtype=np.int32), None, None)
+      >>> [(int(start), int(stop)) for _, start, stop in zip(*windows(sequences, 3))]
+      [(1, 4), (0, 1)]
     """
     lengths = np.diff(sequences.offsets) - 1
     per_user = np.maximum(-(-lengths // history), 0)
@@ -35,10 +42,17 @@ def windows(sequences: Sequences, history: int) -> Examples:
 
 
 def single_targets(sequences: Sequences, history: int, first: bool = False) -> Examples:
-    """One example a target: the inputs are the at most `history` items before it.
+    """Cuts one example a target, whose inputs are at most `history` items before it.
 
     Args:
-      first: users' first items, which have no item before them, are targets too.
+      sequences: training sequences.
+      history: number of inputs, at most.
+      first: whether users' first items, which have no item before them, are targets too.
+
+    Example:
+      >>> sequences = Sequences(np.array([0, 3]), np.arange(3, dtype=np.int32), None, None)
+      >>> [(int(start), int(stop)) for _, start, stop in zip(*single_targets(sequences, 1))]
+      [(0, 1), (1, 2)]
     """
     user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
     stop = np.arange(len(user))
@@ -48,7 +62,14 @@ def single_targets(sequences: Sequences, history: int, first: bool = False) -> E
 
 
 def histories(sequences: Sequences, users: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last `length` items of each user, padded at the end: items [B, length] and mask [B, length]."""
+    """Returns the last `length` items of each user, padded at the end: items [B, length] and mask [B, length].
+
+    Example:
+      >>> sequences = Sequences(np.array([0, 3, 4]), np.array([7, 8, 9, 5], np.int32), None, None)
+      >>> items, mask = histories(sequences, [0, 1], 2)
+      >>> items.tolist(), mask.tolist()
+      ([[8, 9], [5, 0]], [[True, True], [True, False]])
+    """
     users = np.asarray(users)
     stop = sequences.offsets[users + 1]
     start = np.maximum(stop - length, sequences.offsets[users])

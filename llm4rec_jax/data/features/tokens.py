@@ -81,7 +81,7 @@ def tokenise(
             raise ValueError(f"max_length {max_length} leaves no room beside {special} special tokens; raise it")
         return encode(texts, loaded, max_length)._asdict()
 
-    return Tokens(**cache.kept(folder, digest.hexdigest(), "tokens", made))
+    return Tokens(**cache.get_or_compute(folder, digest.hexdigest(), "tokens", made))
 
 
 def _loaded(given: "PreTrainedTokenizerFast | Path") -> "PreTrainedTokenizerFast":

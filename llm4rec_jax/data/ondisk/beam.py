@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.ondisk import mmap as mapped
+from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.writer import Engine, Plan, write_range, write_tokens
 
 Columns = dict[str, NDArray]
@@ -27,7 +27,7 @@ def pipeline(options: Sequence[str] = ()) -> Engine:
         with beam.Pipeline(options=PipelineOptions(list(options))) as p:
             _ = (
                 p
-                | "Chunks" >> beam.Create(list(mapped.chunks(len(dataset.interactions))))
+                | "Chunks" >> beam.Create(list(mmap.chunks(len(dataset.interactions))))
                 | "Spread chunks" >> beam.Reshuffle()
                 | "By range" >> beam.FlatMap(_by_range, plan)
                 | beam.GroupByKey()

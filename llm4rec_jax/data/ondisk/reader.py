@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llm4rec_jax.data.features.tokens import Tokens, settings_hash
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
-from llm4rec_jax.data.ondisk import mmap as mapped
+from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def open_dataset(folder: Path, verify: bool = True) -> PreparedDataset:
     manifest = _manifest(folder / "manifest.json")
     files = manifest["files"]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: mapped.check(folder / name, files[name], verify), files))
+        list(pool.map(lambda name: mmap.check(folder / name, files[name], verify), files))
     columns = {
-        name: mapped.opened(folder / file, files[file])
+        name: mmap.opened(folder / file, files[file])
         for name in ("user", "item", "rating", "timestamp")
         if (file := f"interactions.{name}.npy") in files
     }
@@ -113,7 +113,7 @@ def opened_split(dataset: Dataset, folder: Path, manifest: dict[str, Any]) -> Pr
     files = manifest["files"]
 
     def array(name: str) -> Any:
-        return mapped.opened(folder / f"{name}.npy", files[f"{name}.npy"]) if f"{name}.npy" in files else None
+        return mmap.opened(folder / f"{name}.npy", files[f"{name}.npy"]) if f"{name}.npy" in files else None
 
     every = np.ones(dataset.num_items, bool)
     train = array("train.row")
@@ -154,7 +154,7 @@ def stored_tokens(
         return None
     files = dataset.manifest["files"]
     names = ("tokens.ids.npy", "tokens.lengths.npy")
-    return Tokens(*(mapped.opened(dataset.folder / name, files[name]) for name in names))
+    return Tokens(*(mmap.opened(dataset.folder / name, files[name]) for name in names))
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import encode, settings_hash, tokenizer
 from llm4rec_jax.data.interactions import DataError, Dataset
-from llm4rec_jax.data.ondisk import mmap as mapped
+from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.reader import FORMAT, ROLES, SEQUENCES, opened_split
 from llm4rec_jax.data.splits.protocols import leave_one_out_protocol
 from llm4rec_jax.data.splits.split import Order, times
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
         return range(len(self.bounds) - 1)
 
     def item_chunks(self) -> list[slice]:
-        return list(mapped.chunks(self.num_items, ITEMS)) if self.texts is not None else []
+        return list(mmap.chunks(self.num_items, ITEMS)) if self.texts is not None else []
 
 
 Engine = Callable[[Plan, Dataset], None]
@@ -81,7 +81,7 @@ def local(plan: Plan, dataset: Dataset) -> None:
         rows = np.concatenate(
             [
                 at.start + np.flatnonzero((columns["user"][at] >= first) & (columns["user"][at] < last))
-                for at in mapped.chunks(len(columns["user"]))
+                for at in mmap.chunks(len(columns["user"]))
             ]
         )
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
@@ -147,7 +147,7 @@ def prepare(
             "order": order,
             "protocol": leave_one_out_protocol(dataset.num_items, order),
             "tokens": tokens,
-            "files": {path.name: mapped.described(path) for path in sorted(scratch.iterdir())},
+            "files": {path.name: mmap.described(path) for path in sorted(scratch.iterdir())},
         }
         manifest["split"] = opened_split(dataset, scratch, manifest).statistics()
         _write_manifest(scratch / "manifest.json", manifest)
@@ -195,7 +195,7 @@ _tokenizer = cache(tokenizer)
 def _ranges(dataset: Dataset, part: int) -> tuple[list[int], int]:
     """Bounds of ranges of users with about `part` interactions each, and the most interactions of a user."""
     counts = np.zeros(dataset.num_users, np.int64)
-    for at in mapped.chunks(len(dataset.interactions)):
+    for at in mmap.chunks(len(dataset.interactions)):
         counts += np.bincount(dataset.interactions.user[at], minlength=dataset.num_users)
     range_of = (np.cumsum(counts) - counts) // part
     if range_of[-1] >= _MOST_FILES:
@@ -211,12 +211,12 @@ def _join(plan: Plan) -> None:
         lengths = np.concatenate([np.load(folder / f"{role}.lengths.npy", allow_pickle=False) for folder in ranges])
         np.save(plan.folder / f"{role}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
         for name in ("row", *(name for name in SEQUENCES if name in plan.columns)):
-            mapped.join([folder / f"{role}.{name}.npy" for folder in ranges], plan.folder / f"{role}.{name}.npy")
+            mmap.join([folder / f"{role}.{name}.npy" for folder in ranges], plan.folder / f"{role}.{name}.npy")
     if plan.texts is not None:
         chunks = [parts / f"tokens{number:06d}" for number in range(len(plan.item_chunks()))]
         padding: Any = _tokenizer(plan.texts.tokenizer).pad_token_id or 0
         for name in ("tokens.ids", "tokens.lengths"):
-            mapped.join([folder / f"{name}.npy" for folder in chunks], plan.folder / f"{name}.npy", padding)
+            mmap.join([folder / f"{name}.npy" for folder in chunks], plan.folder / f"{name}.npy", padding)
 
 
 def _made(folder: Path) -> Path:

@@ -1,11 +1,11 @@
-"""Sources: `load(name, path, **options)` reads interactions into a `Dataset`, `load_pointwise` reads questions."""
+"""Sources: `load(name, path, **options)` reads interactions into a `Dataset`, `load_labeled` reads questions."""
 
 import inspect
 from pathlib import Path
 from typing import Any
 
 from llm4rec_jax.data.interactions import Dataset
-from llm4rec_jax.data.labeled import POINTWISE, PointwiseData
+from llm4rec_jax.data.labeled import LABELED_SOURCES, LabeledData
 
 # The modules of the loaders are imported for their registration.
 from llm4rec_jax.data.sources import atomic, movielens, s3rec, sequences, table, tallrec, tfds_source, unisrec  # noqa: F401
@@ -14,7 +14,7 @@ from llm4rec_jax.data.sources.movielens import natural_title
 from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
 from llm4rec_jax.registry import Registry, unknown_name
 
-__all__ = ["POINTWISE", "SOURCES", "Loader", "load", "load_pointwise", "natural_title", "register"]
+__all__ = ["LABELED_SOURCES", "SOURCES", "Loader", "load", "load_labeled", "natural_title", "register"]
 
 
 def load(name: str, path: str | Path | None = None, **options: Any) -> Dataset:
@@ -33,9 +33,9 @@ def load(name: str, path: str | Path | None = None, **options: Any) -> Dataset:
     return _call(SOURCES, name, path, options)
 
 
-def load_pointwise(name: str, path: str | Path | None = None, **options: Any) -> PointwiseData:
-    """Loads the questions of a named pointwise source, a name in `POINTWISE`; arguments and errors as for `load`."""
-    return _call(POINTWISE, name, path, options)
+def load_labeled(name: str, path: str | Path | None = None, **options: Any) -> LabeledData:
+    """Loads the examples of a source in `LABELED_SOURCES`; arguments and errors as for `load`."""
+    return _call(LABELED_SOURCES, name, path, options)
 
 
 def _call(registry: Registry[Any], name: str, path: str | Path | None, options: dict[str, Any]) -> Any:

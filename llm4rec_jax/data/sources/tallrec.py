@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from llm4rec_jax.data.interactions import DataError, Dataset
-from llm4rec_jax.data.labeled import POINTWISE, PointwiseData, Rows
+from llm4rec_jax.data.labeled import LABELED_SOURCES, LabeledData, LabeledExamples
 from llm4rec_jax.data.sources.movielens import load_movielens_100k, natural_title
 from llm4rec_jax.data.sources.reading import read_text, require
 
@@ -21,10 +21,10 @@ INSTRUCTION = (
 )
 
 
-@POINTWISE.register("tallrec_movie")
+@LABELED_SOURCES.register("tallrec_movie")
 def load_tallrec_movie(
     path: Path | None = None, *, movielens: str | Path | None = None, natural_titles: bool = True
-) -> PointwiseData:
+) -> LabeledData:
     """Makes the 8,000, 1,000 and 1,000 questions from MovieLens-100k, as the authors did.
 
     Each user's ratings are ordered by time, ties in input order; every rating after the tenth is a question, its
@@ -58,7 +58,7 @@ def load_tallrec_movie(
     items = dataset.items
     if natural_titles:
         items = items.with_columns(pl.Series("title", map(natural_title, items["title"]), pl.String))
-    return PointwiseData(
+    return LabeledData(
         "tallrec_movie",
         items,
         dataset.users,
@@ -80,7 +80,7 @@ def published_titles(dataset: Dataset) -> list[str]:
     return titles
 
 
-def render(rows: Rows, titles: list[str]) -> list[dict[str, str]]:
+def render(rows: LabeledExamples, titles: list[str]) -> list[dict[str, str]]:
     """The questions as published: a dictionary of instruction, input and output for each.
 
     Args:
@@ -105,7 +105,7 @@ def render(rows: Rows, titles: list[str]) -> list[dict[str, str]]:
     return found
 
 
-def compare(folder: Path, parts: dict[str, Rows], titles: list[str]) -> None:
+def compare(folder: Path, parts: dict[str, LabeledExamples], titles: list[str]) -> None:
     """Compares questions with the published files that a folder has.
 
     Raises:
@@ -134,7 +134,7 @@ def compare(folder: Path, parts: dict[str, Rows], titles: list[str]) -> None:
                 )
 
 
-def _questions(dataset: Dataset) -> Rows:
+def _questions(dataset: Dataset) -> LabeledExamples:
     """All questions of a data set, one for each rating that has `HISTORY` ratings of its user before it."""
     data = dataset.interactions
     assert data.timestamp is not None
@@ -148,7 +148,7 @@ def _questions(dataset: Dataset) -> Rows:
     # A history is of one user if its first entry is the target's user: users stand together.
     ends = ends[user[ends - HISTORY] == user[ends]]
     window = ends[:, None] - HISTORY + np.arange(HISTORY)
-    return Rows(
+    return LabeledExamples(
         user=user[ends],
         history=item[window],
         liked=liked[window],

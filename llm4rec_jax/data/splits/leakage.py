@@ -19,7 +19,7 @@ class Leak(DataError):
     """A history that holds what is to be predicted from it."""
 
 
-def no_leak(dataset: Dataset, history: Sequences, targets: Iterable[Sequences], what: str) -> None:
+def assert_no_leakage(dataset: Dataset, history: Sequences, targets: Iterable[Sequences], what: str) -> None:
     """Compares what is read with what is predicted, pair by pair of user and item.
 
     An item that a user returns to may stand in both, but no more often than the data has it: a history that took a
@@ -53,7 +53,7 @@ def no_leak(dataset: Dataset, history: Sequences, targets: Iterable[Sequences], 
         )
 
 
-def within_users(sequences: Sequences, user: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
+def assert_within_users(sequences: Sequences, user: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
     """Checks examples [E]: what is read, from `start`, lies before the last target, at `stop`, and all of one user.
 
     Raises:

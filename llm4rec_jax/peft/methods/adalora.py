@@ -1,4 +1,4 @@
-"""AdaLoRA: low-rank updates as P Λ Q, of which a shrinking budget keeps the most important triplets."""
+"""AdaLoRA: low-rank updates P Λ Q that are pruned to a budget while they train."""
 
 from typing import Any, NamedTuple
 
@@ -10,14 +10,16 @@ import optax
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods.lora import check_rate, drop
 from llm4rec_jax.peft.registry import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
+from llm4rec_jax.peft.sites import Delta, Params, match, replace_kernels, sites
 
 
 class AdaLoraState(NamedTuple):
-    """Attributes:
-    step: updates made.
-    sensitivity, uncertainty: Ī and U of every array of the delta.
-    inner: the state of the optimizer that makes the updates.
+    """The state of AdaLoRA's optimizer.
+
+    Attributes:
+      step: Number of updates made.
+      sensitivity, uncertainty: Ī and U of every array of the delta.
+      inner: The state of the optimizer that makes the updates.
     """
 
     step: jax.Array
@@ -40,26 +42,38 @@ def adalora(
     every: int = 1,
     target: str = r".*/(query|value)",
 ) -> Peft:
-    """y + s ((dropout(x) P) ∘ Λ) Q, pruned to an average rank while it trains. Zhang et al. 2023 (arXiv 2303.10512).
+    """Adaptive low-rank adaptation, which spends a budget of ranks where they matter most.
 
-    P [in, R] and Q [R, out] ~ N(0, 0.02²), Λ [R] = 0; s = alpha / init_rank. The pruning is part of the optimizer, so
-    there is nothing to call. At every step t of T (Algorithm 1), for every array w of the delta with gradient g:
+        y = x W + s ((dropout(x) P) ∘ Λ) Q,   s = alpha / init_rank
+
+    P [in, R] and Q [R, out] are drawn from N(0, 0.02²) and Λ [R] is zero. The pruning is part of the optimizer, so
+    there is nothing to call. At each step t of T (algorithm 1), for every array w of the delta with gradient g:
 
         I = |w g|,  Ī ← β1 Ī + (1 − β1) I,  U ← β2 U + (1 − β2) |I − Ī|,  s(w) = Ī U           (equations 8 to 10)
         S_i = s(Λ_i) + mean s(P_:i) + mean s(Q_i:)                                             (equation 7)
         Λ ← the updated Λ where S_i is among the b(t) highest of all sites together, else 0    (equation 6)
 
-    with b(t) falling from n · init_rank to n · rank as a cubic between t_i and T − t_f (equation 12), n sites. Ties go
-    to the triplet that comes first, by site and then by number. w is scored as it was when g was taken, before its
-    update. From T − t_f on the sensitivities rest, as in the authors' code, and with them the choice of triplets.
+    b(t) falls from n · init_rank to n · rank as a cubic between t_i and T − t_f, with n sites (equation 12). The first
+    triplet, by site and then by number, wins a tie. Arrays are scored before their update. From T − t_f on the
+    sensitivities and the choice of triplets are fixed, as in the authors' code. Use it for long runs: Λ starts slowly.
 
     Args:
-      init_rank, rank: R at the start, and the average rank at the end.
-      alpha, dropout, target: as LoRA's.
-      beta1, beta2: of the moving averages.
-      penalty: the weight of the mean of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F over all matrices (equation 4).
-      initial, final: t_i and t_f as shares of the run, T.
-      every: prune every so many steps (ΔT) before T − t_f.
+      init_rank: R, the rank of every update at the start.
+      rank: Average rank at the end.
+      alpha, dropout, target: See `lora`.
+      beta1, beta2: Decay rates of the moving averages Ī and U.
+      penalty: Weight of the mean of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F over all matrices (equation 4).
+      initial, final: t_i and t_f as shares of the run's T steps.
+      every: Number of steps between two prunings (ΔT) before T − t_f.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"attention": {"query": {"kernel": jnp.ones((8, 4))}}}
+      >>> jax.tree.map(jnp.shape, peft.create("adalora").init(jax.random.key(0), params))
+      {'attention/query': {'lambda': (12,), 'p': (8, 12), 'q': (12, 4)}}
+
+    References:
+      Zhang et al., AdaLoRA: Adaptive Budget Allocation, 2023 (https://arxiv.org/abs/2303.10512).
     """
     if not 1 <= rank <= init_rank:
         raise ValueError(f"adalora: rank is {rank}, must be from 1 to init_rank, {init_rank}")
@@ -71,7 +85,7 @@ def adalora(
     if every < 1:
         raise ValueError(f"adalora: every is {every}, must be at least 1")
     check_rate("adalora", dropout)
-    # The authors' and peft's denominator.
+    # The authors and peft divide by this.
     scale = alpha / (init_rank + 1e-5)
 
     def init(key: jax.Array, params: Params) -> Delta:
@@ -89,22 +103,17 @@ def adalora(
 
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
         y = call(*args)
-        if (own := delta.get(site)) is None:
+        if (w := delta.get(site)) is None:
             return y
         x = drop(call, args[0].astype(y.dtype), dropout)
-        p, weights, q = (own[name].astype(y.dtype) for name in ("p", "lambda", "q"))
+        p, weights, q = (w[name].astype(y.dtype) for name in ("p", "lambda", "q"))
         return y + scale * ((x @ p * weights) @ q)
 
     def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {
-            site: {"kernel": linear[site]["kernel"] + scale * (own["p"] * own["lambda"]) @ own["q"]}
-            for site, own in delta.items()
-        }
-        return replace(params, merged)
+        return replace_kernels(params, delta, lambda kernel, w: kernel + scale * (w["p"] * w["lambda"]) @ w["q"])
 
     def orthogonality(delta: Delta) -> jax.Array:
-        grams = [g for own in delta.values() for g in (own["p"].T @ own["p"], own["q"] @ own["q"].T)]
+        grams = [g for w in delta.values() for g in (w["p"].T @ w["p"], w["q"] @ w["q"].T)]
         return penalty * jnp.mean(jnp.stack([jnp.linalg.norm(g - jnp.eye(len(g))) for g in grams]))
 
     def optimizer(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
@@ -114,7 +123,14 @@ def adalora(
 
 
 def budgets(steps: int, start: int, end: int, initial: int, final: int) -> np.ndarray:
-    """b(t), rounded down, for every step: `start` before `initial`, `end` in the last `final`, a cubic between. [T]."""
+    """Returns the budget b(t) of every step, rounded down: [T].
+
+    It is `start` before step `initial`, `end` in the last `final` steps, and a cubic between.
+
+    Example:
+      >>> budgets(steps=6, start=9, end=1, initial=1, final=2)
+      array([9, 9, 3, 1, 1, 1], dtype=int32)
+    """
     step = np.arange(steps)
     left = 1 - (step - initial) / (steps - final - initial)
     between = np.floor(end + (start - end) * left**3).astype(np.int32)
@@ -131,7 +147,7 @@ def prune(
     final: int,
     every: int,
 ) -> optax.GradientTransformation:
-    """`tx`, and after its update every Λ outside the budget set to 0; see `adalora`."""
+    """Returns `tx` followed by setting every Λ outside the budget to 0; see `adalora`."""
     if steps - final - initial < 1:
         raise ValueError(
             f"adalora: {steps} updates leave no time to prune between the first {initial} and the last {final}"
@@ -161,7 +177,7 @@ def prune(
         table = budgets(steps, sum(sizes), rank * len(names), initial, final)
         kept = jnp.asarray(table)[jnp.minimum(state.step, steps - 1)]
         due = (state.step % every == 0) | ~learning
-        # By rank and not by threshold: equal scores must not all be kept, nor all be dropped.
+        # Choosing by place and not by a threshold keeps exactly the budget when scores are equal.
         order = jnp.argsort(-jnp.concatenate(triplets), stable=True)
         place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
         keep = jnp.split((place < kept) | ~due, np.cumsum(sizes)[:-1])

@@ -9,7 +9,22 @@ from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
 
 @METHODS.register("bitfit", "Ben Zaken et al. 2022, arXiv 2106.10199")
 def bitfit(target: str = r".*") -> Peft:
-    """Trains the biases of the sites that match, those of norms included. Ben Zaken et al. 2022 (arXiv 2106.10199)."""
+    """Bias-term fine-tuning: y = x W + b with only b trained, those of norms included.
+
+    Among the smallest deltas. Encoders of BERT's kind have biases; most recent decoders have none.
+
+    Args:
+      target: Regular expression for the modules whose biases are trained.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"up": {"kernel": jax.numpy.ones((2, 3)), "bias": jax.numpy.zeros(3)}}
+      >>> peft.count(peft.create("bitfit").init(jax.random.key(0), params))
+      3
+
+    References:
+      Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning, 2022 (https://arxiv.org/abs/2106.10199).
+    """
 
     def init(key: jax.Array, params: Params) -> Delta:
         biased = sites(params, "bias")

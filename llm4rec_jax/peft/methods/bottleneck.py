@@ -1,4 +1,4 @@
-"""What bottleneck adapters have in common: a small network after a sublayer, before its residual and norm."""
+"""Bottleneck adapters: a small network after a sublayer, before its residual and norm."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,8 +10,8 @@ from llm4rec_jax.peft.sites import Delta, Params, match, sites
 
 
 def sublayers(method: str, params: Params, target: str, reduction: int) -> Iterator[tuple[int, str, int, int]]:
-    """The sublayers that match, as (number, site, width, width of the bottleneck)."""
-    # A sublayer ends in the projection that gives its width.
+    """Yields the sublayers that match the target, as (number, site, width, width of the bottleneck)."""
+    # A sublayer ends in the projection back to the width of the encoder.
     ends = {s.rpartition("/")[0]: m for s, m in sites(params).items() if s.endswith(("/output", "/down"))}
     if reduction < 1:
         raise ValueError(f"{method}: reduction is {reduction}, must be at least 1")
@@ -25,7 +25,7 @@ def sublayers(method: str, params: Params, target: str, reduction: int) -> Itera
 def bottleneck(
     method: str, reduction: int, stddev: float, target: str, activation: Callable[[jax.Array], jax.Array]
 ) -> Peft:
-    """h + σ(h W_down + b) W_up + c after each sublayer that matches; both matrices ~ N(0, stddev²), b = c = 0."""
+    """Returns the method h + σ(h W_down + b) W_up + c after each target sublayer; both W from N(0, stddev²)."""
 
     def init(key: jax.Array, params: Params) -> Delta:
         delta = {}

@@ -1,4 +1,4 @@
-"""Compacter: Houlsby's adapters from sums of Kronecker products."""
+"""Compacter: Houlsby's adapters with matrices that are sums of Kronecker products."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,29 @@ from llm4rec_jax.peft.sites import Delta, Params
 
 @METHODS.register("compacter", "Karimi Mahabadi et al. 2021, arXiv 2106.04647")
 def compacter(n: int = 4, rank: int = 1, reduction: int = 32, target: str = r"layer_\d+/(attention|ffn)") -> Peft:
-    """h + GELU(h W_down + b) W_up + c, each W = Σ_i A_i ⊗ (s_i t_i). Karimi Mahabadi et al. 2021 (arXiv 2106.04647).
+    """Low-rank hypercomplex adapters after both sublayers of each block (equations 5 and 6).
 
-    The A_i [n, n] are one set for all adapters; s_i [in/n, R] and t_i [R, out/n] are a matrix's own (equations 5, 6).
-    t = 0 in W_up, so that training starts at the pretrained function; A ~ N(0, 1/n), s ~ N(0, 1/R) and W_down's
-    t ~ N(0, 1/in) give W_down the scale of a linear layer.
+        h ← h + GELU(h W_down + b) W_up + c,   W = Σ_i A_i ⊗ (s_i t_i),   i = 1 … n
+
+    All adapters share the A_i [n, n]; s_i [in/n, R] and t_i [R, out/n] belong to one matrix. t is zero in W_up, so
+    training starts at the pretrained function; A from N(0, 1/n), s from N(0, 1/R) and W_down's t from N(0, 1/in) give
+    W_down the scale of a linear layer. Choose it when adapters must be small: a tenth of Houlsby's parameters.
 
     Args:
-      n: how many Kronecker products; divides the width and the bottleneck.
-      rank: R, of the second factors.
-      reduction: the bottleneck is the width divided by this.
-      target: the sublayers that get an adapter.
+      n: Number of Kronecker products; must divide the width and the bottleneck.
+      rank: R, the rank of the second factors.
+      reduction: Width of the encoder divided by the width of the bottleneck.
+      target: Regular expression for the sublayers to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"layer_0": {"ffn": {"down": {"kernel": jnp.ones((256, 128))}}}}
+      >>> peft.count(peft.create("compacter").init(jax.random.key(0), params))
+      460
+
+    References:
+      Karimi Mahabadi et al., Compacter: Efficient Low-Rank Hypercomplex Adapter Layers, 2021
+      (https://arxiv.org/abs/2106.04647).
     """
     if n < 1 or rank < 1:
         raise ValueError(f"compacter: n is {n} and rank is {rank}, must be at least 1")
@@ -58,7 +70,7 @@ def compacter(n: int = 4, rank: int = 1, reduction: int = 32, target: str = r"la
 
 
 def _kronecker(x: jax.Array, a: jax.Array, s: jax.Array, t: jax.Array) -> jax.Array:
-    """x [..., in] times Σ_i a_i ⊗ (s_i t_i): the matrix is never formed."""
+    """Returns x [..., in] times Σ_i a_i ⊗ (s_i t_i) without forming the matrix."""
     n = len(a)
     blocks = x.reshape(*x.shape[:-1], n, -1)
     out = jnp.einsum("...pk,ipq,ikr,irm->...qm", blocks, a, s, t, optimize="optimal")

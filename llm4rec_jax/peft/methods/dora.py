@@ -1,4 +1,4 @@
-"""DoRA: LoRA on a weight's direction, with its magnitude trained apart."""
+"""DoRA: LoRA on the direction of a weight matrix, with its magnitude trained separately."""
 
 import jax
 import jax.numpy as jnp
@@ -6,26 +6,38 @@ import jax.numpy as jnp
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods.lora import drop, low_rank
 from llm4rec_jax.peft.registry import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, replace, sites
+from llm4rec_jax.peft.sites import Delta, Params, replace_kernels, sites
 
 
 @METHODS.register("dora", "Liu et al. 2024, arXiv 2402.09353")
 def dora(rank: int = 8, alpha: float = 8.0, dropout: float = 0.0, target: str = r".*/(query|value)") -> Peft:
-    """(m / ‖W + sAB‖) (xW + s dropout(x) A B) + bias, with the norm of each output column. Liu et al. 2024.
+    """Weight-decomposed low-rank adaptation (equation 5).
 
-    arXiv 2402.09353, equation 5, with the norm under stop_gradient (section 4.3). m = ‖W‖ and B = 0 at the start. The
-    norm is had without forming AB: ‖W + sAB‖² = ‖W‖² + 2s ⟨W, AB⟩ + s² ‖AB‖², column by column.
+        y = m / ‖W + s A B‖ ∘ (x W + s · dropout(x) A B) + bias,   s = alpha / rank
+
+    ‖·‖ is the norm of each output column, held constant in the backward pass (section 4.3). m starts at ‖W‖ and B at
+    zero, so training starts at the pretrained function. Choose it over LoRA at low ranks; a step costs slightly more.
 
     Args:
-      rank, alpha, dropout, target: as LoRA's; s = alpha / rank.
+      rank, alpha, dropout, target: See `lora`.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"attention": {"query": {"kernel": jnp.ones((4, 3))}}}
+      >>> peft.create("dora").init(jax.random.key(0), params)["attention/query"]["magnitude"]
+      Array([2., 2., 2.], dtype=float32)
+
+    References:
+      Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, 2024 (https://arxiv.org/abs/2402.09353).
     """
     draw = low_rank("dora", rank, dropout, target)
     scale = alpha / rank
 
     def norm(w: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        # Without forming AB: ‖W + sAB‖² = ‖W‖² + 2s ⟨W, AB⟩ + s² ‖AB‖², column by column.
         across = jnp.sum((w.T @ a).T * b, axis=0)
         squared = jnp.sum((a.T @ a @ b) * b, axis=0)
-        # Rounding could take a column of nearly nothing below zero.
+        # Rounding could take a column near zero below it.
         return jnp.sqrt(jnp.maximum(jnp.sum(w * w, axis=0) + scale * (2 * across + scale * squared), 1e-24))
 
     def init(key: jax.Array, params: Params) -> Delta:
@@ -37,22 +49,19 @@ def dora(rank: int = 8, alpha: float = 8.0, dropout: float = 0.0, target: str = 
 
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
         y = call(*args)
-        if (own := delta.get(site)) is None:
+        if (w := delta.get(site)) is None:
             return y
         (x,) = args
-        a, b = own["a"], own["b"]
-        factor = own["magnitude"] / jax.lax.stop_gradient(norm(call.params["kernel"], a, b))
+        a, b = w["a"], w["b"]
+        factor = w["magnitude"] / jax.lax.stop_gradient(norm(call.params["kernel"], a, b))
         bias = call.params.get("bias", jnp.zeros(())).astype(y.dtype)
         branch = scale * (drop(call, x.astype(y.dtype), dropout) @ a.astype(y.dtype) @ b.astype(y.dtype))
         return factor.astype(y.dtype) * (y - bias + branch) + bias
 
+    def merged(kernel: jax.Array, w: Params) -> jax.Array:
+        return w["magnitude"] / norm(kernel, w["a"], w["b"]) * (kernel + scale * (w["a"] @ w["b"]))
+
     def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {}
-        for site, own in delta.items():
-            w = linear[site]["kernel"]
-            factor = own["magnitude"] / norm(w, own["a"], own["b"])
-            merged[site] = {"kernel": factor * (w + scale * (own["a"] @ own["b"]))}
-        return replace(params, merged)
+        return replace_kernels(params, delta, merged)
 
     return Peft(init, tap=tap, merge=merge, reads_weights=True)

@@ -12,10 +12,12 @@ from llm4rec_jax.peft.registry import METHODS
 
 
 class GaloreState(NamedTuple):
-    """Attributes:
-    step: updates made.
-    bases: for every array an orthonormal basis [R, smaller side], or a scalar where it is not projected.
-    inner: the state of the optimizer, in the low-rank space.
+    """The state of GaLore's optimizer.
+
+    Attributes:
+      step: Number of updates made.
+      bases: For every array an orthonormal basis [R, smaller side], or a scalar where the array is not projected.
+      inner: The state of the inner optimizer, in the low-rank space.
     """
 
     step: jax.Array
@@ -25,17 +27,27 @@ class GaloreState(NamedTuple):
 
 @METHODS.register("galore", "Zhao et al. 2024, arXiv 2403.03507")
 def galore(rank: int = 128, every: int = 200, scale: float = 0.25, target: str = r".*") -> Peft:
-    """Trains the arrays of `full`, the optimizer seeing gradients projected to rank R. Zhao et al. 2024.
+    """Full fine-tuning with an optimizer that sees gradients of low rank (algorithm 2).
 
-    arXiv 2403.03507, algorithm 2. A gradient G [m, n] with both sides above R is projected by its leading singular
-    vectors along the smaller side, found anew every so many updates; the optimizer's step in that space is brought back
-    and scaled. Other arrays are trained as by `full`. Weight decay acts in the low-rank space too.
+        W ← W + α P ρ(Pᵀ G),   P = the R leading singular vectors of G, ρ = the run's optimizer
+
+    P is taken along the smaller side of G and computed anew every `every` updates. Arrays that are not matrices, or
+    have a side of at most R, are trained as by `full`. Weight decay acts in the low-rank space too. Choose it to train
+    all weights with less optimizer memory than full fine-tuning.
 
     Args:
-      rank: R.
-      every: updates between two decompositions.
-      scale: α, on what is brought back.
-      target: which sites are trained.
+      rank: R, the rank of the projected gradients.
+      every: Number of updates between two decompositions.
+      scale: α, the factor on the projected step.
+      target: Regular expression for the modules to train.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> peft.create("galore", {"galore": {"rank": 4}}).changes_optimizer
+      True
+
+    References:
+      Zhao et al., GaLore: Memory-Efficient LLM Training, 2024 (https://arxiv.org/abs/2403.03507).
     """
     if rank < 1 or every < 1:
         raise ValueError(f"galore: rank is {rank} and every is {every}, must be at least 1")
@@ -47,7 +59,7 @@ def galore(rank: int = 128, every: int = 200, scale: float = 0.25, target: str =
 
 
 def project(tx: optax.GradientTransformation, rank: int, every: int, scale: float) -> optax.GradientTransformation:
-    """`tx` in the low-rank space; see `galore`."""
+    """Returns `tx` in the low-rank space; see `galore`."""
 
     def projected(array: jax.Array) -> bool:
         return array.ndim == 2 and min(array.shape) > rank
@@ -80,7 +92,7 @@ def project(tx: optax.GradientTransformation, rank: int, every: int, scale: floa
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, GaloreState]:
         grads = updates
         bases = jax.lax.cond(state.step % every == 0, lambda: jax.tree.map(basis_of, grads), lambda: state.bases)
-        # What `up` scales, weight decay must not lose.
+        # `up` multiplies by the scale, and weight decay must come out unscaled.
         small = jax.tree.map(lambda p, b: down(p, b) / (scale if projected(p) else 1.0), params, bases)
         updates, inner = tx.update(jax.tree.map(down, grads, bases), state.inner, small)
         return jax.tree.map(up, updates, bases, params), GaloreState(state.step + 1, bases, inner)

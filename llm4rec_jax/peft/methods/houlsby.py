@@ -1,4 +1,4 @@
-"""Houlsby's bottleneck adapters."""
+"""Houlsby's bottleneck adapters: two in each block."""
 
 from functools import partial
 
@@ -11,13 +11,24 @@ from llm4rec_jax.peft.registry import METHODS
 
 @METHODS.register("houlsby", "Houlsby et al. 2019, arXiv 1902.00751")
 def houlsby(reduction: int = 16, stddev: float = 1e-3, target: str = r"layer_\d+/(attention|ffn)") -> Peft:
-    """h + GELU(h W_down + b) W_up + c after both sublayers, before residual and norm. Houlsby et al. 2019.
+    """Bottleneck adapters after both sublayers of each block, before residual and norm.
 
-    arXiv 1902.00751. Near the identity at the start: both matrices ~ N(0, stddev²), as in the authors' code.
+        h ← h + GELU(h W_down + b) W_up + c
+
+    Near the identity at the start, as in the authors' code. Adapters cannot be merged and lengthen inference slightly.
 
     Args:
-      reduction: the bottleneck is the width divided by this.
-      stddev: of both matrices at the start.
-      target: the sublayers that get an adapter.
+      reduction: Width of the encoder divided by the width of the bottleneck.
+      stddev: Standard deviation of both matrices at the start.
+      target: Regular expression for the sublayers to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"layer_0": {"ffn": {"down": {"kernel": jax.numpy.ones((64, 32))}}}}
+      >>> jax.tree.map(jax.numpy.shape, peft.create("houlsby").init(jax.random.key(0), params))
+      {'layer_0/ffn': {'down': (32, 2), 'down_bias': (2,), 'up': (2, 32), 'up_bias': (32,)}}
+
+    References:
+      Houlsby et al., Parameter-Efficient Transfer Learning for NLP, 2019 (https://arxiv.org/abs/1902.00751).
     """
     return bottleneck("houlsby", reduction, stddev, target, partial(jax.nn.gelu, approximate=False))

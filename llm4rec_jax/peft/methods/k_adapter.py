@@ -13,19 +13,30 @@ from llm4rec_jax.peft.sites import Delta, Params, stack
 
 @METHODS.register("k_adapter", "Wang et al. 2021, arXiv 2002.01808")
 def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[int, ...] = (0, -1)) -> Peft:
-    """[H_N; a_K] W + c: adapters beside the blocks, fused with the encoder's output. Wang et al. 2021.
+    """Knowledge adapters beside some blocks, fused with the encoder's output.
 
-    arXiv 2002.01808; placed beside the first and the last block as in Adapter4Rec (Fu et al. 2024, arXiv 2305.15036).
-    With H_k the states after block k, for every k of `layers`:
+        a ← f + T(f D_k + d_k) U_k + u_k,   f = H_k + a   for each block k of `layers`, a = 0 at first
+        y = [H_N; a] W + c
 
-        a ← f + T(f D_k + d_k) U_k + u_k,  f = H_k + a  (a = 0 at first)
-
-    T being `blocks` post-norm transformer blocks that attend to real tokens only. W = [I; 0] at the start, so that
-    training starts at the pretrained function. Nothing is trained in the encoder, as in `side`.
+    H_k are the states after block k, and T is a small post-norm transformer that attends to real tokens only. W starts
+    at [I; 0], so training starts at the pretrained function. Nothing in the encoder is trained or differentiated, so
+    its states are computed once a run where memory allows. By default the adapters stand beside the first and the last
+    block, as in Adapter4Rec (https://arxiv.org/abs/2305.15036).
 
     Args:
-      width, blocks, heads: of the small transformers; their feed-forward networks are four times as wide.
-      layers: which blocks, from 0; negative ones count from the last.
+      width: Width of the small transformers; their feed-forward networks are four times as wide.
+      blocks: Number of blocks of each small transformer.
+      heads: Number of attention heads; must divide the width.
+      layers: The blocks of the encoder, from 0; negative numbers count from the last.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> peft.create("k_adapter", {"k_adapter": {"width": 6}})
+      Traceback (most recent call last):
+      ValueError: k_adapter: 2 blocks of width 6 and 4 heads: the heads must divide the width
+
+    References:
+      Wang et al., K-Adapter: Infusing Knowledge into Pre-Trained Models, 2021 (https://arxiv.org/abs/2002.01808).
     """
     if width < 1 or blocks < 1 or heads < 1 or width % heads:
         raise ValueError(
@@ -71,7 +82,7 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
         dtype, mask = states[0].dtype, args[1]
         block, a = small(dtype.name), jnp.zeros_like(states[0])
         for i, layer in enumerate(layers):
-            # Blocks cast their own arrays.
+            # The blocks cast their arrays themselves.
             w: dict[str, Any] = {
                 name: part.astype(dtype) if isinstance(part, jax.Array) else part
                 for name, part in delta[f".layers/{i}"].items()

@@ -1,4 +1,4 @@
-"""The top layers are trained."""
+"""Partial fine-tuning: the top blocks are trained."""
 
 import re
 
@@ -11,18 +11,31 @@ from llm4rec_jax.peft.sites import Delta, Params, copy_of, replace, sites
 
 @METHODS.register("last_k", "Howard & Ruder 2018, arXiv 1801.06146")
 def last_k(k: int = 2) -> Peft:
-    """Full fine-tuning of the last k blocks. Howard & Ruder 2018 (arXiv 1801.06146).
+    """Full fine-tuning of the last k blocks.
+
+    The states below block depth − k do not change, so they are computed once a run where memory allows. A strong and
+    cheap baseline for shallow encoders.
 
     Args:
-      k: how many blocks, counted from the top.
+      k: Number of blocks to train, counted from the top.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {f"layer_{i}": {"up": {"kernel": jax.numpy.ones((2, 3))}} for i in range(4)}
+      >>> list(peft.create("last_k", {"last_k": {"k": 1}}).init(jax.random.key(0), params))
+      ['layer_3/up']
+
+    References:
+      Howard & Ruder, Universal Language Model Fine-tuning, 2018 (https://arxiv.org/abs/1801.06146).
     """
 
     def init(key: jax.Array, params: Params) -> Delta:
         modules = sites(params)
-        blocks = {site: int(found[1]) for site in modules if (found := re.match(r"(?:.*/)?layer_(\d+)\b", site))}
+        blocks = {site: int(m[1]) for site in modules if (m := re.match(r"(?:.*/)?layer_(\d+)\b", site))}
         depth = max(blocks.values(), default=-1) + 1
         if not 1 <= k <= depth:
             raise ValueError(f"last_k: k is {k}, must be from 1 to {depth}, the number of blocks")
-        return {s: own for s, layer in blocks.items() if layer >= depth - k and (own := copy_of(modules[s]))}
+        trained = {site: copy_of(modules[site]) for site, layer in blocks.items() if layer >= depth - k}
+        return {site: arrays for site, arrays in trained.items() if arrays}
 
     return Peft(init, reparam=replace, merge=replace)

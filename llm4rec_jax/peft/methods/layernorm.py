@@ -1,4 +1,4 @@
-"""Only layer norms are trained."""
+"""LayerNorm tuning: only norms are trained."""
 
 import jax
 
@@ -9,7 +9,22 @@ from llm4rec_jax.peft.sites import Delta, Params, copy_of, match, replace, sites
 
 @METHODS.register("layernorm", "Zhao et al. 2023, arXiv 2312.11420")
 def layernorm(target: str = r".*") -> Peft:
-    """Trains the scale and bias of the layer norms that match. Zhao et al. 2023 (arXiv 2312.11420)."""
+    """Trains the scale and, where there is one, the bias of the norms.
+
+    The smallest delta of all methods here. Useful where memory is scarce or as an addition to another method.
+
+    Args:
+      target: Regular expression for the norms to train.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"norm": {"scale": jax.numpy.ones(3)}, "up": {"kernel": jax.numpy.ones((3, 3))}}
+      >>> list(peft.create("layernorm").init(jax.random.key(0), params))
+      ['norm']
+
+    References:
+      Zhao et al., Tuning LayerNorm in Attention, 2023 (https://arxiv.org/abs/2312.11420).
+    """
 
     def init(key: jax.Array, params: Params) -> Delta:
         norms = sites(params, "scale")

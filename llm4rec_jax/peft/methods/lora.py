@@ -1,4 +1,4 @@
-"""LoRA: a low-rank update beside a linear layer."""
+"""LoRA: a trained matrix of low rank beside each frozen weight matrix."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from llm4rec_jax.models.layers.linear import product
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.registry import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
+from llm4rec_jax.peft.sites import Delta, Params, match, replace_kernels, sites
 
 
 @METHODS.register("lora", "Hu et al. 2021, arXiv 2106.09685")
@@ -19,16 +19,30 @@ def lora(
     rslora: bool = False,
     target: str = r".*/(query|value)",
 ) -> Peft:
-    """y + s (dropout(x) A) B with s = alpha / rank. Hu et al. 2021 (arXiv 2106.09685).
+    """Low-rank adaptation.
 
-    A [in, R] ~ U(±1/√in) and B [R, out] = 0, so that training starts at the pretrained function.
+        y = x W + s · (dropout(x) A) B,   s = alpha / rank
+
+    A [in, R] is drawn from U(±1/√in) and B [R, out] is zero, so training starts at the pretrained function. LoRA is the
+    method to begin with: it merges into W, so a trained model costs nothing extra, and most other results are compared
+    with it.
 
     Args:
-      rank: R.
-      alpha: the scale's numerator.
-      dropout: on the low-rank branch's input only, when a dropout rng is given.
-      rslora: s = alpha / √rank (Kalajdzievski 2023, arXiv 2312.03732).
-      target: which linear layers.
+      rank: R, the rank of the update.
+      alpha: Numerator of the scale s.
+      dropout: Dropout rate on the input of the low-rank branch, used when the caller gives a dropout key.
+      rslora: Use s = alpha / √rank, which keeps the update's size at high ranks (arXiv 2312.03732).
+      target: Regular expression for the linear layers to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"attention": {"query": {"kernel": jnp.ones((6, 4))}}}
+      >>> method = peft.create("lora", {"lora": {"rank": 2}})
+      >>> jax.tree.map(jnp.shape, method.init(jax.random.key(0), params))
+      {'attention/query': {'a': (6, 2), 'b': (2, 4)}}
+
+    References:
+      Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021 (https://arxiv.org/abs/2106.09685).
     """
     init = low_rank("lora", rank, dropout, target)
     scale = alpha / (rank**0.5 if rslora else rank)
@@ -41,18 +55,16 @@ def lora(
         return y + scale * product(product(x, ab["a"].astype(y.dtype)), ab["b"].astype(y.dtype))
 
     def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {s: {"kernel": linear[s]["kernel"] + scale * (ab["a"] @ ab["b"])} for s, ab in delta.items()}
-        return replace(params, merged)
+        return replace_kernels(params, delta, lambda kernel, ab: kernel + scale * (ab["a"] @ ab["b"]))
 
     return Peft(init, tap=tap, merge=merge)
 
 
 def low_rank(method: str, rank: int, dropout: float, target: str) -> Callable[[jax.Array, Params], Delta]:
-    """The `init` of a method whose delta is {site: {"a": [in, R] ~ U(±1/√in), "b": [R, out] zeros}}.
+    """Returns the `init` of a method whose delta is {site: {"a": [in, R] from U(±1/√in), "b": [R, out] zeros}}.
 
     Raises:
-      ValueError: options that are impossible; the message begins with the method's name.
+      ValueError: an option is out of range; the message begins with the method's name.
     """
     if rank < 1:
         raise ValueError(f"{method}: rank is {rank}, must be at least 1")
@@ -72,13 +84,13 @@ def low_rank(method: str, rank: int, dropout: float, target: str) -> Callable[[j
 
 
 def check_rate(method: str, dropout: float) -> None:
-    """Raises ValueError unless the rate is in [0, 1)."""
+    """Raises ValueError unless the dropout rate is in [0, 1)."""
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{method}: dropout is {dropout}, must be in [0, 1)")
 
 
 def drop(call: Call, x: jax.Array, rate: float) -> jax.Array:
-    """Dropout that is on exactly when the caller gave a `dropout` rng."""
+    """Returns x with dropout, which is on exactly when the caller gave a `dropout` rng."""
     if not rate or (key := call.rng()) is None:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

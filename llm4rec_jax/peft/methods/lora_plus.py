@@ -18,11 +18,22 @@ def lora_plus(
     rslora: bool = False,
     target: str = r".*/(query|value)",
 ) -> Peft:
-    """LoRA with the learning rate of B `ratio` times that of A. Hayou et al. 2024 (arXiv 2402.12354).
+    """LoRA that trains B at `ratio` times the learning rate of A.
+
+    The updates of B are multiplied by the ratio after the run's optimizer. Try it where LoRA learns slowly: with equal
+    rates, A hardly moves in wide models.
 
     Args:
-      ratio: λ. The learning rate of the run is A's.
-      rank, alpha, dropout, rslora, target: see `lora`.
+      ratio: Learning rate of B as a multiple of the run's learning rate, which is A's.
+      rank, alpha, dropout, rslora, target: See `lora`.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> peft.create("lora_plus", {"lora_plus": {"ratio": 4.0}}).changes_optimizer
+      True
+
+    References:
+      Hayou et al., LoRA+: Efficient Low Rank Adaptation of Large Models, 2024 (https://arxiv.org/abs/2402.12354).
     """
     if ratio <= 0:
         raise ValueError(f"lora_plus: ratio is {ratio}, must be above 0")

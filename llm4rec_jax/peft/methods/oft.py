@@ -6,17 +6,22 @@ import numpy as np
 
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.registry import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
+from llm4rec_jax.peft.sites import Delta, Params, match, replace_kernels, sites
 
 
 def inverse(a: jax.Array) -> jax.Array:
-    """A⁻¹ of matrices [..., n, n] with zᵀAz ≥ zᵀz for all z, such as I + Q with a skew-symmetric Q.
+    """Returns A⁻¹ of matrices [..., n, n] with zᵀAz ≥ zᵀz for all z, such as I + Q with a skew-symmetric Q.
 
-    The sweep of one column after another, which here needs no pivots: each is at least 1. Then one step of Newton's,
-    X (2I − A X), which mends rounding and alone carries the gradient, −X dA X.
+    Gauss-Jordan sweeps of one column after another, without pivoting since every pivot is at least 1. Then one Newton
+    step, X (2I − A X), which corrects rounding and alone carries the gradient, −X dA X.
 
-    Not `jnp.linalg.inv`: on a CPU that waits, from inside XLA's pool of threads, for that same pool. As many of them at
-    a time as it has threads, and the program never ends.
+    `jnp.linalg.inv` is no alternative: on a CPU it waits, from inside XLA's pool of threads, for that same pool, and a
+    program with as many inverses at a time as there are threads never ends.
+
+    Example:
+      >>> inverse(jnp.array([[1.0, 1.0], [-1.0, 1.0]]))
+      Array([[ 0.5, -0.5],
+             [ 0.5,  0.5]], dtype=float32)
     """
     n = a.shape[-1]
 
@@ -34,16 +39,29 @@ def inverse(a: jax.Array) -> jax.Array:
 
 @METHODS.register("oft", "Qiu et al. 2023, arXiv 2306.07280")
 def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") -> Peft:
-    """(x R) W + bias, R block-diagonal and orthogonal. Qiu et al. 2023 (arXiv 2306.07280); on the input, as in peft.
+    """Orthogonal fine-tuning of the input, as in peft.
 
-    Each block is a Cayley transform, R = (I − Q)(I + Q)⁻¹ = 2 (I + Q)⁻¹ − I, of a skew-symmetric Q that is kept as its
-    upper triangle, row by row. Q = 0 at the start.
+        y = (x R) W + bias,   R = diag(R_1, …),   R_i = (I − Q_i)(I + Q_i)⁻¹ = 2 (I + Q_i)⁻¹ − I
+
+    The skew-symmetric Q_i are trained as their upper triangles, row by row, and start at zero, so training starts at
+    the pretrained function. Rotations keep the angles between neurons; the method merges into W.
 
     Args:
-      block: the size of a block; divides the width of the input.
-      neumann: take the first so many terms of the series (I + Q)(I − Q)⁻¹ = I + 2Q + 2Q² + … instead of the inverse,
-        the last one half, as peft does by default (with 5). That is the transposed rotation, and only nearly one.
-      target: which linear layers.
+      block: Size of a block; must divide the width of the input.
+      neumann: Number of terms of the series (I + Q)(I − Q)⁻¹ = I + 2Q + 2Q² + … to use in place of the inverse, the
+        last one halved, as peft does by default (with 5); 0 uses the inverse. The series gives the transposed rotation,
+        and only approximately.
+      target: Regular expression for the linear layers to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"attention": {"query": {"kernel": jnp.ones((8, 4))}}}
+      >>> method = peft.create("oft", {"oft": {"block": 4}})
+      >>> jax.tree.map(jnp.shape, method.init(jax.random.key(0), params))
+      {'attention/query': {'skew': (2, 6)}}
+
+    References:
+      Qiu et al., Controlling Text-to-Image Diffusion by Orthogonal Finetuning, 2023 (https://arxiv.org/abs/2306.07280).
     """
     if block < 2:
         raise ValueError(f"oft: block is {block}, must be at least 2")
@@ -62,7 +80,7 @@ def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") ->
         return delta
 
     def rotation(skew: jax.Array) -> jax.Array:
-        """[blocks, block (block − 1) / 2] to [blocks, block, block]."""
+        """Returns the rotations [blocks, block, block] of triangles [blocks, block (block − 1) / 2]."""
         upper = jnp.zeros((len(skew), block, block), skew.dtype).at[:, rows, columns].set(skew)
         q, eye = upper - upper.mT, jnp.eye(block, dtype=skew.dtype)
         if not neumann:
@@ -75,19 +93,16 @@ def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") ->
         return total
 
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
-        if (own := delta.get(site)) is None:
+        if (w := delta.get(site)) is None:
             return call(*args)
         (x,) = args
         blocks = x.reshape(*x.shape[:-1], -1, block)
-        return call(jnp.einsum("...nk,nkj->...nj", blocks, rotation(own["skew"]).astype(x.dtype)).reshape(x.shape))
+        return call(jnp.einsum("...nk,nkj->...nj", blocks, rotation(w["skew"]).astype(x.dtype)).reshape(x.shape))
+
+    def merged(kernel: jax.Array, w: Params) -> jax.Array:
+        return (rotation(w["skew"]) @ kernel.reshape(-1, block, kernel.shape[1])).reshape(kernel.shape)
 
     def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {}
-        for site, own in delta.items():
-            kernel = linear[site]["kernel"]
-            blocks = kernel.reshape(-1, block, kernel.shape[1])
-            merged[site] = {"kernel": (rotation(own["skew"]) @ blocks).reshape(kernel.shape)}
-        return replace(params, merged)
+        return replace_kernels(params, delta, merged)
 
     return Peft(init, tap=tap, merge=merge)

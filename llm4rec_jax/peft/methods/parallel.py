@@ -1,4 +1,4 @@
-"""Parallel adapters: a small network beside the feed-forward network, not after it."""
+"""Parallel adapters: a small network beside the feed-forward network instead of after it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,27 @@ from llm4rec_jax.peft.sites import Delta, Params
 
 @METHODS.register("parallel", "He et al. 2022, arXiv 2110.04366")
 def parallel(reduction: int = 2, scale: float = 4.0, target: str = r"layer_\d+/ffn") -> Peft:
-    """FFN(x) + s ReLU(x W_down) W_up. He et al. 2022 (arXiv 2110.04366, the scaled parallel adapter).
+    """The scaled parallel adapter.
 
-    W_down ~ U(±1/√D) as LoRA's A, W_up = 0.
+        y = FFN(x) + s · ReLU(x W_down) W_up
+
+    W_down is drawn from U(±1/√D) as LoRA's A, and W_up is zero, so training starts at the pretrained function. The
+    strongest single adapter in the authors' comparison, with the most parameters at its default width.
 
     Args:
-      reduction: the bottleneck is the width divided by this.
-      scale: s.
-      target: the sublayers that get an adapter.
+      reduction: Width of the encoder divided by the width of the bottleneck.
+      scale: s, the factor on the adapter's output.
+      target: Regular expression for the sublayers to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"layer_0": {"ffn": {"down": {"kernel": jnp.ones((64, 32))}}}}
+      >>> jax.tree.map(jnp.shape, peft.create("parallel").init(jax.random.key(0), params))
+      {'layer_0/ffn': {'down': (32, 16), 'up': (16, 32)}}
+
+    References:
+      He et al., Towards a Unified View of Parameter-Efficient Transfer Learning, 2022
+      (https://arxiv.org/abs/2110.04366).
     """
 
     def init(key: jax.Array, params: Params) -> Delta:

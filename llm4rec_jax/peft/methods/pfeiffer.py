@@ -1,4 +1,4 @@
-"""Pfeiffer's bottleneck adapters: one a block."""
+"""Pfeiffer's bottleneck adapters: one in each block."""
 
 import jax
 
@@ -9,14 +9,22 @@ from llm4rec_jax.peft.registry import METHODS
 
 @METHODS.register("pfeiffer", "Pfeiffer et al. 2021, arXiv 2005.00247")
 def pfeiffer(reduction: int = 16, stddev: float = 1e-3, target: str = r"layer_\d+/ffn") -> Peft:
-    """h + ReLU(h W_down + b) W_up + c after the feed-forward sublayer only, before residual and norm.
+    """Bottleneck adapters after the feed-forward sublayer of each block, before residual and norm.
 
-    Pfeiffer et al. 2021 (AdapterFusion, arXiv 2005.00247); half of Houlsby's parameters. Near the identity at the
-    start: both matrices ~ N(0, stddev²).
+        h ← h + ReLU(h W_down + b) W_up + c
+
+    Half of Houlsby's parameters at nearly the same quality. Near the identity at the start.
 
     Args:
-      reduction: the bottleneck is the width divided by this.
-      stddev: of both matrices at the start.
-      target: the sublayers that get an adapter.
+      reduction, stddev, target: See `houlsby`.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"layer_0": {"ffn": {"down": {"kernel": jax.numpy.ones((64, 32))}}}}
+      >>> peft.count(peft.create("pfeiffer").init(jax.random.key(0), params))
+      162
+
+    References:
+      Pfeiffer et al., AdapterFusion, 2021 (https://arxiv.org/abs/2005.00247).
     """
     return bottleneck("pfeiffer", reduction, stddev, target, jax.nn.relu)

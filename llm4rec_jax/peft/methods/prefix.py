@@ -17,20 +17,32 @@ def prefix(
     shift: bool = True,
     target: str = r"layer_\d+/attention",
 ) -> Peft:
-    """Attention over [P_k; K] and [P_v; V]. Li & Liang 2021 (arXiv 2101.00190); in every layer, P-tuning v2.
+    """Prefix tuning in every block (P-tuning v2).
 
-    Not the identity at the start: each prefix takes its share of the attention. With texts of a dozen tokens, give a
-    length of a few.
+        attention(Q, [P_k; K], [P_v; V])
+
+    Training does not start at the pretrained function, because each prefix takes its share of the attention. For texts
+    of a dozen tokens choose a length of a few and `shift=False`.
 
     Args:
-      length: n, key/value pairs a layer.
-      stddev: of the prefixes at the start, 1 in peft; with `reparametrise`, of the rows that they are made from.
-      reparametrise: train E [n, D] and one network, tanh(E W + b) V + c, whose output are all prefixes (section 4.3);
-        `plain` gives what it comes to.
-      bottleneck: the width of its hidden layer.
-      shift: the encoder's text takes the positions after the prefix, as in peft; otherwise it keeps those from 0
-        on.
-      target: the attention modules.
+      length: n, the number of key and value pairs in each block.
+      stddev: Standard deviation of the prefixes at the start (1 in peft), or with `reparametrise` of the rows E.
+      reparametrise: Train E [n, D] and one network, tanh(E W + b) V + c, whose outputs are the prefixes (section 4.3).
+        `plain` returns the prefixes.
+      bottleneck: Width of that network's hidden layer.
+      shift: Give the text the positions after the prefix, as peft does, instead of those from 0 on.
+      target: Regular expression for the attention modules to adapt.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> attention = {name: {"kernel": jnp.ones((8, 8))} for name in ("query", "key", "value")}
+      >>> method = peft.create("prefix", {"prefix": {"length": 3}})
+      >>> jax.tree.map(jnp.shape, method.init(jax.random.key(0), {"layer_0": {"attention": attention}}))
+      {'layer_0/attention': {'key': (3, 8), 'value': (3, 8)}}
+
+    References:
+      Li & Liang, Prefix-Tuning: Optimizing Continuous Prompts, 2021 (https://arxiv.org/abs/2101.00190).
+      Liu et al., P-Tuning v2, 2022 (https://arxiv.org/abs/2110.07602).
     """
     if length < 1:
         raise ValueError(f"prefix: length is {length}, must be at least 1")
@@ -69,10 +81,10 @@ def prefix(
                     f"{there}: truncate the text when tokenising, shorten the prefix, or give shift=False"
                 )
             return call(at + length)
-        if not site.endswith(".attend") or (own := delta.get(site.removesuffix(".attend"))) is None:
+        if not site.endswith(".attend") or (pair := delta.get(site.removesuffix(".attend"))) is None:
             return call(*args)
         if "shared" in delta:
-            own = _collapse(delta["shared"], own)
+            pair = _collapse(delta["shared"], pair)
         q, k, v, mask = args
         batch, _, heads, width = k.shape
 
@@ -82,25 +94,25 @@ def prefix(
             return jnp.concatenate([prefix, states], axis=1)
 
         mask = jnp.concatenate([jnp.ones((*mask.shape[:-1], length), bool), mask], axis=-1)
-        return call(q, before(own["key"], k), before(own["value"], v), mask)
+        return call(q, before(pair["key"], k), before(pair["value"], v), mask)
 
     return Peft(init, tap=tap)
 
 
 def plain(delta: Delta) -> Delta:
-    """The delta of `prefix` that a reparametrised one comes to: {site: {"key": [n, D], "value": [n, D]}}."""
+    """Returns the plain delta of a reparametrised one: {site: {"key": [n, D], "value": [n, D]}}."""
     if "shared" not in delta:
         return delta
-    return {site: _collapse(delta["shared"], own) for site, own in delta.items() if site != "shared"}
+    return {site: _collapse(delta["shared"], network) for site, network in delta.items() if site != "shared"}
 
 
-def _collapse(shared: Params, own: Params) -> dict[str, jax.Array]:
+def _collapse(shared: Params, network: Params) -> dict[str, jax.Array]:
     hidden = jnp.tanh(shared["rows"] @ shared["hidden"] + shared["hidden_bias"])
-    return {name: hidden @ own[name] + own[f"{name}_bias"] for name in ("key", "value")}
+    return {name: hidden @ network[name] + network[f"{name}_bias"] for name in ("key", "value")}
 
 
 def _linear(key: jax.Array, size_in: int, size_out: int, kernel: str, bias: str) -> dict[str, jax.Array]:
-    """A linear layer as torch draws it, U(±1/√in) both."""
+    """Returns kernel and bias of a linear layer as torch draws them, from U(±1/√in)."""
     for_kernel, for_bias = jax.random.split(key)
     bound = size_in**-0.5
     return {

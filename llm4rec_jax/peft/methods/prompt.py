@@ -12,13 +12,23 @@ from llm4rec_jax.peft.sites import Delta, Params, sites
 
 @METHODS.register("prompt", "Lester et al. 2021, arXiv 2104.08691")
 def prompt(length: int = 20) -> Peft:
-    """The encoder reads [P; E(text)], and the states of P are dropped again. Lester et al. 2021 (arXiv 2104.08691).
+    """Prompt tuning: the encoder reads [P; E(text)], and the states of P are dropped afterwards.
 
-    P [n, D] starts as the embeddings of n tokens drawn from the vocabulary. It takes the first n positions and the
-    text those after it, as in peft. Not the identity at the start: every token attends to the prompt.
+    P [n, D] starts as the embeddings of n tokens drawn from the vocabulary. It takes the first n positions and the text
+    the following ones, as in peft. Training does not start at the pretrained function, because every token attends to
+    the prompt; it lengthens every text, so it saves parameters and not time.
 
     Args:
-      length: n.
+      length: n, the number of trained embeddings.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> tables = {name: {"embedding": jnp.ones((40, 8))} for name in ("word", "position", "token_type")}
+      >>> jax.tree.map(jnp.shape, peft.create("prompt").init(jax.random.key(0), {"embeddings": tables}))
+      {'embeddings/word': {'prompt': (20, 8)}}
+
+    References:
+      Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning, 2021 (https://arxiv.org/abs/2104.08691).
     """
     if length < 1:
         raise ValueError(f"prompt: length is {length}, must be at least 1")
@@ -49,7 +59,7 @@ def prompt(length: int = 20) -> Peft:
                 )
             return call(jnp.arange(needed))
         if site == token_type:
-            # One for all, or of each token.
+            # One type for all tokens, or one for each.
             return call(args[0] if args[0].ndim == 0 else jnp.pad(args[0], ((0, 0), (length, 0))))
         if site == ".layers":
             states, mask = args

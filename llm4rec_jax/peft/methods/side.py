@@ -1,4 +1,4 @@
-"""A side network: a narrow network beside the encoder reads its states, and the encoder is never differentiated."""
+"""Side network: a narrow network beside the encoder, which is never differentiated."""
 
 from typing import Any
 
@@ -12,20 +12,30 @@ from llm4rec_jax.peft.sites import Delta, Params, stack
 
 @METHODS.register("side", "Sung et al. 2022, arXiv 2206.06522; Fu et al. 2024, arXiv 2404.02059")
 def side(width: int = 64, every: int = 2, temperature: float = 0.1) -> Peft:
-    """H_N + s_K U: a ladder (Sung et al. 2022, arXiv 2206.06522) of IISAN's gates and blocks (Fu et al. 2024).
-
-    With H_0 the embeddings and H_i the states after block i, i = 1, 3, 5, …:
+    """A ladder side network with the gates and blocks of IISAN.
 
         s ← H_0 D_0
-        s ← f_i(μ_i s + (1 − μ_i) H_i D_i),  μ_i = σ(γ_i / T),  f_i(z) = z + GELU(z A_i + a_i) B_i + b_i
+        s ← f_i(μ_i s + (1 − μ_i) H_i D_i),   μ_i = σ(γ_i / T),   f_i(z) = z + GELU(z A_i + a_i) B_i + b_i
+        y = H_N + s U
 
-    U = 0 at the start, so that training starts at the pretrained function, and γ_i = 0. Nothing is trained in the
-    encoder, so nothing is differentiated there, and where dropout allows its states are computed once a run.
+    H_0 are the embeddings and H_i the states after block i, i = 1, 3, 5, …. U and γ_i start at zero, so training starts
+    at the pretrained function. Nothing in the encoder is trained or differentiated, so its states are computed once a
+    run where memory allows: the method to choose when a step must be cheap.
 
     Args:
-      width: of the side network.
-      every: reads the states after every so many blocks, beginning with the first.
-      temperature: T.
+      width: Width of the side network.
+      every: Number of blocks between two states that are read, beginning with the first block's.
+      temperature: T, the temperature of the gates.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> layers = {f"layer_{i}": {"attention": {"query": {"kernel": jnp.ones((8, 8))}}} for i in range(4)}
+      >>> list(peft.create("side").init(jax.random.key(0), {"embeddings": {}, **layers}))
+      ['.layers/0', '.layers/out', '.layers/1', '.layers/3']
+
+    References:
+      Sung et al., LST: Ladder Side-Tuning, 2022 (https://arxiv.org/abs/2206.06522).
+      Fu et al., IISAN: Efficiently Adapting Multimodal Representation, 2024 (https://arxiv.org/abs/2404.02059).
     """
     if width < 1 or every < 1 or temperature <= 0:
         raise ValueError(

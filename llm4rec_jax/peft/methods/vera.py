@@ -1,4 +1,4 @@
-"""VeRA: LoRA with random matrices that all sites share, of which only the scales are trained."""
+"""VeRA: LoRA with random matrices that all sites share, of which only scales are trained."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ import numpy as np
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.methods.lora import check_rate, drop
 from llm4rec_jax.peft.registry import METHODS
-from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
+from llm4rec_jax.peft.sites import Delta, Params, match, replace_kernels, sites
 
 
 @METHODS.register("vera", "Kopiczko et al. 2024, arXiv 2310.11454")
@@ -21,17 +21,29 @@ def vera(
     target: str = r".*/(query|value)",
     projections: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Peft:
-    """y + λ_b ∘ ((λ_d ∘ (dropout(x) A)) B), A and B random and frozen. Kopiczko et al. 2024 (arXiv 2310.11454).
+    """Vector-based random matrix adaptation.
 
-    A [in, R] ~ U(±√(6/in)) and B [R, out] ~ U(±√(6/R)) (Kaiming) are the leading rows and columns of one pair for all
-    sites; λ_d [R] = d_initial, λ_b [out] = 0.
+        y = x W + λ_b ∘ ((λ_d ∘ (dropout(x) A)) B)
+
+    A [in, R] from U(±√(6/in)) and B [R, out] from U(±√(6/R)) are frozen, and are the leading rows and columns of one
+    pair for all sites. λ_d [R] starts at d_initial and λ_b [out] at zero, so training starts at the pretrained
+    function. It trains a tenth of LoRA's parameters, but a high rank costs time.
 
     Args:
-      rank: R.
+      rank: R, the rank of the update.
       d_initial: λ_d at the start.
-      dropout, target: as LoRA's.
-      seed: what A and B are drawn from. They are no part of the delta.
-      projections: (A, B) of the largest site instead, as they come with an adapter from elsewhere.
+      dropout, target: See `lora`.
+      seed: Seed of A and B, which are not part of the delta.
+      projections: (A, B) of the largest site to use instead, as an adapter from elsewhere brings them.
+
+    Example:
+      >>> from llm4rec_jax import peft
+      >>> params = {"attention": {"query": {"kernel": jnp.ones((8, 4))}}}
+      >>> jax.tree.map(jnp.shape, peft.create("vera").init(jax.random.key(0), params))
+      {'attention/query': {'b': (4,), 'd': (256,)}}
+
+    References:
+      Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation, 2024 (https://arxiv.org/abs/2310.11454).
     """
     if rank < 1:
         raise ValueError(f"vera: rank is {rank}, must be at least 1")
@@ -58,26 +70,28 @@ def vera(
 
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
         y = call(*args)
-        if (own := delta.get(site)) is None:
+        if (w := delta.get(site)) is None:
             return y
         x = drop(call, args[0].astype(y.dtype), dropout)
         a, b = (m.astype(y.dtype) for m in shared(x.shape[-1], y.shape[-1]))
-        return y + own["b"].astype(y.dtype) * ((x @ a * own["d"].astype(y.dtype)) @ b)
+        return y + w["b"].astype(y.dtype) * ((x @ a * w["d"].astype(y.dtype)) @ b)
+
+    def merged(kernel: jax.Array, w: Params) -> jax.Array:
+        a, b = shared(*kernel.shape)
+        return kernel + (a * w["d"]) @ b * w["b"]
 
     def merge(params: Params, delta: Delta) -> Params:
-        linear = sites(params, "kernel")
-        merged = {}
-        for site, own in delta.items():
-            a, b = shared(*linear[site]["kernel"].shape)
-            merged[site] = {"kernel": linear[site]["kernel"] + (a * own["d"]) @ b * own["b"]}
-        return replace(params, merged)
+        return replace_kernels(params, delta, merged)
 
     return Peft(init, tap=tap, merge=merge)
 
 
 @cache
 def draw_projections(rank: int, seed: int, size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """A [in, R] and B [R, out]; those of a smaller site are part of those of a larger, but for A's scale."""
+    """Returns A [in, R] and B [R, out].
+
+    Those of a smaller site are part of those of a larger one, except for A's scale.
+    """
     for_a, for_b = np.random.SeedSequence(seed).spawn(2)
     a = np.random.default_rng(for_a).uniform(-1, 1, (size_in, rank)) * (6 / size_in) ** 0.5
     b = np.random.default_rng(for_b).uniform(-1, 1, (size_out, rank)).T * (6 / rank) ** 0.5

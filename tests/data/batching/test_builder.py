@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,8 @@ import polars as pl
 import pytest
 
 from llm4rec_jax.data.batching.batch import NOWHERE, Batch, in_groups, token_group
-from llm4rec_jax.data.batching.builder import Gaps, training_batches
+from llm4rec_jax.data.batching.builder import BatchBuilder, BatchOptions, training_batches
+from llm4rec_jax.data.batching.masking import ClozeMasking
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.splits.protocols import few_shot, global_time, leave_one_out
@@ -18,6 +20,12 @@ from llm4rec_jax.data.splits.split import Sequences, Split
 
 USERS, ITEMS = 23, 150
 MODES = ("sampled", "in_batch", "catalogue", "none")
+
+
+def batches_of(split: Split, **options: Any) -> tuple[BatchBuilder, Any]:
+    """`training_batches` with its options and those of a batch side by side."""
+    of_batch = {field.name: options.pop(field.name) for field in fields(BatchOptions) if field.name in options}
+    return training_batches(split, BatchOptions(**of_batch), **options)
 
 
 def dataset(size: int = 500, seed: int = 0) -> Dataset:
@@ -45,7 +53,7 @@ def token_table(seed: int = 0) -> Tokens:
 
 def epoch(split: Split, **options: Any) -> list[Batch]:
     """Batches of one example each, as many as there are examples."""
-    builder, batches = training_batches(split, batch_size=1, **options)
+    builder, batches = batches_of(split, batch_size=1, **options)
     return list(islice(batches, len(builder.examples.user)))
 
 
@@ -126,7 +134,7 @@ def test_a_position_has_read_what_came_before_its_target_and_nothing_else(histor
 def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
     split = global_time(dataset())
     tokens = token_table() if with_tokens else None
-    builder, batches = training_batches(
+    builder, batches = batches_of(
         split,
         batch_size=8,
         history=5,
@@ -195,7 +203,7 @@ def check_tokens(batch: Batch, tokens: Tokens | None) -> None:
         rows = items[at : at + len(ids)]
         at += len(ids)
         for row, text, kept in zip(rows, np.asarray(ids), np.asarray(mask), strict=True):
-            # Room in a group that no text of the batch is in repeats a text, cut.
+            # Padding in a group that no text of the batch is in repeats a text, cut.
             length = min(tokens.lengths[row], len(text))
             np.testing.assert_array_equal(text[:length], tokens.ids[row, :length])
             assert not text[length:].any()
@@ -215,9 +223,9 @@ def check_tokens(batch: Batch, tokens: Tokens | None) -> None:
 @pytest.mark.parametrize("mode", ["sampled", "in_batch", "none"])
 @pytest.mark.parametrize("with_tokens", [False, True])
 def test_nearly_all_batches_have_one_shape(mode, with_tokens):
-    options: Any = {"negatives": mode, "ratings": mode == "none", "compact": True, "group_cost": 100}
+    options: Any = {"negatives": mode, "ratings": mode == "none", "compact_targets": True, "group_cost": 100}
     tokens = token_table() if with_tokens else None
-    _, stream = training_batches(leave_one_out(dataset(3000)), batch_size=16, history=9, tokens=tokens, **options)
+    _, stream = batches_of(leave_one_out(dataset(3000)), batch_size=16, history=9, tokens=tokens, **options)
     shapes = Counter(shapes_of(batch) for batch in islice(stream, 300))
     assert shapes.most_common(1)[0][1] > 285, shapes
 
@@ -230,8 +238,8 @@ def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
 @pytest.mark.parametrize("mode", ["sampled", "in_batch"])
 def test_more_room_in_a_batch_changes_nothing_else(mode):
     tokens = token_table()
-    options: Any = {"batch_size": 4, "history": 5, "negatives": mode, "num_negatives": 2, "compact": True}
-    for batch in islice(training_batches(leave_one_out(dataset()), tokens=tokens, **options)[1], 5):
+    options: Any = {"batch_size": 4, "history": 5, "negatives": mode, "num_negatives": 2, "compact_targets": True}
+    for batch in islice(batches_of(leave_one_out(dataset()), tokens=tokens, **options)[1], 5):
         shapes = [np.shape(ids) for ids, _ in batch.tokens]
         assert in_groups(batch, shapes) is batch
         wide = in_groups(batch, [*((rows + 3 * g, length + g % 2) for g, (rows, length) in enumerate(shapes)), (2, 50)])
@@ -258,7 +266,7 @@ def test_more_room_in_a_batch_changes_nothing_else(mode):
 def test_a_group_of_a_catalogue_saves_what_it_costs():
     def groups(cost: int) -> Any:
         options: Any = {"batch_size": 8, "history": 5, "negatives": "catalogue", "group_cost": cost}
-        return next(iter(training_batches(leave_one_out(dataset()), tokens=token_table(), **options)[1]))
+        return next(iter(batches_of(leave_one_out(dataset()), tokens=token_table(), **options)[1]))
 
     many, one = groups(0), groups(10**6)
     assert len(many.tokens) > 1 == len(one.tokens)
@@ -275,8 +283,7 @@ def test_prompts_are_written_from_the_history_alone():
 
     options = {"batch_size": 8, "history": 4, "every_position": False, "negatives": "none"}
     batch, by_items = (
-        next(iter(training_batches(leave_one_out(dataset()), **options, **more)[1]))
-        for more in ({"prompts": prompts}, {})
+        next(iter(batches_of(leave_one_out(dataset()), **options, **more)[1])) for more in ({"prompts": prompts}, {})
     )
     assert batch.prompt is not None
     assert [(user, read) for user, read, _ in decoded(by_items)] in seen
@@ -293,7 +300,7 @@ def same(a: Batch, b: Batch) -> bool:
 def test_the_stream_is_a_function_of_the_seed():
     split = leave_one_out(dataset())
     first, again, other = (
-        list(islice(training_batches(split, batch_size=8, history=5, seed=seed)[1], 40)) for seed in (3, 3, 4)
+        list(islice(batches_of(split, batch_size=8, history=5, seed=seed)[1], 40)) for seed in (3, 3, 4)
     )
     assert all(map(same, first, again))
     assert not any(map(same, first, other))
@@ -303,7 +310,7 @@ def test_the_stream_is_a_function_of_the_seed():
 
 def test_a_stream_goes_on_from_its_state():
     """As deep into the epochs as wanted, and whatever has been read ahead."""
-    batches = training_batches(leave_one_out(dataset()), batch_size=8, history=5)[1]
+    batches = batches_of(leave_one_out(dataset()), batch_size=8, history=5)[1]
     stream = iter(batches)
     for _ in range(21):
         next(stream)
@@ -314,13 +321,13 @@ def test_a_stream_goes_on_from_its_state():
     assert all(map(same, rest, islice(resumed, 5)))
 
 
-@pytest.mark.parametrize("gaps", [None, Gaps(0.5, 0.2)])
-def test_two_processes_share_the_examples_of_one(gaps):
+@pytest.mark.parametrize("masking", [None, ClozeMasking(0.5, 0.2)])
+def test_two_processes_share_the_examples_of_one(masking):
     split = leave_one_out(dataset())
 
     def stream(shard: tuple[int, int]) -> list[Batch]:
-        options = {"history": 5, "num_negatives": 20, "shard": shard, "multiple_of": 2, "gaps": gaps}
-        return list(islice(training_batches(split, batch_size=8, **options)[1], 30))
+        options = {"history": 5, "num_negatives": 20, "shard": shard, "multiple_of": 2, "masking": masking}
+        return list(islice(batches_of(split, batch_size=8, **options)[1], 30))
 
     one, left, right = stream((0, 1)), stream((0, 2)), stream((1, 2))
     for whole, a, b in zip(one, left, right, strict=True):
@@ -336,7 +343,7 @@ def test_all_batches_of_all_processes_have_one_shape(mode):
     shapes = set()
     for index in (0, 1):
         options = {"history": 5, "negatives": mode, "tokens": token_table(), "shard": (index, 2), "multiple_of": 2}
-        for batch in islice(training_batches(leave_one_out(dataset()), batch_size=8, **options)[1], 10):
+        for batch in islice(batches_of(leave_one_out(dataset()), batch_size=8, **options)[1], 10):
             shapes.add(
                 str([np.shape(part) for part in (*batch[:6], *batch[7:], *sum(batch.tokens, ())) if part is not None])
             )
@@ -349,12 +356,12 @@ def test_all_batches_of_all_processes_have_one_shape(mode):
 )
 def test_a_batch_that_cannot_be_shared_is_refused(batch_size, shard, multiple_of):
     with pytest.raises(ValueError, match=f"batch_size {batch_size} is not a positive multiple of"):
-        training_batches(leave_one_out(dataset()), batch_size=batch_size, shard=shard, multiple_of=multiple_of)
+        batches_of(leave_one_out(dataset()), batch_size=batch_size, shard=shard, multiple_of=multiple_of)
 
 
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(ValueError, match="workers is -1: give the number of processes"):
-        training_batches(leave_one_out(dataset()), batch_size=8, workers=-1)
+        batches_of(leave_one_out(dataset()), batch_size=8, workers=-1)
 
 
 def test_nothing_to_train_on_is_refused():
@@ -363,7 +370,7 @@ def test_nothing_to_train_on_is_refused():
     tables = pl.DataFrame({"item_id": [str(i) for i in range(9)]}), pl.DataFrame({"user_id": list("abc")})
     split = leave_one_out(Dataset("short", data, *tables))
     with pytest.raises(DataError, match="no user has a training target with an item before it"):
-        training_batches(split, batch_size=1)
+        batches_of(split, batch_size=1)
 
 
 def test_ratings_that_the_data_lacks_are_refused():
@@ -371,23 +378,28 @@ def test_ratings_that_the_data_lacks_are_refused():
     data = whole.interactions
     unrated = Dataset("unrated", Interactions(data.user, data.item, None, data.timestamp), whole.items, whole.users)
     with pytest.raises(DataError, match="learns ratings, but the data has none"):
-        training_batches(leave_one_out(unrated), batch_size=1, negatives="none", ratings=True)
+        batches_of(leave_one_out(unrated), batch_size=1, negatives="none", ratings=True)
 
 
 def test_users_first_items_are_targets_where_no_history_is_read():
     split = leave_one_out(dataset())
-    options = {"history": 1, "every_position": False, "first": True}
+    options = {"history": 1, "every_position": False, "predict_first": True}
     found = Counter((user, target) for b in epoch(split, **options) for user, _, (target,) in decoded(b))
     training, _ = split.training()
     user = np.repeat(np.arange(USERS), np.diff(training.offsets))
     assert found == Counter(zip(user.tolist(), training.items.tolist(), strict=True))
 
 
-def test_gaps_hide_what_they_ask_for():
+def test_masking_hides_what_they_ask_for():
     split = leave_one_out(dataset())
     share, only_last = 0.3, 0.25
-    builder, batches = training_batches(
-        split, batch_size=8, history=6, gaps=Gaps(share, only_last), negatives="catalogue", compact=True
+    builder, batches = batches_of(
+        split,
+        batch_size=8,
+        history=6,
+        masking=ClozeMasking(share, only_last),
+        negatives="catalogue",
+        compact_targets=True,
     )
     hidden = positions = lone_last = windows_seen = 0
     sequences = builder.sequences

@@ -8,7 +8,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
-from llm4rec_jax.data.ondisk import mmap as mapped
+from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.writer import Texts, prepare
 
 pytest.importorskip("apache_beam", reason='needs the extra "beam"')
@@ -45,8 +45,8 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def texts(tmp_path, monkeypatch) -> Texts:
     """Short chunks, so that every range of users comes out of several and there are several of items."""
-    whole = mapped.chunks
-    monkeypatch.setattr(mapped, "chunks", lambda total, size=0: whole(total, 77))
+    whole = mmap.chunks
+    monkeypatch.setattr(mmap, "chunks", lambda total, size=0: whole(total, 77))
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\nlamp\ni\n", encoding="utf-8")
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
     return Texts("{item_id}: {title}", str(tmp_path / "tokenizer"), 16)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data import sources
-from llm4rec_jax.data.batching.builder import training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import encode, tokenizer
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
-from llm4rec_jax.data.ondisk import mmap as mapped
+from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.reader import stored_split, stored_tokens
 from llm4rec_jax.data.ondisk.writer import Texts, local, prepare
 from llm4rec_jax.data.splits.protocols import few_shot, leave_one_out
@@ -185,12 +185,12 @@ def test_a_format_of_another_time_is_refused(folder, monkeypatch):
 def test_mapped_columns_are_pickled_by_name(folder):
     _, split = opened(folder)
     column = split.training()[0].items
-    assert len(mapped.dumps(column)) < column.nbytes < len(pickle.dumps(column))
-    same(mapped.loads(mapped.dumps([column, column[3:9]])), [column, column[3:9]])
+    assert len(mmap.dumps(column)) < column.nbytes < len(pickle.dumps(column))
+    same(mmap.loads(mmap.dumps([column, column[3:9]])), [column, column[3:9]])
 
 
 def make(split: Split, workers: int):
-    return iter(training_batches(split, batch_size=4, history=5, negatives="sampled", seed=3, workers=workers)[1])
+    return iter(training_batches(split, BatchOptions(batch_size=4, history=5), seed=3, workers=workers)[1])
 
 
 def test_batches_are_the_same_from_memory_from_files_and_from_workers(folder):

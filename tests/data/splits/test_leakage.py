@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.baselines.popularity import Popularity
-from llm4rec_jax.data.batching.builder import training_batches
+from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
 from llm4rec_jax.data.interactions import Interactions
 from llm4rec_jax.data.splits import leakage as leaks
-from llm4rec_jax.data.splits.leakage import Leak, no_leak, within_users
+from llm4rec_jax.data.splits.leakage import Leak, assert_no_leakage, assert_within_users
 from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation.evaluate import evaluate
@@ -31,8 +31,8 @@ def test_splits_leak_nothing_and_any_target_in_a_history_is_found(name, seed):
     split: Split = SPLITS.build(name, random_dataset(seed, items=14))
     for phase in ("validation", "test"):
         history, targets = split.history(phase), split.targets_of(phase)
-        no_leak(split.dataset, history, [targets], "the history")
-        no_leak(split.dataset, split.training()[0], [targets], "the training sequence")
+        assert_no_leakage(split.dataset, history, [targets], "the history")
+        assert_no_leakage(split.dataset, split.training()[0], [targets], "the training sequence")
         data = split.dataset.interactions
         for user in np.flatnonzero(np.diff(targets.offsets)):
             item = int(targets.of(user)[0])
@@ -41,7 +41,7 @@ def test_splits_leak_nothing_and_any_target_in_a_history_is_found(name, seed):
             if held < ((data.user == user) & (data.item == item)).sum():
                 continue
             with pytest.raises(Leak) as error:
-                no_leak(split.dataset, moved_into(history, user, item), [targets], f"the {phase} history")
+                assert_no_leakage(split.dataset, moved_into(history, user, item), [targets], f"the {phase} history")
             assert str(error.value).startswith(f"the {phase} history of user 'u{user}' holds item 'i{item}'")
 
 
@@ -73,10 +73,10 @@ def test_counts_are_those_of_plain_loops(users, items, size, read, predicted, mo
         one, other = counted(history), sum(map(counted, targets), Counter())
         leaked = sorted(pair for pair in other if one[pair] and one[pair] + other[pair] > there[pair])
         if not leaked:
-            no_leak(dataset, history, targets, "the history")
+            assert_no_leakage(dataset, history, targets, "the history")
             continue
         with pytest.raises(Leak) as error:
-            no_leak(dataset, history, targets, "the history")
+            assert_no_leakage(dataset, history, targets, "the history")
         user, item = leaked[0]
         assert f"user 'u{user}' holds item 'i{item}'" in str(error.value)
         assert f"({len(leaked)} such pairs)" in str(error.value)
@@ -106,7 +106,7 @@ def leaking() -> Split:
 
 def test_training_on_a_target_is_refused_before_a_batch(leaking):
     with pytest.raises(Leak, match=r"the training sequence of user 'u0' holds item .* too good"):
-        training_batches(leaking, batch_size=8)
+        training_batches(leaking, BatchOptions(batch_size=8))
 
 
 def test_evaluation_with_a_target_in_the_history_is_refused(leaking):
@@ -117,7 +117,7 @@ def test_evaluation_with_a_target_in_the_history_is_refused(leaking):
 def test_examples_of_two_users_or_backwards_are_refused():
     sequences = Sequences(np.array([0, 3, 5]), np.zeros(5, np.int32), None, None)
     user = np.array([0, 1])
-    within_users(sequences, user, np.array([0, 3]), np.array([2, 4]))
+    assert_within_users(sequences, user, np.array([0, 3]), np.array([2, 4]))
     for start, stop in (([0, 2], [2, 4]), ([0, 3], [3, 4]), ([0, 4], [2, 3])):
         with pytest.raises(Leak, match=r"training example [01] reads"):
-            within_users(sequences, user, np.array(start), np.array(stop))
+            assert_within_users(sequences, user, np.array(start), np.array(stop))
