@@ -165,7 +165,7 @@ def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
     longest = int(TEXTS.lengths.max())
     ids, mask = token_group(TEXTS, np.arange(len(TEXTS.ids)), longest)
     plain = encoder.apply({"params": params}, ids, mask, *(() if layer is None else (layer,)),
-                          method="every" if layer is None else "below")  # fmt: skip
+                          method="all_hidden_states" if layer is None else "hidden_states")  # fmt: skip
     assert states.shape == np.shape(plain)
     np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
     short = int(TEXTS.lengths.argmin())

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 _FORMAT_VERSION = 1
 _ENCODE_AT_ONCE = 8192
 
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+)
+"""Files of which a tokenizer's folder has at least one."""
+
 
 class Tokens(NamedTuple):
     """Token ids int32 [n, L], padded on the right to the longest text, and lengths int32 [n] without padding."""
@@ -32,6 +43,8 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     Raises:
         ValueError: if there is none, or it is not a fast tokenizer.
     """
+    if Path(path_or_name).is_dir():
+        check_vocabulary(Path(path_or_name))
     from transformers import AutoTokenizer  # Takes seconds to import
 
     try:
@@ -47,6 +60,19 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     if not loaded.is_fast:
         raise ValueError(f"the tokenizer at {str(path_or_name)!r} is not a fast one: save it with a tokenizer.json")
     return loaded
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Checks that a folder has a tokenizer: without one, transformers makes one to which every word is unknown.
+
+    Raises:
+        ValueError: if it has none of the `VOCABULARY_FILES`.
+    """
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ValueError(
+            f"{folder} holds no tokenizer (none of {', '.join(VOCABULARY_FILES)}): copy the files of the "
+            "tokenizer that the model was trained with into it, `tokenizer.save_pretrained(folder)` in transformers"
+        )
 
 
 def tokenise(
@@ -68,6 +94,8 @@ def tokenise(
         ValueError: if max_length leaves no room beside the special tokens, or a folder has no tokenizer.
     """
     by_folder = isinstance(tokenizer, Path)
+    if by_folder:
+        check_vocabulary(tokenizer)
     digest = _files_hash(tokenizer, max_length) if by_folder else settings_hash(tokenizer, max_length)
     for text in texts:
         encoded = text.encode()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax.data.cache import default_folder
+from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
 from llm4rec_jax.models.encoders import gguf
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
 from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError, write_weights
@@ -22,13 +23,17 @@ from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
+    "added_tokens.json",
     "merges.txt",
+    "bpe.codes",
+    "chat_template.jinja",
 )
+"""All that a tokenizer in transformers reads from a folder."""
+_SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/*.json",
+                   "*_*/model.safetensors")  # fmt: skip
 
 
 def load(
@@ -101,7 +106,7 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES]
+    wanted = ["config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES, *_SENTENCE_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -17,9 +17,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from llm4rec_jax import checksums
+from llm4rec_jax.data.features.tokens import check_vocabulary
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import Encoder, Family
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import MODES
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
     AGAIN,
@@ -54,9 +56,6 @@ BASE = "llm4rec_jax.base"
 """The name beside the weights under which the digest of the encoder's parameters goes."""
 FORMAT = "0.21.0"
 """The version of peft whose format is written."""
-
-_POOLINGS = ("mean", "cls", "max")
-"""Those that sentence-transformers has under the same name and meaning."""
 
 
 class Loaded(NamedTuple):
@@ -203,7 +202,7 @@ def merge(
       encoder, params: as `pretrained.load` returns them.
       method, delta: any method that merges, or a chain of such; the delta is that of a bare encoder.
       tokenizer_from: a folder or hub name whose tokenizer files are copied.
-      pooling: mean, cls or max.
+      pooling: One of those that sentence-transformers has: mean, cls, max, last, weighted_mean, mean_sqrt.
       max_tokens: sentence-transformers cuts texts to so many tokens.
 
     Raises:
@@ -214,11 +213,11 @@ def merge(
     if method.merge is None:
         instead = "write the adapter with `save`" if method.name in WRITERS else "keep the run's own checkpoint of it"
         raise InterchangeError(f"the method {method.name!r} cannot be folded into the encoder's weights: {instead}")
-    if pooling not in _POOLINGS:
+    if pooling not in MODES:
         if pooling not in POOLINGS:
-            raise InterchangeError(unknown_name("pooling", pooling, _POOLINGS))
+            raise InterchangeError(unknown_name("pooling", pooling, MODES))
         raise InterchangeError(
-            f"sentence-transformers has no pooling {pooling!r}, only {', '.join(_POOLINGS)}: choose one of them, which "
+            f"sentence-transformers has no pooling {pooling!r}, only {', '.join(MODES)}: choose one of them, which "
             "gives other vectors, or keep the run's own checkpoint"
         )
     most = encoder.config.max_position_embeddings
@@ -226,10 +225,10 @@ def merge(
         raise InterchangeError(f"max_tokens is {max_tokens}, but the encoder has {most} positions: give 1 to {most}")
     if tokenizer_from is not None:
         tokenizer_from = pretrained.resolve(tokenizer_from)
-        if not any((tokenizer_from / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-            raise InterchangeError(
-                f"{tokenizer_from} holds no tokenizer: give a folder with tokenizer.json or vocab.txt"
-            )
+        try:
+            check_vocabulary(tokenizer_from)
+        except ValueError as error:
+            raise InterchangeError(str(error)) from error
     params = jax.tree.map(jnp.asarray, dict(params))
     _check_delta(method, delta, params)
     merged = jax.tree.map(_host, method.merge(params, delta))
@@ -238,7 +237,6 @@ def merge(
             f"merged, these have values that are not finite: {some(broken)}; go back to a checkpoint"
         )
     _make(folder / "1_Pooling")
-    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
     # In the form of the first releases, which all later ones read too.
     described = {
         "modules.json": [
@@ -247,7 +245,7 @@ def merge(
         ],
         "1_Pooling/config.json": {
             "word_embedding_dimension": encoder.config.hidden_size,
-            **{f"pooling_mode_{theirs}": name == pooling for name, theirs in modes.items()},
+            **{flag: name == pooling for name, (_, flag) in MODES.items()},
         },
         "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
         "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": None},
