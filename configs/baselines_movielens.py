@@ -39,17 +39,17 @@ PAIRS: dict[str, Any] = {
 # What differs from configs/movielens_100k.py:id in the trained ones.
 TRAINED: dict[str, dict[str, Any]] = {
     # Matrix factorisation over pairs (Rendle et al. 2009).
-    "bpr_mf": {"model.users": "id", **PAIRS},
+    "bpr_mf": {"model.users": "mf", **PAIRS},
     # Kang & McAuley 2018, with the softmax over the catalogue in place of one negative.
     "sasrec": {"model.users": "transformer"},
     # Two networks over ids, in-batch softmax with the correction of Yi et al. 2019.
-    "two_tower": {"model.users": "tower", "model.tower": "mlp", "loss.name": "in_batch"},
+    "two_tower": {"model.users": "two_tower", "model.tower": "mlp", "loss.name": "in_batch"},
     # Sun et al. 2019.
-    "bert4rec": {"model.users": "bidirectional", "train.steps": 1200, "train.eval_every": 100},
+    "bert4rec": {"model.users": "bert4rec", "train.steps": 1200, "train.eval_every": 100},
     # Hidasi et al. 2016, with the softmax over the catalogue.
     "gru4rec": {"model.users": "gru"},
     # He et al. 2020.
-    "lightgcn": {"model.users": "graph", **PAIRS},
+    "lightgcn": {"model.users": "lightgcn", **PAIRS},
 }
 ARGS = (*FITTED, *TRAINED)
 
@@ -57,7 +57,7 @@ ARGS = (*FITTED, *TRAINED)
 CHOSEN: dict[str, dict[str, Any]] = {
     "sasrec": {"train.learning_rate": 1e-2},
     "gru4rec": {"train.learning_rate": 1e-2},
-    "lightgcn": {"train.learning_rate": 1e-2, "model.user_options.graph.layers": 1},
+    "lightgcn": {"train.learning_rate": 1e-2, "model.user_options.lightgcn.layers": 1},
 }
 
 # Settings compared on validation. Options of closed forms are the usual ones.

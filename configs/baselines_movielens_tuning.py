@@ -17,10 +17,10 @@ RATES = (1e-3, 3e-3, 1e-2)
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "bpr_mf": [{"train.weight_decay": decay} for decay in (1e-3, 1e-1)],
     "sasrec": [{"model.user_options.transformer.dropout": dropout} for dropout in (0.2, 0.5)],
-    "two_tower": [{"model.user_options.tower.dropout": dropout} for dropout in (0.2, 0.5)],
-    "bert4rec": [{"model.user_options.bidirectional.share": share} for share in (0.2, 0.4)],
+    "two_tower": [{"model.user_options.two_tower.dropout": dropout} for dropout in (0.2, 0.5)],
+    "bert4rec": [{"model.user_options.bert4rec.mask_prob": share} for share in (0.2, 0.4)],
     "gru4rec": [{"model.user_options.gru.dropout": dropout} for dropout in (0.2, 0.5)],
-    "lightgcn": [{"model.user_options.graph.layers": layers} for layers in (1, 2, 3)],
+    "lightgcn": [{"model.user_options.lightgcn.layers": layers} for layers in (1, 2, 3)],
 }
 
 

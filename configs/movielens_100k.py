@@ -79,16 +79,16 @@ def get_config(arg: str = "lora") -> ConfigDict:
             "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
             "attention": {"hidden": 64},
             "gru": {"dropout": 0.2},
-            "bidirectional": {
+            "bert4rec": {
                 "layers": 2,
                 "heads": 2,
                 "dropout": 0.2,
                 "positions": 100,
-                "share": 0.2,
-                "only_last": 0.2,
+                "mask_prob": 0.2,
+                "mask_last_prob": 0.2,
             },
-            "tower": {"hidden": 128, "dropout": 0.2},
-            "graph": {"layers": 2},
+            "two_tower": {"hidden": 128, "dropout": 0.2},
+            "lightgcn": {"layers": 2},
         }
     )
     model.head = "dot"

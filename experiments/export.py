@@ -23,19 +23,17 @@ _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's w
 def main() -> None:
     workdir = command.workdir()
     assembly, params, delta = restored(workdir)
-    config, encoder = assembly.config, assembly.model.encoder
-    if encoder is None or config.peft.within != "encoder":
-        raise ValueError(
-            f"{workdir} adapts {'no encoder' if encoder is None else config.peft.within}: nothing to export"
-        )
+    config, text = assembly.config, assembly.model.text
+    if text is None or config.peft.within != "encoder":
+        raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")
     method, own = assembly.bare_method, delta["encoder"]
     others = {name: part for name, part in params.items() if name != "encoder"}
     assert _OUT.value is not None
     if _MERGE.value:
         written = save_load.merge(
-            _OUT.value, encoder, params["encoder"], method, own,
+            _OUT.value, text.encoder, params["encoder"], method, own,
             tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling,
-            max_tokens=min(config.text.max_tokens, encoder.config.max_position_embeddings),
+            max_tokens=min(config.text.max_tokens, text.encoder.config.max_position_embeddings),
         )  # fmt: skip
     else:
         base = str(assembly.encoder_path)

@@ -5,7 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 _SHOWN = 40
@@ -49,14 +50,18 @@ class Registry(dict[str, T], Generic[T]):
         super().__init__()
         self.kind = kind
         self.aliases: dict[str, str] = {}
+        self._option_aliases: dict[str, Mapping[str, str]] = {}
         self._warned: set[str] = set()
 
-    def register(self, name: str, aliases: Iterable[str] = ()) -> Callable[[Registered], Registered]:
+    def register(
+        self, name: str, *, aliases: Iterable[str] = (), option_aliases: Mapping[str, str] = MappingProxyType({})
+    ) -> Callable[[Registered], Registered]:
         """Returns a decorator that stores its argument under `name` and returns it unchanged.
 
         Args:
             name: Name of the entry.
             aliases: Former names, which still find the entry, with a warning.
+            option_aliases: Former names of options that `build` takes, and the names that replace them.
 
         Raises:
             ValueError: if the name or an alias is taken.
@@ -67,6 +72,7 @@ class Registry(dict[str, T], Generic[T]):
                 if taken in self or taken in self.aliases:
                     raise ValueError(f"{self.kind} {taken!r} is registered already; choose another name")
             self.aliases.update(dict.fromkeys(aliases, name))
+            self._option_aliases[name] = option_aliases
             # The decorated object keeps its own, more precise type for its callers.
             self[name] = cast(T, value)
             return value
@@ -77,17 +83,19 @@ class Registry(dict[str, T], Generic[T]):
         """Returns the name that replaces an alias, with one warning a process; any other name as it is."""
         if name not in self.aliases:
             return name
-        if name not in self._warned:
-            self._warned.add(name)
-            message = f"the {self.kind} {name!r} is now called {self.aliases[name]!r}; the old name still works"
-            warnings.warn(message, FutureWarning, stacklevel=2)
+        self._warn(f"the {self.kind} {name!r}", self.aliases[name])
         return self.aliases[name]
+
+    def _warn(self, what: str, name: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"{what} is now called {name!r}; the old name still works", FutureWarning, stacklevel=3)
 
     def lookup(self, name: str) -> T:
         """Returns the entry of that name or alias.
 
         Raises:
-            ValueError: if there is none; the message names the nearest and lists all.
+            ValueError: if there is no such entry; the message names the nearest and lists all.
         """
         name = self.current_name(name)
         if name not in self:
@@ -100,7 +108,11 @@ class Registry(dict[str, T], Generic[T]):
         Raises:
             ValueError: no such entry, or an option that it does not take; the message names the nearest and lists all.
         """
-        entry = cast(Callable[..., Any], self.lookup(name))
+        name, given = self.current_name(name), options
+        entry, renamed = cast(Callable[..., Any], self.lookup(name)), self._option_aliases.get(name, {})
+        options = {renamed.get(option, option): value for option, value in given.items()}
+        for option in given.keys() & renamed.keys():
+            self._warn(f"the option {option!r} of the {self.kind} {name!r}", renamed[option])
         accepted = [n for n in list(inspect.signature(entry).parameters)[len(args) :] if n not in ("parent", "name")]
         for option in options:
             if option not in accepted:

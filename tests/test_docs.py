@@ -13,6 +13,7 @@ from llm4rec_jax.data.sources import SOURCES
 from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
 
@@ -79,7 +80,7 @@ def test_every_key_of_the_configuration_is_described():
     [
         ("Methods", peft.METHODS, set()),
         ("Losses", LOSSES, set()),
-        ("User encoders", USERS, {"text"}),
+        ("User encoders", {*USERS, *GRAPHS}, set()),
         ("Heads", HEADS, set()),
         ("Baselines", BASELINES, {"liked_share", "gp"}),
     ],

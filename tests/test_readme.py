@@ -12,6 +12,7 @@ from llm4rec_jax.data import sources
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.runs.assemble import INPUTS
@@ -93,7 +94,7 @@ def test_a_study_of_ones_own_components_trains(tmp_path):
     [
         ("inputs", INPUTS, set()),
         ("loss.name", LOSSES, {"against", "sampled", "items"}),
-        ("model.users", {*USERS, "text"}, set()),
+        ("model.users", {*USERS, *GRAPHS}, set()),
         ("model.head", HEADS, set()),
         ("encoder.pooling", POOLINGS, set()),
     ],

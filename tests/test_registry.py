@@ -25,3 +25,13 @@ def test_names_and_aliases_are_taken_once(name):
     with pytest.raises(ValueError, match="registered already"):
         shapes.register("circle", aliases=(name,))(object())
     assert list(shapes) == ["square"]
+
+
+def test_former_names_of_options():
+    shapes = Registry("shape")
+    shapes.register("square", option_aliases={"edge": "side"})(lambda side=1: 4 * side)
+    with pytest.warns(FutureWarning, match="the option 'edge' of the shape 'square' is now called 'side'"):
+        assert shapes.build("square", edge=2) == 8
+    assert shapes.build("square", edge=3) == 12
+    with pytest.raises(ValueError, match=r"unknown option of shape 'square': 'edges'.* Choose from: side$"):
+        shapes.build("square", edges=2)

@@ -34,10 +34,9 @@ def measure(assembly: Assembly, repeats: int = 20) -> dict[str, Any]:
 
     There is nothing to compute once below block 0: that step is timed alone.
     """
-    assert assembly.model.encoder is not None
     params, config = assembly.params(), assembly.config
     whole = training.parts(assembly, params, dropout=False)
-    cut, _ = constant_below(whole.trainable["delta"], assembly.model.encoder.config.num_hidden_layers)
+    cut, _ = constant_below(whole.trainable["delta"], assembly.model.text_encoder.encoder.config.num_hidden_layers)
     sides = {"uncached" if cut else "ours": Side(assembly, whole)}
     made: dict[str, Any] = {"states_s": None, "states_mib": None}
     if cut:

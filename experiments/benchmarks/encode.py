@@ -15,9 +15,10 @@ from experiments.benchmarks import machine, timing
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data import assets, sources
 from llm4rec_jax.data.features import text, tokens
-from llm4rec_jax.inference.scorer import RecommenderScorer
+from llm4rec_jax.inference.text_encoder import BatchTextEncoder
 from llm4rec_jax.models.encoders import huggingface
-from llm4rec_jax.models.recommender import recommender
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.text_encoder import TextEncoder
 
 _TEXTS = flags.DEFINE_string("texts", None, "Of the benchmark `encode`: a file whose lines are encoded too.")
 
@@ -87,13 +88,13 @@ def measure(
 
 
 def ours(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[], np.ndarray]:
-    """`RecommenderScorer.encode_texts`, as evaluation and `text_vectors` call it."""
+    """Encodes as evaluation and `text_vectors` do."""
     encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype)
-    model, method = recommender(encoder=encoder, users="mean", project=None), peft.create("frozen")
-    scorer = RecommenderScorer(model, method, sharding.make_mesh(), None, None, 1)
+    model, method = TextEncoder(encoder, POOLINGS.build("mean")), peft.create("frozen")
+    encode = BatchTextEncoder(model, method, sharding.make_mesh()).encode
     weights = {"encoder": params}, method.init(jax.random.key(0), {"encoder": params})
     tokenizer = tokens.tokenizer(folder)
-    return lambda: scorer.encode_texts(weights, tokens.encode(texts, tokenizer, MAX_TOKENS))
+    return lambda: encode(weights, tokens.encode(texts, tokenizer, MAX_TOKENS))
 
 
 def peer(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[int], np.ndarray]:

@@ -11,6 +11,7 @@ from configs import baselines_movielens
 from experiments.benchmarks import timing, training
 from llm4rec_jax.data.batching.builder import BatchBuilder
 from llm4rec_jax.models.encoders.huggingface import flatten
+from llm4rec_jax.models.users.base import UserInputs
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.runs.assemble import Assembly
 
@@ -109,18 +110,10 @@ def read(builder: BatchBuilder) -> tuple[np.ndarray, np.ndarray]:
 def compare(parts: training.Parts, batch: Any, peer: dict[str, Any]) -> dict[str, float]:
     """Largest differences of user embeddings, loss and gradients on one batch without dropout."""
     objective, frozen, trainable = parts.update.objective, parts.frozen, parts.trainable
-    item_embeddings = forward(
-        objective.model, objective.method, trainable["params"], {}, batch.items, None, apply="context"
-    )
-    user_embeddings = forward(
-        objective.model,
-        objective.method,
-        trainable["params"],
-        {},
-        item_embeddings[batch.history],
-        batch.history_mask,
-        apply="user_embeddings",
-    )
+    model, method, params = objective.model, objective.method, trainable["params"]
+    item_embeddings = forward(model.items, method, params, {}, {"ids": batch.items})
+    inputs = UserInputs(item_embeddings[batch.history], batch.history_mask)
+    user_embeddings = forward(model.matcher, method, params, {}, inputs, apply="user_embeddings")
     loss, grads = jax.jit(jax.value_and_grad(objective))(trainable, frozen, batch, None)
     ours = np.asarray(user_embeddings)[np.asarray(batch.target_mask)]
     return {

@@ -56,8 +56,8 @@ def measure(assembly: Assembly, devices: int, model: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(model, jax.devices()[:devices])
     builder, _ = training.batches(assembly, mesh.shape["data"], compact=mesh.size == 1)
     batch = builder(np.arange(assembly.config.train.batch_size), np.random.default_rng(0))
-    encoder = assembly.model.encoder
-    rules = encoder.family.sharding_rules if model > 1 and encoder is not None else ()
+    text = assembly.model.text
+    rules = text.encoder.family.sharding_rules if model > 1 and text is not None else ()
     compiled = compile_step(assembly, batch, mesh, rules)
     return {"devices": devices, "data": devices // model, "model": model, **analysis(compiled)}
 
@@ -67,8 +67,7 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """The step that `train` would make of a configuration, states below the lowest trained block known."""
     params = jax.eval_shape(assembly.params)
-    encoder = assembly.model.encoder
-    assert encoder is not None
+    encoder = assembly.model.text_encoder.encoder
     parts = training.parts(assembly, params)
     cut, every = constant_below(parts.trainable["delta"], encoder.config.num_hidden_layers)
     # A side network's are those of all blocks, which few catalogues can hold: here they are computed in the step.

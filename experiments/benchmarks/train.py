@@ -41,11 +41,10 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
     from experiments.benchmarks import torch_text
 
     config: Any = assembly.config
-    assert assembly.model.encoder is not None
     assert assembly.tokens is not None
     params = assembly.params()
     whole = training.parts(assembly, params, dropout=False)
-    cut, _ = constant_below(whole.trainable["delta"], assembly.model.encoder.config.num_hidden_layers)
+    cut, _ = constant_below(whole.trainable["delta"], assembly.model.text_encoder.encoder.config.num_hidden_layers)
     parts = training.parts(assembly, params, cut, dropout=False)
     if cut:
         weights = {**whole.frozen["params"], **whole.trainable["params"]}

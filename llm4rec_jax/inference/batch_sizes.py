@@ -1,4 +1,4 @@
-"""Sizes of what a device is given at a time, by its kind."""
+"""Sizes of the work that a device is given at a time, by its kind."""
 
 from jax.sharding import Mesh
 
@@ -7,25 +7,27 @@ def _on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def rows_of_a_tile(mesh: Mesh, tokens: int = 12) -> int:
-    """As many as a CPU's cache takes, in each lane; other devices would idle with so few.
+def rows_per_batch(mesh: Mesh, tokens: int = 12) -> int:
+    """Returns the number of rows of a fixed batch: few enough for a CPU's cache, many enough to fill other devices.
 
     Args:
-      tokens: of a row that is a text.
+      mesh: The devices.
+      tokens: Tokens a row, when rows are texts.
     """
     return max(384 // tokens // 8, 1) * 8 if _on_cpu(mesh) else 512
 
 
-def lanes(mesh: Mesh) -> int:
-    """Programs that a device works on at a time: at the seams of one, where work is handed out, a CPU's cores idle.
+def num_streams(mesh: Mesh) -> int:
+    """Returns the number of programs that a device runs side by side.
 
-    Of several devices of a CPU each has a program of its own anyway.
+    Between two operations of one program, when work is handed out, a CPU's cores idle; a second program fills the gap.
+    When a CPU acts as several devices, each has a program of its own anyway.
     """
     return 2 if _on_cpu(mesh) and mesh.size == 1 else 1
 
 
 def group_cost(mesh: Mesh) -> int:
-    """Padding, in tokens, that one more group of texts in a training step has to save to be worth its compilation.
+    """Returns the padding, in tokens, that one more group of texts in a training step must save to pay for itself.
 
     A GPU passes over thousands of tokens in a millisecond, and takes seconds to compile a group.
     """

@@ -1,7 +1,4 @@
-"""Encoders, pooling, user models, scoring heads, and the recommender that joins them. Nothing here knows of PEFT."""
+"""Language models, item and user encoders, scoring heads, and the recommender made of them.
 
-# They register themselves as user models.
-from llm4rec_jax.models.graphs import lightgcn as graph
-from llm4rec_jax.models.users import bert4rec as bidirectional
-
-__all__ = ["bidirectional", "graph"]
+Nothing here knows of parameter-efficient methods.
+"""

@@ -1,8 +1,10 @@
-"""Heads of the pointwise task: from text vectors and the answers of a history to the logit of a like.
+"""Rating heads: text vectors and the ratings of a history to the logit of a like.
 
-Both take vectors of unit length about a common centre, and start at what the liked share says: log((likes + 1) /
-(dislikes + 1)), Laplace's rule. `reads_history` says whether the vectors of the history are read.
+Heads read vectors of unit length about a common centre. Each starts at what the liked share of the history says,
+log((likes + 1) / (dislikes + 1)), by Laplace's rule of succession.
 """
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,30 +12,66 @@ import jax.numpy as jnp
 
 from llm4rec_jax.registry import Registry
 
-ANSWERS: Registry = Registry("answering model")
+RATING_HEADS: Registry = Registry("rating head")
 
 
 def laplace(share: jax.Array, count: jax.Array) -> jax.Array:
-    """The logit by Laplace's rule of succession of `share · count` likes among `count` answers; both [...]."""
+    """Returns the logit of a like by Laplace's rule of succession.
+
+    Args:
+      share: Share of likes, [...].
+      count: Number of ratings that it is the share of, [...].
+
+    Returns:
+      log((share · count + 1) / ((1 - share) · count + 1)), [...].
+
+    Example:
+      >>> [round(float(logit), 3) for logit in laplace(jnp.array([0.5, 1.0]), jnp.array([4.0, 1.0]))]
+      [0.0, 0.693]
+    """
     return jnp.log(share * count + 1.0) - jnp.log((1.0 - share) * count + 1.0)
 
 
-@ANSWERS.register("text")
-class PromptHead(nn.Module):
-    """a + √W w · P_u, and the prior: P_u = M(D_u) is the vector of a prompt that tells history and target.
+class RatingHead(nn.Module):
+    """Base of rating heads.
 
-    Attributes:
-      prior: False leaves the answers to what the encoder makes of the prompt.
+    Class attributes:
+      reads_history: Whether the head reads the vectors of the history's items. Otherwise the target's vector is that of
+        a prompt, which tells history and target.
     """
 
-    reads_history = False
+    reads_history: ClassVar[bool] = True
+
+    def __call__(
+        self, target: jax.Array, history: jax.Array | None, liked: jax.Array, visible: jax.Array, age: jax.Array
+    ) -> jax.Array:
+        """Returns logits [B, T] of T targets for each of B histories.
+
+        Args:
+          target: Vectors of targets or prompts, [B, T, W].
+          history: Vectors of the history's items, [B, H, W]; None where prompts are read.
+          liked: Whether an item of the history is liked, float [B, H] in {0, 1}.
+          visible: Which ratings may be read for a target, float [B, T, H] in {0, 1}.
+          age: Number of ratings between that of the history and the target, float [B, T, H].
+        """
+        raise NotImplementedError
+
+
+@RATING_HEADS.register("text")
+class PromptHead(RatingHead):
+    """The logit a + √W w · P_u plus the prior, where P_u = M(D_u) is the vector of a prompt.
+
+    Attributes:
+      prior: Whether the logit of the liked share is added.
+    """
+
+    reads_history: ClassVar[bool] = False
     prior: bool = True
 
     @nn.compact
     def __call__(
         self, target: jax.Array, history: jax.Array | None, liked: jax.Array, visible: jax.Array, age: jax.Array
     ) -> jax.Array:
-        """As `SignedAttention`, with prompts [B, T, W] in place of targets; history is None."""
         scale = target.shape[-1] ** 0.5
         logit = nn.Dense(1, kernel_init=nn.initializers.zeros, name="output")(scale * target)[..., 0]
         if not self.prior:
@@ -43,21 +81,20 @@ class PromptHead(nn.Module):
         return logit + laplace(likes / jnp.maximum(count, 1.0), count)
 
 
-@ANSWERS.register("hierarchical")
-class SignedAttention(nn.Module):
-    """A user's answers are averaged with more weight on films like the target; what all like is added.
+@RATING_HEADS.register("hierarchical")
+class SignedAttention(RatingHead):
+    """A mean of the user's ratings, weighted towards items like the target, plus the popularity of the target.
 
         α_h ∝ exp(c cos(x_t, x_h) − r age_h)
         logit = a + b Laplace(Σ α_h liked_h, n) + q(x_t) − d Σ α_h q(x_h),    q(x) = w · x
 
-    At the start w, a and d are zero and b is one: the liked share, weighted by c and r. The term in d asks how much
-    more the user likes the history's films than others do.
+    At the start w, a and d are zero and b is one, so the logit is that of the liked share, weighted by c and r. The
+    term in d compares the user's likes with those of others for the same items.
 
     Attributes:
-      start_closeness, start_recency: c and r at the start; with both zero every answer has the same weight.
+      start_closeness, start_recency: Initial c and r; when both are zero all ratings have the same weight.
     """
 
-    reads_history = True
     start_closeness: float = 0.0
     start_recency: float = 0.0
 
@@ -65,16 +102,8 @@ class SignedAttention(nn.Module):
     def __call__(
         self, target: jax.Array, history: jax.Array | None, liked: jax.Array, visible: jax.Array, age: jax.Array
     ) -> jax.Array:
-        """Logits [B, T].
-
-        Args:
-          target: [B, T, W] vectors of T targets for each of B histories.
-          history: [B, H, W].
-          liked: float [B, H] in {0, 1}.
-          visible: float [B, T, H] in {0, 1}, the answers that may be read for a target.
-          age: float [B, T, H], how many answers lie between.
-        """
-        assert history is not None
+        if history is None:
+            raise ValueError("the rating head 'hierarchical' reads the vectors of the history's items, not prompts")
 
         def number(name: str, start: float = 0.0) -> jax.Array:
             return self.param(name, nn.initializers.constant(start), ())

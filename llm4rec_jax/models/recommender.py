@@ -1,258 +1,237 @@
-"""The recommender: encoder, pooling, user model and head together.
+"""The recommender: item encoder, user encoder and scoring head, and the text encoder that they read texts with.
 
-context  C_i = M(D_i)        `encode` then `context`
-profile  P_u = M(D_u)        `user_embeddings` (a user model over item embeddings) or `prompt_profile` (M reads the history)
-score    Y_ui = F(P_u, C_i)  `score`, `score_matrix`
+    item embedding  C_i = M(D_i)        [U, D]
+    user embedding  P_u = M(D_u)        [B, D]
+    score           Y_ui = F(P_u, C_i)  [B, U]
+
+A `Recommender` is four modules over one tree of parameters. Each is applied to the whole tree, and reads its own names:
+
+    {"encoder", "pooling"}              text     token ids to vectors
+    {"project", "ids", "tower"}         items    ids and vectors of texts to item embeddings
+    {"users"} or {"project_prompt"}     matcher  to user embeddings,
+    {"head"}                                     and both to scores
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models import text_encoder
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.encoders.pooling import POOLINGS
-from llm4rec_jax.models.graphs.lightgcn import Edges, LightGcn
-from llm4rec_jax.models.heads import HEADS
-from llm4rec_jax.models.users import base as user_models
-from llm4rec_jax.models.users.base import USERS
-from llm4rec_jax.registry import Registry
-
-PROJECTIONS: Registry = Registry("projection")
-
-
-@PROJECTIONS.register("linear")
-class LinearProjection(nn.Module):
-    """One linear layer to D."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(self.width, name="output")(x)
+from llm4rec_jax.models.graphs.base import GRAPHS, Edges, GraphItems, GraphUsers
+from llm4rec_jax.models.heads import HEADS, Head
+from llm4rec_jax.models.items.item_encoder import COMBINATIONS, Feature, IdTable, ItemEncoder
+from llm4rec_jax.models.items.projection import PROJECTIONS
+from llm4rec_jax.models.text_encoder import TextEncoder
+from llm4rec_jax.models.users.base import USERS, UserEncoder, UserInputs
+from llm4rec_jax.registry import unknown_name
 
 
-@PROJECTIONS.register("mlp")
-class MlpProjection(nn.Module):
-    """Norm, hidden layer, GELU, D. The norm gives any encoder's vectors the same scale.
+class Matcher(nn.Module):
+    """A user encoder and a scoring head."""
 
-    Attributes:
-      width: D.
-      hidden: width of the hidden layer.
-      dropout: on the hidden layer, when a dropout rng is given.
-    """
+    users: UserEncoder
+    head: Head
 
-    width: int
-    hidden: int = 256
-    dropout: float = 0.0
+    # Flax: a part keeps the name that it was made with. Parameters of prompts stand under "project_prompt".
+    preserve_adopted_names: ClassVar[bool] = True
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(nn.LayerNorm(name="norm")(x)))
-        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-        return nn.Dense(self.width, name="output")(x)
+    def __call__(self, inputs: UserInputs, item_embeddings: jax.Array) -> jax.Array:
+        """Inputs of B users and item embeddings [N, D] to scores [B, N] at the first position; uses every parameter."""
+        users = self.user_embeddings(inputs)[:, 0]
+        return self.score_matrix(users, item_embeddings) + self.score(users[:1], item_embeddings[:1])
 
+    def user_embeddings(self, inputs: UserInputs) -> jax.Array:
+        """Inputs of B users to user embeddings, [B, H, D] or [B, 1, D]; see `UserEncoder`."""
+        return self.users(inputs)
 
-class Recommender(nn.Module):
-    """Encoder, pooling, projection, user model, head. Build it with `recommender`, which checks the combination.
-
-    Attributes:
-      encoder: M, or None when items are ids only.
-      pooling: states to a text's vector.
-      project: to D, or None to keep the encoder's width.
-      project_prompt: the same for a profile that M reads from a prompt.
-      users: the user model, or None when M reads the history as one prompt.
-      head: F.
-      num_items: I when items have an id embedding, else None.
-      width: D.
-      tower: on the id embeddings, or None.
-    """
-
-    encoder: Encoder | None
-    pooling: nn.Module | None
-    project: nn.Module | None
-    project_prompt: nn.Module | None
-    users: nn.Module | None
-    head: nn.Module
-    num_items: int | None
-    width: int
-    tower: nn.Module | None = None
-
-    def setup(self) -> None:
-        if self.num_items is not None and not isinstance(self.users, LightGcn):
-            self.ids = nn.Embed(self.num_items, self.width, embedding_init=nn.initializers.normal(0.02))
-
-    def __call__(
-        self, ids: jax.Array, mask: jax.Array, items: jax.Array, history: jax.Array, history_mask: jax.Array
-    ) -> jax.Array:
-        """Runs every part once, to initialise it. ids, mask: [U, L]; items: [U]; history, history_mask: [B, H]."""
-        item_embeddings = self.context(items, None if self.encoder is None else self.encode(ids, mask))
-        if self.users is None:
-            user_embeddings = self.prompt_profile(self.encode(ids, mask))
-        else:
-            user_embeddings = self.user_embeddings(
-                item_embeddings[history], history_mask, jnp.zeros(len(history), jnp.int32)
-            )[:, -1]
-        return self.score_matrix(user_embeddings, item_embeddings) + self.score(
-            user_embeddings[:1], item_embeddings[:1]
-        )
-
-    def encode(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token ids [U, L] and mask [U, L] to pooled float32 vectors [U, W], W the encoder's width."""
-        assert self.encoder is not None
-        assert self.pooling is not None
-        return self.pooling(self.encoder(ids, mask), mask).astype(jnp.float32)
-
-    def states_below(self, ids: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
-        """Token ids [U, L] and mask [U, L] to the hidden states before the encoder's block `layer`, [U, L, W]."""
-        assert self.encoder is not None
-        return self.encoder.hidden_states(ids, mask, layer)
-
-    def states_of_all(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Token ids [U, L] and mask [U, L] to the hidden states before and after each block, [U, L, S, W]."""
-        assert self.encoder is not None
-        return self.encoder.all_hidden_states(ids, mask)
-
-    def encode_over(self, states: jax.Array, mask: jax.Array) -> jax.Array:
-        """What `encode` gives, [U, W], from the hidden states of all blocks, [U, L, S, W]."""
-        assert self.encoder is not None
-        assert self.pooling is not None
-        return self.pooling(self.encoder.encode_from(None, states, mask), mask).astype(jnp.float32)
-
-    def encode_above(self, states: jax.Array, mask: jax.Array, layer: int) -> jax.Array:
-        """What `encode` gives, [U, W], from the hidden states before block `layer`, [U, L, W]."""
-        assert self.encoder is not None
-        assert self.pooling is not None
-        return self.pooling(self.encoder.encode_from(layer, states, mask), mask).astype(jnp.float32)
-
-    def context(self, items: jax.Array, text: jax.Array | None) -> jax.Array:
-        """Item rows [U] and their pooled text [U, W] to item embeddings [U, D]."""
-        context = None
-        if text is not None:
-            context = text if self.project is None else self.project(text)
-        if self.num_items is not None:
-            ids = self.users.items()[items] if isinstance(self.users, LightGcn) else self.ids(items)
-            if self.tower is not None:
-                ids = self.tower(ids)
-            context = ids if context is None else context + ids
-        assert context is not None
-        return context
-
-    def user_embeddings(
-        self,
-        item_embeddings: jax.Array | None,
-        mask: jax.Array | None,
-        users: jax.Array | None = None,
-        hidden: jax.Array | None = None,
-    ) -> jax.Array:
-        """Contexts of histories [B, H, D], padded at the end, to the profile after every position [B, H, D].
-
-        What `users.reads` of the user model says it does not read may be None.
-
-        Args:
-          item_embeddings, mask: [B, H, D] and [B, H].
-          users: rows of the user table [B], for a model that knows its users: user embeddings are [B, 1, D] then.
-          hidden: positions [B, H] of gaps, for a model that fills them.
-        """
-        assert self.users is not None
-        match user_models.reads(self.users):
-            case "user":
-                return self.users(users)[:, None]
-            case "gaps":
-                return self.users(item_embeddings, mask, hidden)
-        return self.users(item_embeddings, mask)
-
-    def prompt_profile(self, text: jax.Array) -> jax.Array:
-        """Pooled prompts [B, W] to user embeddings [B, D]."""
-        return text if self.project_prompt is None else self.project_prompt(text)
-
-    def score(self, profile: jax.Array, context: jax.Array) -> jax.Array:
-        """Profiles [..., D] against item embeddings [..., D], broadcast: [...]."""
-        return self.head(profile, context)
+    def score(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+        """User embeddings [..., D] and item embeddings [..., D], broadcast against each other, to scores [...]."""
+        return self.head(user_embeddings, item_embeddings)
 
     def score_matrix(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
-        """Every profile [B, D] against every context [N, D]: [B, N]."""
-        return self.head.score_matrix(user_embeddings, item_embeddings)  # pyright: ignore[reportAttributeAccessIssue]
+        """Scores [B, N] of every user embedding [B, D] with every item embedding [N, D]."""
+        return self.head.score_matrix(user_embeddings, item_embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommender:
+    """Modules that share one tree of parameters. `recommender` makes one from names and checks the combination.
+
+    Attributes:
+      items: Features of items to item embeddings.
+      matcher: User encoder and scoring head.
+      text: Token ids to vectors; None when items are ids only.
+      num_items: Number of items with a trained vector each; 0 when items are known by their texts only.
+    """
+
+    items: ItemEncoder
+    matcher: Matcher
+    text: TextEncoder | None = None
+    num_items: int = 0
+
+    @property
+    def users(self) -> UserEncoder:
+        """The user encoder."""
+        return self.matcher.users
+
+    @property
+    def width(self) -> int:
+        """Width D of user and item embeddings."""
+        return self.items.width
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder.
+
+        Raises:
+          ValueError: Items are ids only.
+        """
+        if self.text is None:
+            raise ValueError("this recommender reads no texts: its items are ids only")
+        return self.text
 
 
 def recommender(
     *,
     encoder: Encoder | None = None,
-    ids: int | None = None,
-    people: int | None = None,
+    num_items: int | None = None,
+    num_users: int | None = None,
     edges: Edges | None = None,
     users: str = "transformer",
     head: str = "dot",
     pooling: str = "mean",
     project: str | None = "mlp",
     tower: str | None = None,
+    combine: Literal["sum", "concatenation"] = "sum",
     width: int = 64,
-    user_options: dict[str, Any] | None = None,
-    head_options: dict[str, Any] | None = None,
-    project_options: dict[str, Any] | None = None,
+    options: Mapping[Literal["users", "head", "project"], Mapping[str, Any]] | None = None,
 ) -> Recommender:
-    """A recommender from names.
+    """Builds a recommender from names.
 
     Args:
-      encoder: M, for items that are text; None for ids only.
-      ids: the number of items I, for items with an id embedding; with an encoder, both are added.
-      people: the number of users, for the user models "id" and "graph", which have a vector for each.
-      edges: the graph of the user model "graph", whose items are ids.
-      users: a name in `USERS`, or "text": the history is one prompt that M reads.
-      head, pooling, project: names in `HEADS`, `POOLINGS`, `PROJECTIONS`; project None keeps the encoder's width.
-      tower: a name in `PROJECTIONS`, on the id embeddings.
-      width: D; the encoder's own width when project is None.
-
-    Raises:
-      ValueError: a name or option that does not exist, or parts that do not go together.
-    """
-    if encoder is None and ids is None:
-        raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
-    if encoder is None and users == "text":
-        raise ValueError("users='text' lets the encoder read the history, but there is no encoder")
-    if encoder is not None and project is None:
-        width = encoder.config.hidden_size
-    own: dict[str, Any] = {}
-    if users in ("id", "graph"):
-        if people is None:
-            raise ValueError(f"users={users!r} has a vector for each user: give their number")
-        own = {"num_users": people, "width": width}
-    if users == "graph":
-        if ids is None or encoder is not None or edges is None:
-            raise ValueError(
-                "users='graph' smooths vectors of users and items over their graph: give ids and edges, no encoder"
-            )
-        own |= {"num_items": ids, "edges": edges}
-    projection = None
-    if encoder is not None and project is not None:
-        projection = PROJECTIONS.build(project, width=width, **(project_options or {}))
-    return Recommender(
-        encoder=encoder,
-        pooling=POOLINGS.build(pooling) if encoder is not None else None,
-        project=projection,
-        project_prompt=projection.copy() if projection is not None and users == "text" else None,
-        users=None if users == "text" else USERS.build(users, **own, **(user_options or {})),
-        head=HEADS.build(head, **(head_options or {})),
-        num_items=ids,
-        width=width,
-        tower=PROJECTIONS.build(tower, width=width) if tower is not None and ids is not None else None,
-    )
-
-
-def init(model: Recommender, key: jax.Array, encoder_params: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The recommender's parameters, the encoder's being those given (drawn at random when None).
+      encoder: Language model, for items that are texts; None for ids only.
+      num_items: Number of items I, for items with a trained vector each. With an encoder, items have both.
+      num_users: Number of users, for user models with a vector for each.
+      edges: Interactions of the training data, for user models in `GRAPHS`, whose items are ids.
+      users: Name in `USERS` or `GRAPHS`. With "text" the language model reads the history as one prompt.
+      head: Name in `HEADS`.
+      pooling: Name in `POOLINGS`.
+      project: Name in `PROJECTIONS`, for vectors of texts; None or "none" keeps the encoder's width.
+      tower: Name in `PROJECTIONS`, for the vectors of ids.
+      combine: How text and ids make one embedding.
+      width: Width D; the encoder's own width when there is no projection.
+      options: Options of user model, head and projection, beyond their defaults.
 
     Returns:
-      {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, parts without parameters left out.
+      The recommender; `init` makes its parameters.
+
+    Raises:
+      ValueError: A name or option does not exist, or parts do not go together.
+
+    Example:
+      >>> model = recommender(num_items=9, users="gru", width=4, options={"users": {"dropout": 0.0}})
+      >>> params = init(model, jax.random.key(0))
+      >>> sorted(params)
+      ['ids', 'users']
+      >>> items = model.items.apply({"params": params}, {"ids": jnp.arange(9)})
+      >>> history = UserInputs(items[jnp.array([[3, 5]])], jnp.ones((1, 2), bool))
+      >>> model.matcher.apply({"params": params}, history, method="user_embeddings").shape
+      (1, 2, 4)
     """
-    tokens = jnp.zeros((2, 2), jnp.int32)
-    arguments = (tokens, tokens == 0, jnp.zeros(2, jnp.int32), tokens, tokens == 0)
-    if model.encoder is None or encoder_params is None:
-        return dict(jax.jit(model.init)(key, *arguments)["params"])
+    options, users = options or {}, user_model_name(users)
+    if encoder is None and num_items is None:
+        raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
+    if combine not in COMBINATIONS:
+        raise ValueError(unknown_name("combination of features", combine, COMBINATIONS))
+    text = None if encoder is None else TextEncoder(encoder, POOLINGS.build(pooling))
+    if text is not None and project in (None, "none"):
+        width = text.width
+    projection = PROJECTIONS.build(project or "none", width=width, **options.get("project", {})) if text else None
 
-    def others(key: jax.Array) -> dict[str, Any]:
-        # The encoder's own random parameters are never computed: jit drops what is not returned.
-        return {name: part for name, part in model.init(key, *arguments)["params"].items() if name != "encoder"}
+    graph = None
+    if users in GRAPHS:
+        if num_items is None or encoder is not None or edges is None:
+            raise ValueError(
+                f"users={users!r} smooths vectors of users and items over their graph: give num_items and edges, and "
+                "no encoder"
+            )
+        sizes = {"num_users": _required(num_users, users), "num_items": num_items, "width": width}
+        graph = GRAPHS.build(users, **sizes, edges=edges, **options.get("users", {}))
 
-    return {**jax.jit(others)(key), "encoder": encoder_params}
+    features = []
+    if projection is not None:
+        features.append(Feature("text", (projection.clone(name="project"),)))
+    if num_items is not None:
+        table = IdTable(num_items, width, name="ids") if graph is None else GraphItems(graph, name="users")
+        layers = () if tower in (None, "none") else (PROJECTIONS.build(tower, width=width).clone(name="tower"),)
+        features.append(Feature("ids", (table, *layers)))
+
+    if graph is not None:
+        user_encoder = GraphUsers(graph)
+    else:
+        given: dict[str, Any] = {}
+        match USERS.lookup(users).inputs:
+            case "user_id":
+                given = {"num_users": _required(num_users, users), "width": width}
+            case "prompt":
+                if projection is None:
+                    raise ValueError(f"users={users!r} lets the encoder read the history, but there is no encoder")
+                given = {"project": projection}
+        user_encoder = USERS.build(users, **given, **options.get("users", {}))
+        if user_encoder.inputs == "prompt":
+            user_encoder = user_encoder.clone(name="project_prompt")
+    matcher = Matcher(user_encoder, HEADS.build(head, **options.get("head", {})))
+    return Recommender(ItemEncoder(tuple(features), width, combine), matcher, text, num_items or 0)
+
+
+def _required(num_users: int | None, users: str) -> int:
+    if num_users is None:
+        raise ValueError(f"users={users!r} has a vector for each user: give num_users")
+    return num_users
+
+
+def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Draws a recommender's parameters.
+
+    Args:
+      model: The recommender.
+      key: Key of the random draws.
+      encoder_params: Parameters of the language model, which are returned as they are; None draws them too.
+
+    Returns:
+      {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, without the parts that have no parameters.
+    """
+
+    width, vectors, features = model.width, jnp.zeros((2, model.width)), {"ids": jnp.zeros(2, jnp.int32)}
+    params = {}
+    if model.text is not None:
+        params = text_encoder.init(model.text, key, encoder_params)
+        vectors = features["text"] = jnp.zeros((2, model.text.width))
+
+    def draw(key: jax.Array) -> dict[str, Any]:
+        mask, rows = jnp.zeros((2, 2), bool), jnp.zeros(2, jnp.int32)
+        inputs = UserInputs(jnp.zeros((2, 2, width)), mask, None, rows, vectors)
+        items: Any = model.items.init(key, features)
+        matcher: Any = model.matcher.init(key, inputs, jnp.zeros((2, width)))
+        # Parts that both have, as a graph's vectors, are the same: a draw depends on the key and the name alone.
+        return {**items.get("params", {}), **matcher.get("params", {})}
+
+    return {**params, **jax.jit(draw)(key)}
+
+
+def user_model_name(name: str) -> str:
+    """Returns the current name of a user model, in `USERS` or `GRAPHS`, with a warning when `name` is a former one.
+
+    Raises:
+      ValueError: There is no such user model.
+    """
+    name = GRAPHS.current_name(USERS.current_name(name))
+    if name not in USERS and name not in GRAPHS:
+        raise ValueError(unknown_name(USERS.kind, name, sorted({*USERS, *GRAPHS})))
+    return name

@@ -17,12 +17,13 @@ class Methods(Registry[Callable[..., Peft]]):
         super().__init__("parameter-efficient method")
         self.papers: dict[str, str] = {}
 
-    def register(self, name: str, paper: str = "") -> Callable[[Registered], Registered]:
+    def register(self, name: str, paper: str = "", **former: Any) -> Callable[[Registered], Registered]:
         """Returns a decorator that registers a function from keyword arguments to a `Peft`.
 
         Args:
           name: The method's name in configurations.
           paper: The paper that defines the method.
+          former: Former names of the method and its options; see `Registry.register`.
 
         Raises:
           ValueError: the name is taken.
@@ -38,7 +39,7 @@ class Methods(Registry[Callable[..., Peft]]):
                 given.apply_defaults()
                 return make(*args, **options)._replace(name=name, options=dict(given.arguments))
 
-            super(Methods, self).register(name)(remembering)
+            super(Methods, self).register(name, **former)(remembering)
             self.papers[name] = paper
             return cast(Registered, remembering)
 

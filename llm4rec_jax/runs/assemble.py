@@ -24,8 +24,9 @@ from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.graphs.lightgcn import Edges
-from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.models.graphs.base import GRAPHS, Edges
+from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
+from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.training.checkpoint import adopt
@@ -183,6 +184,11 @@ class Assembly:
             return None, None
         return load_encoder(self.config.encoder, self.encoder_path)
 
+    @cached_property
+    def _users(self) -> str:
+        """The current name of the user model."""
+        return user_model_name(self.config.model.users)
+
     @property
     def _edges(self) -> Edges:
         """The graph of the training interactions."""
@@ -191,21 +197,25 @@ class Assembly:
 
     @cached_property
     def model(self) -> Recommender:
-        model = self.config.model
+        model, users = self.config.model, self._users
+        former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
+        user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
             encoder=self._pretrained[0],
-            ids=None if self.config.inputs == "text" else self.dataset.num_items,
-            people=self.dataset.num_users,
-            edges=self._edges if model.users == "graph" else None,
-            users=model.users,
+            num_items=None if self.config.inputs == "text" else self.dataset.num_items,
+            num_users=self.dataset.num_users,
+            edges=self._edges if users in GRAPHS else None,
+            users=users,
             head=model.head,
             pooling=self.config.encoder.pooling,
-            project=None if model.project == "none" else model.project,
-            tower=None if model.tower == "none" else model.tower,
+            project=model.project,
+            tower=model.tower,
             width=model.width,
-            user_options=dict(model.user_options.get(model.users, {})),
-            head_options=dict(model.head_options),
-            project_options=dict(model.project_options),
+            options={
+                "users": dict(user_options),
+                "head": dict(model.head_options),
+                "project": dict(model.project_options),
+            },
         )
 
     @cached_property
@@ -236,12 +246,12 @@ class Assembly:
     @cached_property
     def rules(self) -> sharding.Rules:
         """What is cut over the model axis, and over the data axis when the run is fully sharded."""
-        mesh, users = self.config.mesh, self.config.model.users
+        mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
             rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
-            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users != "graph" else []
-            rules += [sharding.PEOPLE_RULE] if users in ("id", "graph") else []
+            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
+            rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 

@@ -16,8 +16,9 @@ from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.rating import ANSWERS
-from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.rating import RATING_HEADS
+from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import load_encoder
 from llm4rec_jax.tasks import rating_scoring as answering
@@ -53,7 +54,7 @@ class PointwiseAssembly:
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
-        ANSWERS.lookup(config.model.users)
+        RATING_HEADS.lookup(config.model.users)
         if config.loss.name != "bce_pointwise":
             raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
 
@@ -79,12 +80,9 @@ class PointwiseAssembly:
         return pretrained.resolve(self._encoder_path)
 
     @cached_property
-    def model(self) -> Recommender:
-        """Encoder and pooling; what else a recommender has is not used."""
-        encoder = self.config.encoder
-        return recommender(
-            encoder=self._pretrained[0], pooling=encoder.pooling, users="mean", project=None, head="cosine"
-        )
+    def model(self) -> TextEncoder:
+        """Encoder and pooling."""
+        return TextEncoder(self._pretrained[0], POOLINGS.build(self.config.encoder.pooling))
 
     @cached_property
     def _pretrained(self) -> tuple[Any, dict[str, Any]]:
@@ -125,7 +123,7 @@ class PointwiseAssembly:
     @cached_property
     def head(self) -> Any:
         model = self.config.model
-        return ANSWERS.build(model.users, **dict(model.user_options.get(model.users, {})))
+        return RATING_HEADS.build(model.users, **dict(model.user_options.get(model.users, {})))
 
     @cached_property
     def method(self) -> peft.Peft:

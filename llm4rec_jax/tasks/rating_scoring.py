@@ -12,8 +12,8 @@ from llm4rec_jax.data.batching.batch import token_group
 from llm4rec_jax.data.batching.buckets import bucket, token_bucket
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.labeled import LabeledExamples
-from llm4rec_jax.inference.scorer import RecommenderScorer
-from llm4rec_jax.models.recommender import Recommender
+from llm4rec_jax.inference.text_encoder import BatchTextEncoder
+from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.sharding import make_mesh, place
 
@@ -27,7 +27,7 @@ class Reader(NamedTuple):
     """What reads texts, and how a question refers to them.
 
     Attributes:
-      model: its encoder and pooling are used.
+      model: Encoder and pooling.
       method: adapts the encoder, brought `within` it.
       tokens: of all T texts.
       prompts: whether a text is a question's prompt. Otherwise text i is item i.
@@ -35,7 +35,7 @@ class Reader(NamedTuple):
       centre: [W], taken off every vector before it is brought to unit length.
     """
 
-    model: Recommender
+    model: TextEncoder
     method: Peft
     tokens: Tokens
     prompts: bool
@@ -80,7 +80,6 @@ def batch(rows: LabeledExamples, prompts: np.ndarray, reader: Reader) -> Questio
         return found
     texts = np.unique(target if history is None else np.append(history, target))
     padded = np.pad(texts, (0, bucket(len(texts)) - len(texts)), mode="edge")
-    assert reader.model.encoder is not None
     most = reader.model.encoder.config.max_position_embeddings
     length = token_bucket(int(reader.tokens.lengths[padded].max()), most)
     return found._replace(
@@ -131,7 +130,7 @@ def scorer(head: nn.Module, reader: Reader) -> Scorer:
     """Scores questions with any parameters, in tiles of one shape."""
     encode, mesh = None, make_mesh()
     if reader.vectors is None:
-        encode = RecommenderScorer(reader.model, reader.method, mesh, reader.tokens, None, 1).encode_texts
+        encode = BatchTextEncoder(reader.model, reader.method, mesh).encode
 
     @jax.jit
     def tile(params: Any, vectors: Any, asked: Questions) -> jax.Array:

@@ -75,7 +75,7 @@ def train(
     """Trains, or goes on with, the run in `workdir`. What is random is a function of seed and step.
 
     Args:
-      head: one of `models.answers.ANSWERS`, made.
+      head: one of `models.answers.RATING_HEADS`, made.
       reader: reads the texts.
       params: {"encoder": …, "answers": the head's, …}.
       data: the questions.
@@ -124,7 +124,7 @@ def train(
     def objective(trainable: Any, frozen: Any, vectors: Any, asked: Questions) -> jax.Array:
         if asked.texts is not None:
             weights = {**frozen, **trainable["params"]}
-            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *asked.texts, apply="encode")
+            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *asked.texts)
         scores, labels, counts = logits(head, trainable["params"]["answers"], reader.centre, vectors, asked, every)
         own, start = trainable["params"]["answers"], params["answers"]
         moved = sum(jnp.square(a - b).sum() for a, b in zip(*map(jax.tree.leaves, (own, start)), strict=True))

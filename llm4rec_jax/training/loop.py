@@ -31,8 +31,6 @@ from llm4rec_jax.inference.batch_sizes import group_cost
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
 from llm4rec_jax.losses.ranking import LOSSES, Loss
 from llm4rec_jax.models.recommender import Recommender
-from llm4rec_jax.models.users import base as user_models
-from llm4rec_jax.models.users.bert4rec import Bidirectional
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.sites import constant_below, count
 from llm4rec_jax.tasks.ranking_objective import Objective
@@ -195,29 +193,27 @@ def train_together(
     one = parts[0][0]
     scorer = RecommenderScorer(model, method, mesh, tokens, prompts, history)
     # Dropout in the encoder makes its states differ from step to step; without it some of them are constants.
-    c = None if model.encoder is None else model.encoder.config
+    c = None if model.text is None else model.text.encoder.config
     still = c is not None and (not dropout or c.dropout == 0)
     cut, every = (0, False) if c is None else constant_below(one["delta"], c.num_hidden_layers)
     fixed = c is not None and cut == c.num_hidden_layers and not every
     constant = still and fixed and "pooling" not in first.params
 
     # ----------------------------------------------------------------------------------------------------------- input
-    read = user_models.reads(model.users)
+    knows_users = model.users.inputs == "user_id"
     inputs = [
         training_batches(
             run.split,
             BatchOptions(
                 batch_size=batch_size,
-                history=1 if read == "user" else history,
-                every_position=prompts is None and read != "user",
+                history=1 if knows_users else history,
+                every_position=prompts is None and not knows_users,
                 negatives=chosen.negatives,
                 num_negatives=num_negatives,
                 alpha=alpha,
                 ratings=chosen.negatives == "none",
-                predict_first=read == "user",
-                masking=ClozeMasking(model.users.share, model.users.only_last)
-                if isinstance(model.users, Bidirectional)
-                else None,
+                predict_first=knows_users,
+                masking=None if model.users.masking is None else ClozeMasking(*model.users.masking),
                 compact_targets=mesh.size == 1 and parts_of_batch == 1,
                 group_cost=group_cost(mesh),
                 max_tokens=ANY if c is None else c.max_position_embeddings,
@@ -325,7 +321,7 @@ def train_together(
     positions = [stream.get_state() for stream in streams]
     upcoming: list[Batch] = []  # batches that have been taken before their step
     placed: Any = None
-    programs = Programs(step_function, loops=parts_of_batch > 1 or isinstance(model.users, user_models.Gru))
+    programs = Programs(step_function, loops=parts_of_batch > 1 or model.users.is_recurrent)
     if step < steps and going():
         upcoming, placed = take()
         programs.begin(dict(frozen), setting, state, placed)

@@ -15,8 +15,6 @@ from configs.movielens_100k import ARGS, get_config
 from experiments.reports.spec import checked
 from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import download, sources
-from llm4rec_jax.models.graphs.lightgcn import LightGcn
-from llm4rec_jax.models.users.base import reads
 from llm4rec_jax.runs.assemble import Assembly
 
 
@@ -53,9 +51,9 @@ def test_every_baseline_is_described(arg):
         assert assembly.baseline.item_embeddings().shape[0] == assembly.dataset.num_items
         return
     users = assembly.model.users
-    assert (reads(users) == "user") == (arg in ("bpr_mf", "lightgcn"))
-    if isinstance(users, LightGcn):
-        assert users.edges.by_user.shape == (2, len(assembly.split.train))
+    assert (users.inputs == "user_id") == (arg in ("bpr_mf", "lightgcn"))
+    if arg == "lightgcn":
+        assert users.graph.edges.by_user.shape == (2, len(assembly.split.train))
     shapes = jax.eval_shape(assembly.params)
     items = [a.shape for path, a in jax.tree_util.tree_leaves_with_path(shapes) if 1682 in a.shape]
     assert items == [(1682, 64)], "one table of items"

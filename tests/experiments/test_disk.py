@@ -42,7 +42,7 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Mount]]:
 def trained(workdir: Path):
     """A run of a few steps, and a checkpoint after each: its last state."""
     split = tiny.split()
-    model = recommender(ids=split.dataset.num_items, users="mean", width=16)
+    model = recommender(num_items=split.dataset.num_items, users="mean", width=16)
     train(
         model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir,
         loss="softmax", num_negatives=4, steps=STEPS, batch_size=16, history=8, eval_every=3, checkpoint_every=1,

@@ -19,8 +19,8 @@ from llm4rec_jax.sharding import FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
         ("lora", "transformer", 1, True, [FULLY_SHARDED]),
         ("lora", "transformer", 2, False, [*TRANSFORMER_RULES]),
         ("id+text", "transformer", 2, True, [*TRANSFORMER_RULES, ITEM_RULE, FULLY_SHARDED]),
-        ("id", "id", 2, None, [ITEM_RULE, PEOPLE_RULE]),
-        ("id", "graph", 2, True, [PEOPLE_RULE, FULLY_SHARDED]),
+        ("id", "mf", 2, None, [ITEM_RULE, PEOPLE_RULE]),
+        ("id", "lightgcn", 2, True, [PEOPLE_RULE, FULLY_SHARDED]),
     ],
 )
 def test_rules_are_those_of_the_parts_that_exist(arg, users, model, fsdp, rules):

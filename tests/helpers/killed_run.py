@@ -16,7 +16,7 @@ def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     split = tiny.split()
-    model = recommender(ids=split.dataset.num_items, users="transformer", width=16)
+    model = recommender(num_items=split.dataset.num_items, users="transformer", width=16)
     train(
         model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir,
         loss="softmax", num_negatives=4, steps=steps, batch_size=16, history=8, accumulate=2, schedule="cosine",

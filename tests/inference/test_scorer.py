@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from llm4rec_jax.data.batching.buckets import text_bucket
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
+from llm4rec_jax.inference.text_encoder import BatchTextEncoder
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.recommender import Recommender, init, recommender
+from llm4rec_jax.models.text_encoder import TextEncoder
+from llm4rec_jax.models.users.base import UserInputs
 from llm4rec_jax.peft import create, within
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.sharding import make_mesh
@@ -54,7 +59,7 @@ def write(histories: list[np.ndarray], users: np.ndarray) -> TokenGroup:
 
 
 class Parts(NamedTuple):
-    """A model with parameters, all of them random, its scorer, and all item embeddings and user embeddings on one device."""
+    """A model with random parameters, its scorer, and all item and user embeddings, computed on one device."""
 
     model: Recommender
     method: Peft
@@ -76,9 +81,9 @@ def everything(scorer: RecommenderScorer, weights: tuple[dict, dict]) -> tuple[j
 def parts(request: pytest.FixtureRequest, bert_folder: Path) -> Parts:
     kind = request.param
     encoder, encoder_params = (None, None) if kind == "id" else pretrained.load(bert_folder, layers=1)
-    users, options = ("text", None) if kind == "prompt" else ("transformer", {"layers": 1})
+    users, options = ("text", {}) if kind == "prompt" else ("transformer", {"layers": 1})
     model = recommender(
-        encoder=encoder, ids=ITEMS if kind == "id" else None, users=users, width=16, user_options=options
+        encoder=encoder, num_items=ITEMS if kind == "id" else None, users=users, width=16, options={"users": options}
     )
     params = init(model, jax.random.key(0), encoder_params)
     method = create("frozen") if encoder is None else within(create("lora", {"lora": {"rank": 2}}), "encoder")
@@ -106,33 +111,38 @@ def test_what_else_is_computed_changes_no_bit(parts, size):
     items, users = rng.permutation(ITEMS)[:size], rng.permutation(USERS)[:size]
     text = None
     if tokens is not None:
-        text = scorer.encode_texts(weights, Tokens(tokens.ids[items], tokens.lengths[items]))
+        encode = BatchTextEncoder(parts.model.text_encoder, parts.method, make_mesh(devices=jax.devices()[:1])).encode
+        text = encode(weights, Tokens(tokens.ids[items], tokens.lengths[items]))
         np.testing.assert_array_equal(text, scorer.text(*weights)[items])
-    np.testing.assert_array_equal(scorer.contexts_of(weights, items, text), parts.item_embeddings[items])
-    user_embeddings = scorer.profiles_of(weights, parts.item_embeddings, PAST, users)
+    np.testing.assert_array_equal(scorer.item_embeddings(weights, items, text), parts.item_embeddings[items])
+    user_embeddings = scorer.user_embeddings(weights, parts.item_embeddings, PAST, users)
     np.testing.assert_array_equal(user_embeddings, parts.user_embeddings[users])
 
 
-def test_contexts_and_profiles_are_those_of_the_plain_model(parts):
-    @partial(jax.jit, static_argnums=0)
-    def apply(name: str, *args: Any) -> jax.Array:
-        return forward(parts.model, parts.method, *parts.weights, *args, apply=name)
+def test_embeddings_are_those_of_the_plain_model(parts):
+    model = parts.model
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def apply(module: nn.Module, name: str | None, *args: Any) -> jax.Array:
+        return forward(module, parts.method, *parts.weights, *args, apply=name)
 
     for item in (0, 149):
-        text = None
+        features = {"ids": np.array([item])}
         if parts.tokens is not None:
             length = parts.tokens.lengths[item]
-            text = apply("encode", parts.tokens.ids[item : item + 1, :length], np.ones((1, length), bool))
-        context = apply("context", np.array([item]), text)[0]
-        np.testing.assert_allclose(context, parts.item_embeddings[item], rtol=1e-4, atol=1e-5)
+            ids, mask = parts.tokens.ids[item : item + 1, :length], np.ones((1, length), bool)
+            features["text"] = apply(model.text_encoder, None, ids, mask)
+        plain = apply(model.items, None, features)[0]
+        np.testing.assert_allclose(plain, parts.item_embeddings[item], rtol=1e-4, atol=1e-5)
     # Histories of 1, of H and of more, of which the last H are read.
     for user in (1, 2, 3):
         read = PAST.of(user)[-HISTORY:]
         if parts.prompts is not None:
             ids = np.array([[96, *WORDS[read]]])
-            plain = apply("prompt_profile", apply("encode", ids, np.ones_like(ids, bool)))[0]
+            inputs = UserInputs(prompt=apply(model.text_encoder, None, ids, np.ones_like(ids, bool)))
         else:
-            plain = apply("user_embeddings", parts.item_embeddings[read][None], np.ones((1, len(read)), bool))[0, -1]
+            inputs = UserInputs(parts.item_embeddings[read][None], np.ones((1, len(read)), bool))
+        plain = apply(model.matcher, "user_embeddings", inputs)[0, -1]
         np.testing.assert_allclose(plain, parts.user_embeddings[user], rtol=1e-4, atol=1e-5)
     if parts.prompts is None:
         assert not parts.user_embeddings[0].any()
@@ -159,14 +169,23 @@ def test_the_head_scores_pairs_and_stays_the_same_function(parts):
 @pytest.mark.parametrize("layer", [0, 1, None])
 def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
     encoder, params = pretrained.load(bert_folder, layers=1)
-    model = recommender(encoder=encoder, users="mean", project=None)
-    scorer = RecommenderScorer(model, create("frozen"), make_mesh(), TEXTS, None, HISTORY)
-    states = scorer.states({"encoder": params}, {}, layer)
+    model = TextEncoder(encoder, POOLINGS.build("mean"))
+    reader = BatchTextEncoder(model, create("frozen"), make_mesh())
+    states = reader.hidden_states(({"encoder": params}, {}), TEXTS, layer)
+    assert (states.shape, states.dtype) == (reader.hidden_states_shape(TEXTS, layer).shape, np.float32)
     longest = int(TEXTS.lengths.max())
     ids, mask = token_group(TEXTS, np.arange(len(TEXTS.ids)), longest)
-    plain = encoder.apply({"params": params}, ids, mask, *(() if layer is None else (layer,)),
-                          method="all_hidden_states" if layer is None else "hidden_states")  # fmt: skip
+    plain = model.apply({"params": {"encoder": params}}, layer, ids, mask, method="hidden_states")
     assert states.shape == np.shape(plain)
     np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
     short = int(TEXTS.lengths.argmin())
     assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()
+
+
+def test_a_scorer_of_ids_says_that_it_has_no_texts():
+    model = recommender(num_items=ITEMS, users="mean", width=4)
+    scorer = RecommenderScorer(model, create("frozen"), make_mesh(), None, None, HISTORY)
+    with pytest.raises(ValueError, match="has no texts of items: give it tokens"):
+        scorer.text({}, {})
+    with pytest.raises(ValueError, match="reads no texts: its items are ids only"):
+        _ = model.text_encoder

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.models.heads import HEADS
+from llm4rec_jax.models.heads import HEADS, Head
 
 B, N, D = 3, 5, 4
 RNG = np.random.default_rng(0)
@@ -116,3 +116,12 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
     for g in jax.tree.leaves(grads):
         assert np.isfinite(g).all()
         assert np.abs(g).max() > 0
+
+
+def test_a_head_of_ones_own_is_one_method():
+    class Euclidean(Head):
+        def __call__(self, user: jax.Array, item: jax.Array) -> jax.Array:
+            return -jnp.square(user - item).sum(-1)
+
+    scores = Euclidean().apply({}, P, C, method="score_matrix")
+    np.testing.assert_allclose(scores, -((P[:, None] - C) ** 2).sum(-1), rtol=1e-5)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llm4rec_jax.models.rating import ANSWERS
+from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks.rating_scoring import Questions, logits
 
@@ -24,9 +24,9 @@ def moved(head, scale: float = 1.0):
     return jax.tree.map(lambda a: a + scale * RNG.normal(size=a.shape).astype(np.float32), start)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", RATING_HEADS)
 def test_the_start_is_the_liked_share(name):
-    head = ANSWERS.build(name)
+    head = RATING_HEADS.build(name)
     params = answering.start(head, 6, jax.random.key(0))
     asked = ASKED if head.reads_history else ASKED._replace(history=None)
     scores, labels, counts = logits(head, params, CENTRE, VECTORS, asked)
@@ -37,7 +37,7 @@ def test_the_start_is_the_liked_share(name):
 
 
 def test_without_a_prior_a_prompt_is_all_that_is_read():
-    head = ANSWERS.build("text", prior=False)
+    head = RATING_HEADS.build("text", prior=False)
     params = moved(head)
     asked = ASKED._replace(history=None)
     unit = (VECTORS - CENTRE)[ASKED.target]
@@ -47,7 +47,7 @@ def test_without_a_prior_a_prompt_is_all_that_is_read():
 
 
 def test_signed_attention_is_its_equation():
-    head = ANSWERS.build("hierarchical")
+    head = RATING_HEADS.build("hierarchical")
     p = moved(head, 0.5)
     unit = VECTORS - CENTRE
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def test_signed_attention_is_its_equation():
 
 
 def test_an_answer_of_a_history_is_asked_for_without_being_seen():
-    head = ANSWERS.build("hierarchical")
+    head = RATING_HEADS.build("hierarchical")
     params = moved(head, 0.5)
 
     def every(liked: np.ndarray):

@@ -3,6 +3,7 @@
 import re
 from itertools import cycle, product
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
-from llm4rec_jax.models.recommender import PROJECTIONS, init, recommender
-from llm4rec_jax.models.users import base as user_models
-from llm4rec_jax.models.users.base import USERS
+from llm4rec_jax.models.items.projection import PROJECTIONS
+from llm4rec_jax.models.recommender import init, recommender, user_model_name
+from llm4rec_jax.models.users.base import USERS, UserInputs, at_last_position
 
 ENCODER = Bert(
     BertConfig(
@@ -38,40 +40,43 @@ KINDS = ("text", "ids", "both")
 
 
 def build(kind: str, **options):
-    parts = {"text": {"encoder": ENCODER}, "ids": {"ids": ITEMS_IN_ALL}}
+    parts = {"text": {"encoder": ENCODER}, "ids": {"num_items": ITEMS_IN_ALL}}
     return recommender(**(parts["text"] | parts["ids"] if kind == "both" else parts[kind]), **options)
+
+
+def run(module, params, *args, method=None):
+    return module.apply({"params": params}, *args, method=method)
 
 
 def shapes(model, params) -> tuple[int, ...]:
     """The shape of the scores of all user embeddings against all item embeddings, by the calls that training makes."""
 
     def scores(params):
-        def run(method, *args):
-            return model.apply({"params": params}, *args, method=method)
-
-        text = None if model.encoder is None else run("encode", TOKENS, TOKENS_MASK)
-        item_embeddings = run("context", ITEMS, text)
+        features = {"ids": ITEMS}
+        if model.text is not None:
+            features["text"] = run(model.text, params, TOKENS, TOKENS_MASK)
+        item_embeddings = run(model.items, params, features)
         assert item_embeddings.shape == (5, model.width)
-        if model.users is None:
-            user_embeddings = run("prompt_profile", run("encode", TOKENS[:2], TOKENS_MASK[:2]))
-        else:
-            user_embeddings = run("user_embeddings", item_embeddings[HISTORY], HISTORY_MASK)
-            assert user_embeddings.shape == (2, 3, model.width)
-            user_embeddings = user_models.last(user_embeddings, HISTORY_MASK)
-        return run("score_matrix", user_embeddings, item_embeddings)
+        prompt = run(model.text, params, TOKENS[:2], TOKENS_MASK[:2]) if model.users.inputs == "prompt" else None
+        inputs = UserInputs(item_embeddings[HISTORY], HISTORY_MASK, prompt=prompt)
+        user_embeddings = run(model.matcher, params, inputs, method="user_embeddings")
+        assert user_embeddings.shape == (2, 1 if model.users.inputs == "prompt" else 3, model.width)
+        if model.users.inputs != "prompt":
+            user_embeddings = at_last_position(user_embeddings, HISTORY_MASK)[:, None]
+        return run(model.matcher, params, user_embeddings[:, 0], item_embeddings, method="score_matrix")
 
     return jax.eval_shape(scores, params).shape
 
 
 # Every user model with every head, and every projection with every pooling, in turn with the former.
 # Those that read histories; tests/training/test_loop.py trains the others.
-READERS = sorted(name for name, model in USERS.items() if user_models.reads(model) != "user")
-PAIRS = list(product([*READERS, "text"], sorted(HEADS)))
-ROWS = list(zip(PAIRS, cycle(product([*sorted(PROJECTIONS), None], sorted(POOLINGS)))))
+READERS = sorted(name for name, model in USERS.items() if model.inputs != "user_id")
+PAIRS = list(product(READERS, sorted(HEADS)))
+ROWS = list(zip(PAIRS, cycle(product(sorted(PROJECTIONS), sorted(POOLINGS)))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("users", [*READERS, "text"])
+@pytest.mark.parametrize("users", READERS)
 def test_every_combination_gives_scores(kind, users):
     if (kind, users) == ("ids", "text"):
         pytest.skip("nothing to read the history with")
@@ -79,10 +84,10 @@ def test_every_combination_gives_scores(kind, users):
         model = build(kind, users=users, head=head, project=project, pooling=pooling, width=8)
         params = jax.eval_shape(lambda key, m=model: init(m, key), jax.random.key(0))
         assert shapes(model, params) == (2, 5)
-        assert model.width == (12 if project is None and kind != "ids" else 8)
+        assert model.width == (12 if project == "none" and kind != "ids" else 8)
         assert ("encoder" in params, "ids" in params) == (kind != "ids", kind != "text")
-        assert ("project" in params) == (kind != "ids" and project is not None)
-        assert ("project_prompt" in params) == (users == "text" and project is not None)
+        assert ("project" in params) == (kind != "ids" and project != "none")
+        assert ("project_prompt" in params) == (users == "text" and project != "none")
 
 
 def drawn(model):
@@ -98,14 +103,15 @@ def text_model():
     return model, drawn(model)
 
 
-def run(model, params, method, *args):
-    return model.apply({"params": params}, *args, method=method)
+def of_prompt(model, params, text):
+    """The user embeddings of prompts with these vectors."""
+    return run(model.matcher, params, UserInputs(prompt=text), method="user_embeddings")[:, 0]
 
 
 def test_parts_as_numpy_has_them(text_model):
     model, params = text_model
     states = np.asarray(ENCODER.apply({"params": params["encoder"]}, TOKENS, TOKENS_MASK))
-    text = run(model, params, "encode", TOKENS, TOKENS_MASK)
+    text = run(model.text, params, TOKENS, TOKENS_MASK)
     assert text.dtype == jnp.float32
     means = np.stack([s[m].mean(0) for s, m in zip(states, TOKENS_MASK, strict=True)])
     np.testing.assert_allclose(text, means, atol=1e-6)
@@ -113,7 +119,7 @@ def test_parts_as_numpy_has_them(text_model):
     x = (means - means.mean(1, keepdims=True)) / np.sqrt(means.var(1, keepdims=True) + 1e-6)
     x = (x * p["norm"]["scale"] + p["norm"]["bias"]) @ p["hidden"]["kernel"] + p["hidden"]["bias"]
     x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    item_embeddings = run(model, params, "context", ITEMS, text)
+    item_embeddings = run(model.items, params, {"ids": ITEMS, "text": text})
     np.testing.assert_allclose(item_embeddings, x @ p["output"]["kernel"] + p["output"]["bias"], atol=1e-4)
 
 
@@ -121,34 +127,34 @@ def test_text_and_ids_are_added():
     model = build("both", users="mean", project="linear", width=8)
     params = drawn(model)
     assert params["ids"]["embedding"].shape == (ITEMS_IN_ALL, 8)
-    text = run(model, params, "encode", TOKENS, TOKENS_MASK)
+    text = run(model.text, params, TOKENS, TOKENS_MASK)
     p = params["project"]["output"]
     want = text @ p["kernel"] + p["bias"] + params["ids"]["embedding"][ITEMS]
-    np.testing.assert_allclose(run(model, params, "context", ITEMS, text), want, atol=1e-6)
+    np.testing.assert_allclose(run(model.items, params, {"ids": ITEMS, "text": text}), want, atol=1e-6)
 
 
 def test_ids_alone_are_the_embedding():
     model = build("ids", users="mean", width=8)
     params = drawn(model)
     assert set(params) == {"ids"}
-    np.testing.assert_array_equal(run(model, params, "context", ITEMS, None), params["ids"]["embedding"][ITEMS])
+    np.testing.assert_array_equal(run(model.items, params, {"ids": ITEMS}), params["ids"]["embedding"][ITEMS])
 
 
 def test_a_prompt_has_a_projection_of_its_own():
     model = build("text", users="text", project="linear", width=8)
     params = drawn(model)
-    text = run(model, params, "encode", TOKENS, TOKENS_MASK)
+    text = run(model.text, params, TOKENS, TOKENS_MASK)
     p = params["project_prompt"]["output"]
-    np.testing.assert_allclose(run(model, params, "prompt_profile", text), text @ p["kernel"] + p["bias"], atol=1e-6)
+    np.testing.assert_allclose(of_prompt(model, params, text), text @ p["kernel"] + p["bias"], atol=1e-6)
     assert np.abs(p["kernel"] - params["project"]["output"]["kernel"]).max() > 0.01
 
 
 def test_without_projection_vectors_are_the_encoders():
     model = build("text", users="text", project=None)
     params = drawn(model)
-    text = run(model, params, "encode", TOKENS, TOKENS_MASK)
-    np.testing.assert_array_equal(run(model, params, "prompt_profile", text), text)
-    np.testing.assert_array_equal(run(model, params, "context", ITEMS, text), text)
+    text = run(model.text, params, TOKENS, TOKENS_MASK)
+    np.testing.assert_array_equal(of_prompt(model, params, text), text)
+    np.testing.assert_array_equal(run(model.items, params, {"ids": ITEMS, "text": text}), text)
 
 
 def test_init_keeps_the_given_encoder_arrays(text_model):
@@ -166,12 +172,12 @@ def test_init_keeps_the_given_encoder_arrays(text_model):
 
 def test_projection_dropout_needs_a_dropout_rng(text_model):
     params = text_model[1]
-    model = build("text", users="mean", width=8, project_options={"dropout": 0.5})
+    model = build("text", users="mean", width=8, options={"project": {"dropout": 0.5}})
     text = jnp.tile(jnp.arange(12.0), (2, 1))
-    plain = run(model, params, "context", ITEMS[:2], text)
+    plain = run(model.items, params, {"text": text})
     np.testing.assert_array_equal(plain[0], plain[1])
     variables = {"params": params}
-    dropped = model.apply(variables, ITEMS[:2], text, method="context", rngs={"dropout": jax.random.key(0)})
+    dropped = model.items.apply(variables, {"text": text}, rngs={"dropout": jax.random.key(0)})
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
 
 
@@ -181,34 +187,81 @@ def test_options_reach_their_parts():
         users="transformer",
         head="cosine",
         width=8,
-        user_options={"layers": 1, "positions": 3},
-        head_options={"temperature": 0.5},
-        project_options={"hidden": 5},
+        options={
+            "users": {"layers": 1, "positions": 3},
+            "head": {"temperature": 0.5},
+            "project": {"hidden": 5},
+        },
     )
     params = drawn(model)
     assert set(params["users"]) == {"position", "layer_0", "norm"}
     assert params["users"]["position"]["embedding"].shape == (3, 8)
     assert params["project"]["hidden"]["kernel"].shape == (12, 5)
-    assert float(run(model, params, "score", jnp.ones(8), jnp.ones(8))) == pytest.approx(2.0)
+    assert float(run(model.matcher, params, jnp.ones(8), jnp.ones(8), method="score")) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "needs text (an encoder), ids (the number of items), or both"),
-        ({"ids": 3, "users": "text"}, "there is no encoder"),
-        ({"ids": 3, "users": "transfomer"}, "unknown user model 'transfomer'; did you mean 'transformer'?"),
-        ({"ids": 3, "head": "dott"}, "unknown scoring head 'dott'; did you mean 'dot'?"),
+        ({"num_items": 3, "users": "text"}, "there is no encoder"),
+        ({"num_items": 3, "users": "mf"}, "users='mf' has a vector for each user: give num_users"),
+        ({"num_items": 3, "num_users": 2, "users": "lightgcn"}, "give num_items and edges, and no encoder"),
+        ({"num_items": 3, "combine": "som"}, "unknown combination of features 'som'; did you mean 'sum'?"),
+        ({"num_items": 3, "users": "transfomer"}, "unknown user model 'transfomer'; did you mean 'transformer'?"),
+        ({"num_items": 3, "head": "dott"}, "unknown scoring head 'dott'; did you mean 'dot'?"),
         ({"encoder": ENCODER, "pooling": "men"}, "unknown pooling 'men'; did you mean 'mean'?"),
         ({"encoder": ENCODER, "project": "mpl"}, "unknown projection 'mpl'; did you mean 'mlp'?"),
         (
-            {"ids": 3, "user_options": {"layer": 1}},
+            {"num_items": 3, "options": {"users": {"layer": 1}}},
             "option of user model 'transformer': 'layer'; did you mean 'layers'",
         ),
-        ({"ids": 3, "head_options": {"hidden": 1}}, "unknown option of scoring head 'dot': 'hidden'"),
-        ({"encoder": ENCODER, "project_options": {"hiden": 1}}, "did you mean 'hidden'?"),
+        ({"num_items": 3, "options": {"head": {"hidden": 1}}}, "unknown option of scoring head 'dot': 'hidden'"),
+        ({"encoder": ENCODER, "options": {"project": {"hiden": 1}}}, "did you mean 'hidden'?"),
     ],
 )
 def test_parts_that_do_not_exist_or_go_together(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         recommender(**options)
+
+
+def test_features_can_be_concatenated():
+    model = build("both", users="mean", project="linear", width=8, combine="concatenation")
+    params = drawn(model)
+    text = run(model.text, params, TOKENS, TOKENS_MASK)
+    p, c = params["project"]["output"], params["combine"]
+    features = np.concatenate([text @ p["kernel"] + p["bias"], params["ids"]["embedding"][ITEMS]], axis=1)
+    want = features @ c["kernel"] + c["bias"]
+    np.testing.assert_allclose(run(model.items, params, {"ids": ITEMS, "text": text}), want, atol=1e-5)
+
+
+def test_rows_of_ids_may_be_looked_up_before():
+    model = build("ids", users="mean", tower="linear", width=8)
+    params = drawn(model)
+    rows = params["ids"]["embedding"][ITEMS]
+    without_table = {"tower": params["tower"]}
+    looked_up = run(model.items, without_table, {"ids": rows})
+    np.testing.assert_array_equal(looked_up, run(model.items, params, {"ids": ITEMS}))
+
+
+@pytest.mark.parametrize(
+    ("former", "name"), [("bidirectional", "bert4rec"), ("graph", "lightgcn"), ("id", "mf"), ("tower", "two_tower")]
+)
+def test_former_names_of_user_models(former, name, monkeypatch):
+    for registry in (USERS, GRAPHS):
+        monkeypatch.setattr(registry, "_warned", set())
+    with pytest.warns(FutureWarning, match=f"'{former}' is now called '{name}'"):
+        assert user_model_name(former) == name
+    assert user_model_name(name) == name
+
+
+def test_a_pooling_of_ones_own_is_one_class(monkeypatch):
+    class First(nn.Module):
+        def __call__(self, states, mask):
+            return states[:, 0]
+
+    monkeypatch.setitem(POOLINGS, "first", First)
+    model = build("text", users="mean", pooling="first", project="none")
+    params = drawn(model)
+    states = ENCODER.apply({"params": params["encoder"]}, TOKENS, TOKENS_MASK)
+    np.testing.assert_array_equal(run(model.text, params, TOKENS, TOKENS_MASK), states[:, 0])

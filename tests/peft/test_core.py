@@ -11,6 +11,7 @@ import pytest
 
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.models.users.base import UserInputs
 from llm4rec_jax.peft import METHODS, Peft, chain, count, create, forward, within
 
 ENCODER = Bert(
@@ -37,7 +38,7 @@ def noisy(tree, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def model():
-    return recommender(encoder=ENCODER, users="transformer", user_options={"positions": 5}, width=8)
+    return recommender(encoder=ENCODER, users="transformer", options={"users": {"positions": 5}}, width=8)
 
 
 @pytest.fixture(scope="module")
@@ -216,13 +217,20 @@ def test_forward_leaves_no_interceptor_behind_an_error(params):
     assert Double().apply({"params": W}, 5.0) == 30
 
 
-def run(model, params, method, delta, apply, *args):
-    return np.asarray(forward(model, method, params, delta, *args, apply=apply))
+def run(part, params, method, delta, apply, *args):
+    return np.asarray(forward(part, method, params, delta, *args, apply=apply))
 
 
 ITEMS = np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32)
 ITEMS_MASK = np.arange(5) < np.array([5, 2])[:, None]
-CALLS = {"encoder": ("encode", IDS, MASK), "users": ("user_embeddings", ITEMS, ITEMS_MASK)}
+
+
+def calls(model):
+    """By scope, a module that has it, and a call of it."""
+    return {
+        "encoder": (model.text, "__call__", IDS, MASK),
+        "users": (model.matcher, "user_embeddings", UserInputs(ITEMS, ITEMS_MASK)),
+    }
 
 
 SMALL = {
@@ -250,15 +258,16 @@ def test_within_reaches_its_scope_only(model, params, name, scope):
     delta = noisy(noisy(method.init(KEY, params), 2), 3)
     # Both have layers of the same names.
     assert jax.tree.structure(delta) == jax.tree.structure({scope: inner.init(KEY, params[scope])})
-    for part, call in CALLS.items():
-        plain = np.asarray(model.apply({"params": params}, *call[1:], method=call[0]))
-        change = np.abs(run(model, params, method, delta, *call) - plain).max()
-        assert change > 0.02 if part == scope else change == 0.0
+    for name, (part, *call) in calls(model).items():
+        plain = np.asarray(part.apply({"params": params}, *call[1:], method=call[0]))
+        change = np.abs(run(part, params, method, delta, *call) - plain).max()
+        assert change > 0.02 if name == scope else change == 0.0
     if method.merge is not None:
         merged = method.merge(params, delta)
         assert {name for name in params if merged[name] is not params[name]} == {scope}
-        ours = model.apply({"params": merged}, *CALLS[scope][1:], method=CALLS[scope][0])
-        np.testing.assert_allclose(ours, run(model, params, method, delta, *CALLS[scope]), atol=1e-5)
+        part, *call = calls(model)[scope]
+        ours = part.apply({"params": merged}, *call[1:], method=call[0])
+        np.testing.assert_allclose(ours, run(part, params, method, delta, *call), atol=1e-5)
 
 
 def test_within_the_encoder_is_the_method_on_the_encoder(model, params):
@@ -266,7 +275,8 @@ def test_within_the_encoder_is_the_method_on_the_encoder(model, params):
     delta = noisy(lora.init(KEY, params["encoder"]))
     states = forward(ENCODER, lora, params["encoder"], delta, IDS, MASK)
     pooled = np.stack([np.asarray(s)[m].mean(0) for s, m in zip(states, MASK, strict=True)])
-    ours = run(model, params, within(lora, "encoder"), {"encoder": delta}, *CALLS["encoder"])
+    part, *call = calls(model)["encoder"]
+    ours = run(part, params, within(lora, "encoder"), {"encoder": delta}, *call)
     np.testing.assert_allclose(ours, pooled, atol=1e-6)
 
 
@@ -275,8 +285,8 @@ def test_two_scopes_in_a_chain(model, params):
     both = chain(within(encoder, "encoder"), within(users, "users"))
     delta = noisy(both.init(KEY, params))
     alone = {"encoder": (within(encoder, "encoder"), delta["0"]), "users": (within(users, "users"), delta["1"])}
-    for scope, call in CALLS.items():
-        np.testing.assert_array_equal(run(model, params, both, delta, *call), run(model, params, *alone[scope], *call))
+    for scope, (part, *call) in calls(model).items():
+        np.testing.assert_array_equal(run(part, params, both, delta, *call), run(part, params, *alone[scope], *call))
 
 
 def test_a_scope_is_a_whole_name():

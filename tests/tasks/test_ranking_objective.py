@@ -16,7 +16,7 @@ from llm4rec_jax.tasks.ranking_objective import Objective
 
 ITEMS, B, H, K, THRESHOLD = 12, 5, 4, 3, 2.5
 MODES = {name: loss.negatives for name, loss in LOSSES.items()}
-MODEL = recommender(ids=ITEMS, users="mean", width=6)
+MODEL = recommender(num_items=ITEMS, users="mean", width=6)
 METHOD = create("frozen")
 TABLE = np.random.default_rng(0).normal(size=(ITEMS, 6))
 FROZEN: dict[str, Any] = {"params": {}, "text": None, "states": None}
@@ -220,7 +220,7 @@ def test_users_in_parts_have_the_losses_and_gradients_of_all_at_once(name):
 
 
 def test_each_part_has_a_dropout_of_its_own():
-    model = recommender(ids=ITEMS, users="transformer", width=6, user_options={"dropout": 0.5, "layers": 1})
+    model = recommender(num_items=ITEMS, users="transformer", width=6, options={"users": {"dropout": 0.5, "layers": 1}})
     tree, batch = {"delta": {}, "params": init(model, jax.random.key(0))}, make("catalogue")
     # Every example twice, and each of the two in another part.
     twice = batch._replace(
@@ -234,7 +234,7 @@ def test_each_part_has_a_dropout_of_its_own():
 
 
 def test_only_a_key_turns_dropout_on():
-    model = recommender(ids=ITEMS, users="transformer", width=6, user_options={"dropout": 0.5, "layers": 1})
+    model = recommender(num_items=ITEMS, users="transformer", width=6, options={"users": {"dropout": 0.5, "layers": 1}})
     whole = jax.jit(Objective(model, METHOD, LOSSES.lookup("catalogue")).__call__)
     tree, batch = {"delta": {}, "params": init(model, jax.random.key(0))}, make("catalogue")
     keys = [None, None, *jax.random.split(jax.random.key(1))]

@@ -13,8 +13,9 @@ from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics as pointwise
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.rating import ANSWERS
-from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.rating import RATING_HEADS
+from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks import rating_training as pointwise_train
 from llm4rec_jax.tasks.rating_scoring import Reader
@@ -56,7 +57,7 @@ def frozen_reader() -> Reader:
 
 
 def train(workdir: Path, **options: Any) -> pointwise_train.Trained:
-    head = ANSWERS.build("hierarchical")
+    head = RATING_HEADS.build("hierarchical")
     params = {"answers": answering.start(head, 6, jax.random.key(0))}
     options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, **options}
     return pointwise_train.train(head, frozen_reader(), params, DATA, PROMPTS, workdir, **options)
@@ -69,7 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 def auc(run: pointwise_train.Trained) -> float:
-    score = answering.scorer(ANSWERS.build("hierarchical"), frozen_reader())
+    score = answering.scorer(RATING_HEADS.build("hierarchical"), frozen_reader())
     scores = score(run.trainable, run.frozen, DATA.test, PROMPTS["test"])
     return pointwise.evaluate(scores, DATA, DATA.test).summary["auc"]
 
@@ -113,8 +114,8 @@ def _pairs(user: int, history: np.ndarray, target: int):
 def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name):
     folder = tiny.encoder_folder(tmp_path / "encoder")
     encoder, weights = pretrained.load(folder)
-    model = recommender(encoder=encoder, users="mean", project=None, head="cosine")
-    head, asks = ANSWERS.build(name), name == "text"
+    model = TextEncoder(encoder, POOLINGS.build("mean"))
+    head, asks = RATING_HEADS.build(name), name == "text"
     parts = DATA.parts()
     texts = [TITLES[t] for part in PROMPTS for t in parts[part].target] if asks else TITLES
     numbers = dict(zip(PROMPTS, np.split(np.arange(168), [48, 108]), strict=True))
@@ -124,7 +125,7 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
     tuned = Reader(model, method, tokens, asks, None, np.zeros(16, np.float32))
     params["answers"] = jax.tree.map(lambda a: a + 0.3, answering.start(head, 16, jax.random.key(1)))
     trainable, frozen = separate(method, params, jax.random.key(2))
-    encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0, method="encode"))
+    encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0))
     still = tuned._replace(vectors=np.asarray(encode(params, tokens.ids)))
     scores = [
         answering.scorer(head, reader)(trainable, frozen["params"], DATA.test, numbers["test"])

@@ -15,7 +15,7 @@ from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
-from llm4rec_jax.models.graphs.lightgcn import Edges
+from llm4rec_jax.models.graphs.base import Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.sharding import (
     FULLY_SHARDED,
@@ -58,7 +58,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     texts = item_texts(split.dataset.items, "the {title}.")
     tokens = tokenise(texts, tokenizer(folder), 16, tmp_path_factory.mktemp("cache"))
     encoder, weights = pretrained.load(folder, layers=1)
-    model = recommender(encoder=encoder, ids=split.dataset.num_items, users="mean", width=16, project="linear")
+    model = recommender(encoder=encoder, num_items=split.dataset.num_items, users="mean", width=16, project="linear")
     return Parts(split, tokens, model, init(model, jax.random.key(0), weights))
 
 
@@ -204,12 +204,12 @@ def test_states_of_the_optimizer_lie_where_their_parameters_do():
         shardings(state, make_mesh(4), rules)
 
 
-@pytest.mark.parametrize("users", ["id", "graph"])
+@pytest.mark.parametrize("users", ["mf", "lightgcn"])
 def test_tables_of_items_and_people_have_rules(users):
     edges = Edges(np.zeros(1, np.int32), np.zeros(1, np.int32))
-    model = recommender(ids=24, people=15, edges=edges, users=users, width=8)
+    model = recommender(num_items=24, num_users=15, edges=edges, users=users, width=8)
     params = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
-    rules = [PEOPLE_RULE] if users == "graph" else [ITEM_RULE, PEOPLE_RULE]
+    rules = [PEOPLE_RULE] if users == "lightgcn" else [ITEM_RULE, PEOPLE_RULE]
     cut = {str(spec) for spec in jax.tree.leaves(specs({"params": params}, make_mesh(8), rules))}
     # 24 items are cut by rows, 15 people by width.
     assert cut >= {str(PartitionSpec("model", None)), str(PartitionSpec(None, "model"))}

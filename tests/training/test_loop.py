@@ -6,7 +6,6 @@ import signal
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
-from llm4rec_jax.models.graphs.lightgcn import Edges
+from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.tasks.ranking_objective import Objective
@@ -58,7 +57,7 @@ def one_device() -> jax.sharding.Mesh:
 def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Trained:
     training, people = split.training()[0], split.dataset.num_users
     edges = Edges(np.repeat(np.arange(people), np.diff(training.offsets)), training.items)
-    model = recommender(ids=split.dataset.num_items, people=people, edges=edges, users=users, width=16)
+    model = recommender(num_items=split.dataset.num_items, num_users=people, edges=edges, users=users, width=16)
     options = {"steps": 40, "mesh": one_device(), **QUICK, **options}
     return train(model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir, **options)
 
@@ -103,11 +102,11 @@ def test_every_loss_learns(split, tmp_path, loss):
     assert np.mean(curve[-2:]) < 0.9 * np.mean(curve[:2])
 
 
-@pytest.mark.parametrize("users", sorted(USERS))
+@pytest.mark.parametrize("users", sorted({*USERS, *GRAPHS} - {"text"}))
 def test_every_user_model_learns_what_comes_next(split, tmp_path, users):
     trained = train_ids(split, tmp_path, users=users, steps=120, eval_every=40)
     # What has no order can tell the colour but hardly the place: the best of ten.
-    assert trained.best_value > (0.6 if users in ("transformer", "gru", "bidirectional") else 0.25)
+    assert trained.best_value > (0.6 if users in ("transformer", "gru", "bert4rec") else 0.25)
 
 
 def test_a_prompt_is_read_as_a_history(split, tokens, encoder_folder, tmp_path):
@@ -238,7 +237,7 @@ def test_states_that_training_does_not_change_are_computed_once(
 
 def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
     encoder, params = pretrained.load(encoder_folder, dropout=0.0)
-    model = recommender(encoder=encoder, users="transformer", width=16, user_options={"dropout": 0.5})
+    model = recommender(encoder=encoder, users="transformer", width=16, options={"users": {"dropout": 0.5}})
     rng, items, vocabulary = np.random.default_rng(0), split.dataset.num_items, encoder.config.vocab_size
     lengths = rng.integers(1, 25, items, dtype=np.int32)
     texts = Tokens(np.where(np.arange(24) < lengths[:, None], rng.integers(1, vocabulary, (items, 24)), 0), lengths)
@@ -268,7 +267,9 @@ def test_a_chain_of_beside_and_inside_caches_nothing(split, tokens, encoder_fold
 def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path, part):
     """What is adapted keeps its own parameters; the encoder's states are constants where only the users are adapted."""
     encoder, params = pretrained.load(encoder_folder)
-    model = recommender(encoder=encoder, users="transformer", width=16, user_options={"positions": 8, "dropout": 0.0})
+    model = recommender(
+        encoder=encoder, users="transformer", width=16, options={"users": {"positions": 8, "dropout": 0.0}}
+    )
     params = init(model, jax.random.key(0), params)
     method = tiny.method("lora", "users")
     if part == "both":

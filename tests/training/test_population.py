@@ -43,7 +43,7 @@ def mesh(devices: int = 1):
 def parts(split, text, method: str):
     """(model, method, tokens, function from a seed to parameters)."""
     if method == "ids":
-        model = recommender(ids=split.dataset.num_items, users="transformer", width=16)
+        model = recommender(num_items=split.dataset.num_items, users="transformer", width=16)
         return model, peft.create("frozen"), None, lambda seed: init(model, jax.random.key(seed))
     (encoder, weights), tokens = text
     model = recommender(encoder=encoder, users="gru", width=16)
