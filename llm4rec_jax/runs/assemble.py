@@ -1,6 +1,7 @@
 """From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
 a configuration or its data comes out here, before any long work starts."""
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,12 @@ from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.sentence_folder import (
+    PretrainedText,
+    SentenceFolder,
+    describe,
+    load_text_encoder,
+)
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS
@@ -34,16 +41,24 @@ from llm4rec_jax.training.checkpoint import adopt
 INPUTS = ("text", "id", "id+text")
 
 
-def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The encoder at a path, and its parameters, as `config.encoder` wants it."""
-    return pretrained.load(
+FROM_FOLDER = "folder"
+"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
+
+
+def load_encoder(config: Any, path: str | Path) -> PretrainedText:
+    """The text encoder at a path, as `config.encoder` wants it."""
+    loaded = load_text_encoder(
         path,
+        None if config.pooling == FROM_FOLDER else config.pooling,
         layers=config.layers,
         compute_dtype=config.dtype,
         remat=config.remat,
         attention=config.attention,
         dropout=config.dropout,
     )
+    for notice in loaded.notices:
+        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
+    return loaded
 
 
 class Assembly:
@@ -71,7 +86,7 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
         other = Assembly(config)
-        for name in ("dataset", "tokens", "prompts", "_pretrained", "model", "method", "mesh", "rules"):
+        for name in ("dataset", "tokens", "prompts", "_text_encoder", "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -130,18 +145,24 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
-        if stored is not None:
-            return stored
+        if not self._folder.changes_texts:
+            stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
+            if stored is not None:
+                return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of texts, from the cache when they have been tokenised before."""
-        return tokenise(texts, pretrained.resolve(self.encoder_path), max_tokens)
+        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
+
+    @cached_property
+    def _folder(self) -> SentenceFolder:
+        """What the encoder's folder says of texts."""
+        return describe(pretrained.resolve(self.encoder_path))
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return tokenizer(pretrained.resolve(self.encoder_path))
+        return tokenizer(self._folder.model)
 
     @cached_property
     def prompts(self) -> Prompts | None:
@@ -152,7 +173,10 @@ class Assembly:
         template = UserTemplate(text.user, max_items=text.max_items)
         rows = self.dataset.users.to_dicts()
         titles = np.array(self.titles, dtype=object)
-        encode, encoder = self._tokenizer, self._pretrained[0]
+        loaded, encoder, folder = self._tokenizer, self._text_encoder.encoder, self._folder
+
+        def encode(text: str, **options: Any) -> list[int]:
+            return loaded(folder.prepare([text])[0], **options)["input_ids"]
 
         # Somebody who isn't in the user table has none of its columns.
         nobody = dict.fromkeys(self.dataset.users.columns)
@@ -161,17 +185,17 @@ class Assembly:
             """The prompt's tokens, of the most recent titles that fit."""
             row = rows[user] if user < len(rows) else nobody
             for first in range(max(len(read), 1)):
-                ids = encode(template(read[first:], row))["input_ids"]
+                ids = encode(template(read[first:], row))
                 if len(ids) <= text.max_prompt_tokens:
                     return ids
-            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)["input_ids"]
+            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
             ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
             lengths = np.array([len(row) for row in ids], np.int32)
             # One length for all, so that a prompt's vector does not depend on its neighbours.
             longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
-            table = np.full((len(ids), longest), encode.pad_token_id, np.int32)
+            table = np.full((len(ids), longest), loaded.pad_token_id, np.int32)
             for row, tokens in zip(table, ids, strict=True):
                 row[: len(tokens)] = tokens
             return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
@@ -179,9 +203,7 @@ class Assembly:
         return prompts
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, dict[str, Any] | None]:
-        if not self.reads_text:
-            return None, None
+    def _text_encoder(self) -> PretrainedText:
         return load_encoder(self.config.encoder, self.encoder_path)
 
     @cached_property
@@ -201,13 +223,13 @@ class Assembly:
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
-            encoder=self._pretrained[0],
+            encoder=self._text_encoder.encoder if self.reads_text else None,
             num_items=None if self.config.inputs == "text" else self.dataset.num_items,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
             users=users,
             head=model.head,
-            pooling=self.config.encoder.pooling,
+            pooling=self._text_encoder.pooling if self.reads_text else self.config.encoder.pooling,
             project=model.project,
             tower=model.tower,
             width=model.width,
@@ -235,7 +257,9 @@ class Assembly:
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
-        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self._pretrained[1])
+        given = self._text_encoder.params if self.reads_text else {}
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        params = {**init(self.model, key, given.get("encoder")), **given}
         start = self.config.init_from
         return params if start is None else adopt(params, Path(start))
 
@@ -249,7 +273,7 @@ class Assembly:
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += self._pretrained[0].family.sharding_rules if self.reads_text else ()
+            rules += self._text_encoder.encoder.family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
             rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.

@@ -16,7 +16,7 @@ from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
@@ -76,23 +76,28 @@ class PointwiseAssembly:
         return self.config.encoder.path or assets.minilm()
 
     @cached_property
-    def _tokenizer_folder(self) -> Path:
-        return pretrained.resolve(self._encoder_path)
+    def _folder(self) -> SentenceFolder:
+        """What the encoder's folder says of texts."""
+        return describe(pretrained.resolve(self._encoder_path))
+
+    def _tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
+        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
 
     @cached_property
     def model(self) -> TextEncoder:
         """Encoder and pooling."""
-        return TextEncoder(self._pretrained[0], POOLINGS.build(self.config.encoder.pooling))
+        return TextEncoder(self._text_encoder.encoder, self._text_encoder.pooling)
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, dict[str, Any]]:
+    def _text_encoder(self) -> PretrainedText:
         return load_encoder(self.config.encoder, self._encoder_path)
 
     @cached_property
     def reading(self) -> dict[str, Any]:
         """Parameters of encoder and pooling at the start."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return init(self.model, key, self._pretrained[1])
+        given = self._text_encoder.params
+        return {**init(self.model, key, given["encoder"]), **given}
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
         """Vectors of texts by the encoder as it came, [n, W]."""
@@ -107,7 +112,7 @@ class PointwiseAssembly:
         if chosen.name == "liked_share":
             return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
         texts = [
-            tokenise(item_texts(items, template), self._tokenizer_folder, text.max_tokens) for template in text.views
+            self._tokenise(item_texts(items, template), text.max_tokens) for template in text.views
         ]
         number = None
         if text.number is not None:
@@ -152,7 +157,7 @@ class PointwiseAssembly:
         else:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
-        tokens = [tokenise(own, self._tokenizer_folder, length) for own in texts]
+        tokens = [self._tokenise(own, length) for own in texts]
         # Of the training prompts, or of all items.
         centre = self.vectors(tokens[-1]).mean(0)
         vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])

@@ -145,7 +145,7 @@ class Steps(nn.Module):
     poolings: tuple[str, ...]
     layers: tuple[nn.Module, ...] = ()
 
-    def width(self, width: int) -> int:
+    def output_width(self, width: int) -> int:
         """Width of the vectors for hidden states of that width."""
         widths = [layer.width for layer in self.layers if isinstance(layer, Dense)]
         return widths[-1] if widths else width * len(self.poolings)
@@ -156,3 +156,8 @@ class Steps(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def output_width(pooling: nn.Module, width: int) -> int:
+    """Width of the vectors that a pooling makes of hidden states of that width."""
+    return pooling.output_width(width) if isinstance(pooling, Steps) else width

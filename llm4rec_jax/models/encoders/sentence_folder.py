@@ -47,6 +47,7 @@ class SentenceFolder(NamedTuple):
       prompt: The one that is used unless another is asked for.
       max_tokens: Number of tokens that texts are cut to; None leaves it to the model.
       lower_case: Whether texts are lower-cased first.
+      spoken: Whether the folder says how to pool; otherwise the pooling is that of the model's family.
     """
 
     model: Path
@@ -56,6 +57,12 @@ class SentenceFolder(NamedTuple):
     prompt: str = ""
     max_tokens: int | None = None
     lower_case: bool = False
+    spoken: bool = True
+
+    @property
+    def changes_texts(self) -> bool:
+        """Whether `prepare` changes texts unless told otherwise."""
+        return bool(self.prompt) or self.lower_case
 
     def prepare(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
         """The texts as the language model was trained to read them.
@@ -76,6 +83,8 @@ class SentenceFolder(NamedTuple):
     def notices(self, pooling: str) -> list[str]:
         """What is left out when another pooling is taken instead, one sentence each."""
         said = []
+        if not self.spoken:
+            return said
         if self.pooling.poolings != (pooling,):
             said.append(f"{self.model} was trained with pooling {'+'.join(self.pooling.poolings)}, not {pooling}")
         if dense := [layer.width for layer in self.pooling.layers if isinstance(layer, Dense)]:
@@ -83,14 +92,15 @@ class SentenceFolder(NamedTuple):
         return said
 
 
-def read(folder: Path) -> SentenceFolder | None:
-    """Reads what a folder says beside its language model; None for a folder of a language model alone.
+def describe(folder: Path) -> SentenceFolder:
+    """Reads what a folder says beside its language model; one of a language model alone pools as its family does.
 
     Raises:
       PretrainedError: a file is damaged, or asks for a module or an option that is not supported.
     """
     if not (folder / MODULES).is_file():
-        return None
+        family, _ = huggingface.read_config(folder)
+        return SentenceFolder(folder, Steps((family.pooling,)), {}, {}, spoken=False)
     listed = _json(folder / MODULES, list)
     steps: list[tuple[str, Path]] = []
     for entry in listed:
@@ -216,17 +226,11 @@ def load_text_encoder(
       PretrainedError: see `huggingface.load`.
       ValueError: there is no pooling of that name.
     """
-    root = huggingface.resolve(path_or_hub_name)
-    described = read(root)
-    encoder, params = huggingface.load(root if described is None else described.model, **options)
-    if described is None:
-        described = SentenceFolder(root, Steps((encoder.family.pooling,)), {}, {})
-        notices = []
-    else:
-        notices = [] if pooling is None else described.notices(pooling)
+    folder = describe(huggingface.resolve(path_or_hub_name))
+    encoder, params = huggingface.load(folder.model, **options)
     whole = {"encoder": params}
     if pooling is not None:
-        return PretrainedText(encoder, POOLINGS.build(pooling), whole, described, notices)
-    if described.params:
-        whole["pooling"] = described.params
-    return PretrainedText(encoder, described.pooling, whole, described, notices)
+        return PretrainedText(encoder, POOLINGS.build(pooling), whole, folder, folder.notices(pooling))
+    if folder.params:
+        whole["pooling"] = folder.params
+    return PretrainedText(encoder, folder.pooling, whole, folder, [])

@@ -13,7 +13,7 @@ import transformers
 
 from llm4rec_jax.data.features.tokens import tokenise
 from llm4rec_jax.models.encoders.checkpoint import PretrainedError
-from llm4rec_jax.models.encoders.sentence_folder import MODES, load_text_encoder, read
+from llm4rec_jax.models.encoders.sentence_folder import MODES, describe, load_text_encoder
 from tests.conftest import random_bert
 
 with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_dense_and_normalize(model, tmp_path, activation, bias):
     after = (Dense(24, 7, bias=bias, activation_function=activation), Normalize(), Dense(7, 5))
     folder = saved(model, tmp_path / "st", *after)
     text = load_text_encoder(folder)
-    assert text.pooling.width(24) == 5
+    assert text.pooling.output_width(24) == 5
     np.testing.assert_allclose(ours(folder, TEXTS, tmp_path), theirs(folder, TEXTS), atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_lower_case(model, tmp_path):
     vocabulary.write_text("\n".join(WORDS))
     transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=False).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16, "do_lower_case": True}))
-    assert read(folder).max_tokens == 16
+    assert describe(folder).max_tokens == 16
     shouted = [text.upper() for text in TEXTS]
     np.testing.assert_allclose(ours(folder, shouted, tmp_path), theirs(folder, shouted), atol=1e-5)
     np.testing.assert_allclose(ours(folder, shouted, tmp_path), ours(folder, TEXTS, tmp_path), atol=1e-5)
