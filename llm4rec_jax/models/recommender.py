@@ -149,7 +149,11 @@ def recommender(
         raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
     if combine not in COMBINATIONS:
         raise ValueError(unknown_name("combination of features", combine, COMBINATIONS))
-    text = None if encoder is None else TextEncoder(encoder, POOLINGS.build(pooling) if isinstance(pooling, str) else pooling)
+    text = (
+        None
+        if encoder is None
+        else TextEncoder(encoder, POOLINGS.build(pooling) if isinstance(pooling, str) else pooling)
+    )
     if text is not None and project in (None, "none"):
         width = text.width
     projection = PROJECTIONS.build(project or "none", width=width, **options.get("project", {})) if text else None

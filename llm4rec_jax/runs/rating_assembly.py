@@ -111,9 +111,7 @@ class PointwiseAssembly:
         chosen, text, items = self.config.baseline, self.config.text, self.whole.items
         if chosen.name == "liked_share":
             return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
-        texts = [
-            self._tokenise(item_texts(items, template), text.max_tokens) for template in text.views
-        ]
+        texts = [self._tokenise(item_texts(items, template), text.max_tokens) for template in text.views]
         number = None
         if text.number is not None:
             if text.number not in items.columns:

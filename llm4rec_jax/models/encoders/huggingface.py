@@ -44,6 +44,7 @@ def load(
     remat: bool = False,
     attention: str = "xla",
     dropout: float | None = None,
+    language_head: bool = False,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Loads a pretrained encoder of any family.
 
@@ -55,12 +56,14 @@ def load(
       remat: Recompute blocks in the backward pass.
       attention: "xla" or "cudnn", see `EncoderConfig`.
       dropout: Replaces all dropout rates of the configuration.
+      language_head: Load a decoder's head too, where it is not tied to the word embeddings: `logits` needs it.
 
     Returns:
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
 
     Raises:
-      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout.
+      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout; a language head of a family that
+        has none.
       PretrainedError: an unknown family, a file that is missing or damaged, a tensor that is missing, unused or
         misshapen.
     """
@@ -70,7 +73,15 @@ def load(
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
+<<<<<<< HEAD
     names, tensors = names_of(family), Checkpoint(folder)
+=======
+    if language_head:
+        if not hasattr(config, "language_head"):
+            raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
+        config = dataclasses.replace(config, language_head=True)
+    encoder = family.build(config)
+>>>>>>> dev
     try:
         names.check_depth(tensors, config.num_hidden_layers)
         encoder = family.build(config)

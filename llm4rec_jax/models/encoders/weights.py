@@ -26,12 +26,14 @@ class Rule:
         do (`c_attn`), each as wide as the encoder's configuration makes it.
       transpose: The tensor is [out, in], the parameter [in, out].
       also: Other names that are read and never written.
+      optional: The tensor is left out where the encoder has no such parameter, as the heads of language models are.
     """
 
     tensor: str
     paths: tuple[str, ...]
     transpose: bool = False
     also: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def linear(tensor: str, *paths: str, bias: bool = True, transpose: bool = True) -> tuple[Rule, ...]:
@@ -157,20 +159,18 @@ class Names:
         Raises:
           WeightError: a tensor that no rule knows, that is missing, beyond the encoder, twice there or misshapen.
         """
-        sources = {name: self._read(name) for name in tensors}
-        if unused := [name for name, source in sources.items() if source is None]:
+        read = {name: self._read(name) for name in tensors}
+        if unused := [name for name, source in read.items() if source is None]:
             raise WeightError(f"tensors that no rule knows what to do with: {some(unused)}")
+        sources = {name: source for name, source in read.items() if source is not None and _is_used(source, shapes)}
         flat: dict[str, Any] = {}
         for name, source in sources.items():
-            if source is None or not source.paths:
-                continue
             if twice := [path for path in source.paths if path in flat]:
                 raise WeightError(f"{name} and another tensor both stand for {twice[0]}")
             flat |= dict.fromkeys(source.paths, name)
         self.check_paths(flat, shapes)
         for name, source in sources.items():
-            if source is not None and source.paths:
-                flat |= _taken_apart(tensors[name], source, shapes)
+            flat |= _taken_apart(tensors[name], source, shapes)
         return flat
 
     def to_tensors(self, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -225,6 +225,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 def _filled(rule: Rule, found: re.Match[str]) -> Source:
     number = found[1] if found.groups() else ""
     return Source(rule.tensor.replace("{i}", number), rule, tuple(p.replace("{i}", number) for p in rule.paths))
+
+
+def _is_used(source: Source, shapes: Mapping[str, Any]) -> bool:
+    return bool(source.paths) and not (source.rule.optional and shapes.keys().isdisjoint(source.paths))
 
 
 def _taken_apart(tensor: np.ndarray, source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

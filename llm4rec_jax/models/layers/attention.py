@@ -37,13 +37,13 @@ def attend(
       [B, L, heads, d] in v's dtype. Weights are computed in float32.
     """
     batch, length, heads, width = q.shape
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
     if (groups := heads // k.shape[2]) > 1:
         # Heads that share keys become rows of one product: [B, L, heads, d] to [B, G · L, heads / G, d].
         q = q.reshape(batch, length, -1, groups, width).transpose(0, 3, 1, 2, 4)
         q = q.reshape(batch, groups * length, -1, width)
         allowed = jnp.tile(allowed, (1, 1, groups, 1)) if allowed.shape[2] > 1 else allowed
-    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * scale, k, v))
+    q, k, v = (states.transpose(0, 2, 1, 3) for states in (q * factor, k, v))
     # The most negative finite number rather than -inf: a row with nothing to attend to stays finite.
     scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32)
     scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)

@@ -94,7 +94,9 @@ def rope_from_hf(raw: Mapping[str, Any], max_positions: int) -> Rope:
         # A config's own ratio is what scales attention, see `inverse_frequencies`.
         fields.setdefault("factor", max_positions / fields["original_max_position_embeddings"])
     longest = {"dynamic": max_positions, "longrope": fields.get("original_max_position_embeddings")}.get(kind)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     return Rope(rope_type=kind, longest=longest, **values)
 
 
