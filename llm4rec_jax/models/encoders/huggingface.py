@@ -73,15 +73,11 @@ def load(
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
-<<<<<<< HEAD
-    names, tensors = names_of(family), Checkpoint(folder)
-=======
     if language_head:
         if not hasattr(config, "language_head"):
             raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
         config = dataclasses.replace(config, language_head=True)
-    encoder = family.build(config)
->>>>>>> dev
+    names, tensors = names_of(family), Checkpoint(folder)
     try:
         names.check_depth(tensors, config.num_hidden_layers)
         encoder = family.build(config)
