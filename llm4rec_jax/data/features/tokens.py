@@ -119,7 +119,7 @@ def _loaded(given: "PreTrainedTokenizerFast | Path") -> "PreTrainedTokenizerFast
 def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":
     """SHA-256 of all that the tokens of a folder's tokenizer depend on beside the texts."""
     digest = hashlib.sha256(f"{_FORMAT_VERSION} {max_length} {importlib.metadata.version('transformers')}".encode())
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")):
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model", ".codes")):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest

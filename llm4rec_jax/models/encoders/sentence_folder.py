@@ -47,7 +47,7 @@ class SentenceFolder(NamedTuple):
       prompt: The one that is used unless another is asked for.
       max_tokens: Number of tokens that texts are cut to; None leaves it to the model.
       lower_case: Whether texts are lower-cased first.
-      spoken: Whether the folder says how to pool; otherwise the pooling is that of the model's family.
+      says_pooling: Whether the folder says how to pool; otherwise the pooling is that of the model's family.
     """
 
     model: Path
@@ -57,7 +57,7 @@ class SentenceFolder(NamedTuple):
     prompt: str = ""
     max_tokens: int | None = None
     lower_case: bool = False
-    spoken: bool = True
+    says_pooling: bool = True
 
     @property
     def changes_texts(self) -> bool:
@@ -83,7 +83,7 @@ class SentenceFolder(NamedTuple):
     def notices(self, pooling: str) -> list[str]:
         """What is left out when another pooling is taken instead, one sentence each."""
         said = []
-        if not self.spoken:
+        if not self.says_pooling:
             return said
         if self.pooling.poolings != (pooling,):
             said.append(f"{self.model} was trained with pooling {'+'.join(self.pooling.poolings)}, not {pooling}")
@@ -100,7 +100,7 @@ def describe(folder: Path) -> SentenceFolder:
     """
     if not (folder / MODULES).is_file():
         family, _ = huggingface.read_config(folder)
-        return SentenceFolder(folder, Steps((family.pooling,)), {}, {}, spoken=False)
+        return SentenceFolder(folder, Steps((family.pooling,)), {}, {}, says_pooling=False)
     listed = _json(folder / MODULES, list)
     steps: list[tuple[str, Path]] = []
     for entry in listed:

@@ -297,10 +297,13 @@ def test_save_copies_the_tokenizer(tmp_path, bert_folder):
     source.mkdir()
     (source / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     (source / "tokenizer_config.json").write_text("{}")
+    carried = ("added_tokens.json", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model", "merges.txt")
+    for name in carried:
+        (source / name).write_text(name)
     (source / "model.safetensors").write_text("not weights")
     pretrained.save(tmp_path / "out", *pretrained.load(bert_folder), tokenizer_from=source)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt",
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt", *carried,
     }  # fmt: skip
     assert (tmp_path / "out" / "vocab.txt").read_text() == "[PAD]\n[UNK]\n"
     assert len(flat(tmp_path / "out")) == 5 + 3 * 16
