@@ -76,7 +76,8 @@ def _type(number: int) -> _Type | None:
     library = importlib.import_module("gguf")
     try:
         kind = library.GGMLQuantizationType(number)
-        return _Type(*library.GGML_QUANT_SIZES[kind], lambda blocks: library.quants.dequantize(blocks, kind))
+        values, size = library.GGML_QUANT_SIZES[kind]
+        return _Type(values, size, lambda blocks: library.quants.dequantize(blocks, kind))
     except (ValueError, KeyError):
         return None
 

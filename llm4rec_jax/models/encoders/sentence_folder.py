@@ -140,7 +140,7 @@ def describe(folder: Path) -> SentenceFolder:
         Steps(poolings, tuple(layers)),
         params,
         named,
-        named.get(default, ""),
+        "" if default is None else named[default],
         limits.get("max_seq_length"),
         bool(limits.get("do_lower_case", False)),
     )

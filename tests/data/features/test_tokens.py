@@ -190,7 +190,7 @@ def test_the_default_cache_follows_xdg(tokenizer, tmp_path, monkeypatch):
 
 
 def test_an_absent_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no tokenizer at .*tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"holds no tokenizer .*tokenizer\.json"):
         tokens_module.tokenizer(tmp_path)
 
 

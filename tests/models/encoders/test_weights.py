@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_named(names, flat, change, message):
 def test_more_blocks_than_tensors(names, flat, depth):
     tensors = names.to_tensors(flat)
     names.check_depth(tensors, 2)
-    with pytest.raises(WeightError, match=r"missing: h\.2\.attn\.weight, h\.2\.attn\.bias"):
+    with pytest.raises(WeightError, match=r"missing: h\.2\.attn\.weight, h\.2\.up\.weight, h\.2\.attn\.bias"):
         names.check_depth(tensors, depth)
 
 
