@@ -49,8 +49,9 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python tools/check_style.py
 
-# Known vulnerabilities of what is installed, by the advisories of PyPI. Strict: what could not be looked up fails.
+# Known vulnerabilities of installed packages, by the advisories of PyPI. Strict: a package without an answer fails.
 audit: setup-dev
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/installed.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/installed.txt

@@ -36,7 +36,7 @@ PAIRS: dict[str, Any] = {
     "train.steps": 2400,
     "train.eval_every": 100,
 }
-# What differs from configs/movielens_100k.py:id in the trained ones.
+# Changes of the trained ones to configs/movielens_100k.py:id.
 TRAINED: dict[str, dict[str, Any]] = {
     # Matrix factorisation over pairs (Rendle et al. 2009).
     "bpr_mf": {"model.users": "mf", **PAIRS},

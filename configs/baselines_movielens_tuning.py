@@ -1,4 +1,4 @@
-"""What was compared on MovieLens-100k's validation users, one seed each, for the trained baselines.
+"""Settings of the trained baselines that were compared on MovieLens-100k's validation users, one seed each.
 
     python -m experiments.sweep --config=configs/baselines_movielens_tuning.py --workdir=runs/tuning --together=3
 
@@ -13,7 +13,7 @@ from experiments.sweeps.trials import Trial
 get_config = baselines_movielens.get_config
 
 RATES = (1e-3, 3e-3, 1e-2)
-# Beside the learning rate: one more setting of each.
+# One more setting of each, in addition to the learning rate.
 OTHERS: dict[str, list[dict[str, Any]]] = {
     "bpr_mf": [{"train.weight_decay": decay} for decay in (1e-3, 1e-1)],
     "sasrec": [{"model.user_options.transformer.dropout": dropout} for dropout in (0.2, 0.5)],

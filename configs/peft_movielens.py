@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # Head and user model, which the base has trained to the end, go on slowly.
 RATE = 3e-4
 # Learning rates of what a method trains. Few were tried, all on seed 2: frozen's own; full 1e-4; LoRA 5e-3; LoRA+ 3e-3;
-# Houlsby 2e-3; IA3 2e-2; BitFit 2e-3 and 6e-3. What resembles one of them has its rate.
+# Houlsby 2e-3; IA3 2e-2; BitFit 2e-3 and 6e-3. A method that resembles one of them has its rate.
 RATES = {
     "frozen": RATE,
     **dict.fromkeys(("full", "last_k", "k_adapter"), 1e-4),

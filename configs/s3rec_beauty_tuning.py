@@ -1,4 +1,4 @@
-"""What was compared on Beauty's validation users, one seed each, before configs/s3rec_beauty.py was settled.
+"""Settings that were compared on Beauty's validation users, one seed each, for configs/s3rec_beauty.py.
 
     python -m experiments.sweep --config=configs/s3rec_beauty_tuning.py --workdir=runs/tuning --together=2
 

@@ -92,7 +92,7 @@ def get_config(arg: str = "gp") -> ConfigDict:
                 }
             )
         train = config.train
-        train.histories, train.pull = True, 10.0
+        train.histories, train.l2_to_init = True, 10.0
         train.metric, train.patience = "auc", 10
         train.batch_size, train.steps, train.schedule, train.warmup = 256, 300, "constant", 0
         train.learning_rate, train.weight_decay = 2e-2, 0.0

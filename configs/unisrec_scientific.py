@@ -44,7 +44,7 @@ def get_config(arg: str = "id") -> ConfigDict:
 
 
 def table() -> Table:
-    """As Beauty's."""
+    """Returns the table of Beauty with the published figures of Scientific."""
     return s3rec_beauty.table()._replace(
         published=PUBLISHED, caption="Amazon Scientific as UniSRec split it.", label="unisrec-scientific"
     )

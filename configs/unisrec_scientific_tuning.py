@@ -1,4 +1,4 @@
-"""What was compared on Scientific's validation, one seed each, before configs/unisrec_scientific.py was settled.
+"""Settings that were compared on Scientific's validation users, one seed each, for configs/unisrec_scientific.py.
 
     python -m experiments.sweep --config=configs/unisrec_scientific_tuning.py --workdir=runs/tuning --together=2
 

@@ -7,7 +7,6 @@ in order.
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,7 +14,9 @@ import numpy as np
 from absl import flags
 
 from experiments.cli import command
-from llm4rec_jax.runs.results import restored_scorer
+from experiments.cli.console import visible
+from llm4rec_jax.io import replacing, write_text, writing
+from llm4rec_jax.runs.load import restore_scorer
 
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
 
@@ -24,16 +25,18 @@ def main() -> None:
     out = Path(_OUT.value or "")
     if out.suffix != ".npy" or not out.parent.is_dir():
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
-    assembly, scorer = restored_scorer(command.workdir())
+    assembly, scorer = restore_scorer(command.workdir())
     vectors = scorer.item_embeddings().astype(np.float32)
     if jax.process_index():
         return
-    scratch = out.with_suffix(".tmp.npy")
-    np.save(scratch, vectors)
-    os.replace(scratch, out)
     ids = out.with_suffix(".ids.json")
-    ids.write_text(json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n", encoding="utf-8")
-    print(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}")
+    # A command that is killed on the way leaves vectors without ids, and never with those of other items.
+    with writing(ids):
+        ids.unlink(missing_ok=True)
+    with replacing(out) as scratch:
+        np.save(scratch, vectors)
+    write_text(ids, json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n")
+    print(visible(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}"))
 
 
 if __name__ == "__main__":

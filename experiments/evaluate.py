@@ -10,28 +10,22 @@ from absl import flags
 
 from experiments.cli import command
 from llm4rec_jax.evaluation.evaluate import check_order
-from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.runs import rating_runs
-from llm4rec_jax.runs.results import evaluate_run, restored_scorer
+from llm4rec_jax.runs import folder
+from llm4rec_jax.runs.load import evaluate_again, restore_scorer
+from llm4rec_jax.runs.results import PHASES
 
 _CHECK = flags.DEFINE_bool("check", False, "Rank once more with the items in another order.")
 
 
 def main() -> None:
     workdir = command.workdir()
-    config = run_folder.config_of(workdir)
-    with run_folder.locked(workdir):
-        if rating_runs.takes(config):
-            if _CHECK.value:
-                raise ValueError(f"{workdir} answers questions and ranks no catalogue: it has no order to --check")
-            command.answer(rating_runs.evaluate_again(workdir))
-            return
-        assembly, scorer = restored_scorer(workdir)
-        found = evaluate_run(assembly, scorer, workdir)
+    with folder.locked(workdir):
+        metrics = evaluate_again(workdir)
         if _CHECK.value:
-            check_order(scorer, assembly.split, "validation", mesh=assembly.mesh)
-            check_order(scorer, assembly.split, "test", mesh=assembly.mesh)
-        command.answer(found)
+            assembly, scorer = restore_scorer(workdir)
+            for phase in PHASES:
+                check_order(scorer, assembly.split, phase, mesh=assembly.mesh)
+        command.answer(metrics)
 
 
 if __name__ == "__main__":

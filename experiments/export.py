@@ -13,8 +13,10 @@ from absl import flags
 
 from experiments.cli import command
 from llm4rec_jax import peft
+from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
-from llm4rec_jax.runs.results import restored
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.load import restore
 
 _OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
 _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's weights, and write all of them.")
@@ -22,22 +24,30 @@ _MERGE = flags.DEFINE_bool("merge", False, "Fold the method into the encoder's w
 
 def main() -> None:
     workdir = command.workdir()
-    assembly, params, delta = restored(workdir)
+    assembly, restored = restore(workdir)
+    if not isinstance(assembly, Assembly):
+        raise ValueError(f"{workdir} rates labeled examples: only a run that ranks is exported")
+    params, delta = {**restored.frozen, **restored.trainable["params"]}, restored.trainable["delta"]
     config, text = assembly.config, assembly.model.text
     if text is None or config.peft.within != "encoder":
         raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")
     method, own = assembly.bare_method, delta["encoder"]
     others = {name: part for name, part in params.items() if name != "encoder"}
     assert _OUT.value is not None
+    source, encoder = assembly.encoder_path, text.encoder
+    sentences = {
+        "tokenizer_from": source,
+        "pooling": config.encoder.pooling,
+        "max_tokens": min(config.text.max_tokens, encoder.config.max_position_embeddings),
+    }
     if _MERGE.value:
-        written = save_load.merge(
-            _OUT.value, text.encoder, params["encoder"], method, own,
-            tokenizer_from=assembly.encoder_path, pooling=config.encoder.pooling,
-            max_tokens=min(config.text.max_tokens, text.encoder.config.max_position_embeddings),
-        )  # fmt: skip
+        written = save_load.merge(_OUT.value, encoder, params["encoder"], method, own, **sentences)
     else:
-        base = str(assembly.encoder_path)
-        written = save_load.save(_OUT.value, method, own, params["encoder"], base=base, others=others)
+        # A shortened encoder is compared with the whole one, so a hub name must be a folder.
+        base = str(huggingface.resolve(source) if config.encoder.layers else source)
+        written = save_load.save(
+            _OUT.value, method, own, params["encoder"], base=base, others=others, family=encoder.family, **sentences
+        )
     command.answer({"out": str(Path(written)), "method": method.name, "parameters": peft.count(own)})
 
 

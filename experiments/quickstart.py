@@ -13,14 +13,13 @@ import rich.console
 from absl import flags
 
 from configs import movielens_100k
-from experiments import train as training
 from experiments.cli import command
 from experiments.recommend import history_of, recommend
 from experiments.recommend import table as side_by_side
 from experiments.reports import quickstart as report
-from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
-from llm4rec_jax.runs.results import restored_scorer
+from llm4rec_jax.runs.load import restore_scorer
+from llm4rec_jax.runs.run import run
 
 _USER = flags.DEFINE_string("show_user", "42", "The user for whom recommendations are shown.")
 
@@ -54,10 +53,10 @@ def main() -> None:
     console = rich.console.Console()
     configs = configurations(workdir)
     assembly = Assembly(configs["id"])
-    console.print(run_folder.summary(assembly), highlight=False)
+    console.print(assembly.summary(), highlight=False, markup=False)
     for name, config in configs.items():
         console.rule(name)
-        training.run(config, workdir / name)
+        run(config, workdir / name)
 
     names = {
         "popularity": "popularity",
@@ -69,11 +68,11 @@ def main() -> None:
     note = NOTE.format(**{name: config.train.steps for name, config in configs.items()})
     lists = {}
     for name in configs:
-        of_run, scorer = restored_scorer(workdir / name)
-        user, history = history_of(of_run, _USER.value or "")
+        run_assembly, scorer = restore_scorer(workdir / name)
+        user, history = history_of(run_assembly, _USER.value or "")
         lists[names[name]] = recommend(scorer, history.tolist(), 10, user)
         console.rule(f"user {_USER.value}, {names[name]}")
-        console.print(side_by_side(of_run.titles, history.tolist(), lists[names[name]]))
+        console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
     table = report.markdown(runs, note)
     (workdir / "table.md").write_text(table, encoding="utf-8")
     latest = [assembly.titles[i] for i in history_of(assembly, _USER.value or "")[1][::-1][:10]]

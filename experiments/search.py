@@ -13,6 +13,7 @@ import rich.console
 from absl import flags
 
 from experiments.cli import command, launch
+from experiments.cli.console import visible
 from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
@@ -20,7 +21,7 @@ from experiments.sweeps.schedule import Entry, Schedule, drive
 _CONFIG = flags.DEFINE_string("config", None, "FILE.py or FILE.py:arg, with a search(trial).", required=True)
 _TRIALS = flags.DEFINE_integer("trials", None, "Trials in all.", lower_bound=1, required=True)
 _METRIC = flags.DEFINE_string("metric", None, "A validation metric; by default the configuration's train.metric.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn; runs have the configuration's seed.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws; runs have the configuration's seed.", lower_bound=0)
 _SPARED = flags.DEFINE_integer("spared", 5, "Trials that finish before any is given up.", lower_bound=0)
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
     executor = launch.executor(study, workdir)
     before = search.counted()
-    watch.say(f"{before} trials tried already, {max(_TRIALS.value - before, 0)} to come")
+    watch.log(f"{before} trials tried already, {max(_TRIALS.value - before, 0)} to come")
     try:
         schedule = Schedule(
             executor,
@@ -66,14 +67,17 @@ def main() -> None:
             watch.beat()
 
         with watch:
-            received = drive(schedule, beat, watch.say)
+            received = drive(schedule, beat, watch.log)
     finally:
         executor.close()
         search.close()
     search.write()
-    print(f"{search.table()}\n\n{search.tried()} configurations tried; only validation was looked at.")
+    print(visible(search.table(), keep="\n"))
+    print(f"\n{search.tried()} configurations tried; only validation was looked at.")
     if (best := search.best) is not None:
-        print(f"best: trial {best.number}, validation {search.metric} {best.value:.4f}\n    {search.flags(best)}")
+        print(
+            f"best: trial {best.number}, validation {search.metric} {best.value:.4f}\n    {visible(search.flags(best))}"
+        )
     if received is not None:
         launch.stopped(received, "the same command goes on from there")
     launch.judge(entries)

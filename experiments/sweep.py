@@ -24,6 +24,7 @@ from experiments.sweeps import trials
 from experiments.sweeps.progress import Watch
 from experiments.sweeps.schedule import Entry, Schedule, drive
 from experiments.sweeps.trials import Study, TrialRun
+from llm4rec_jax.io import write_text
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.locks import Lock
 
@@ -71,9 +72,9 @@ def main() -> None:
                 entries.extend(schedule.add(batch, trials.joint_command(batch)))
         if index == 0:
             write_state(workdir, study, runs, entries)
-            watch.say(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
+            watch.log(f"{len(entries)} trials, {sum(e.status == 'finished' for e in entries)} of them finished")
         with watch:
-            received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.say)
+            received = drive(schedule, watch.beat if index == 0 else lambda: None, watch.log)
     finally:
         executor.close()
         if held is not None:
@@ -83,13 +84,13 @@ def main() -> None:
     problem = None
     if index == 0 and any(run.finished for run in runs):
         try:
-            table = tables.of_sweep(workdir)
-            (workdir / "table.md").write_text(table, encoding="utf-8")
+            table = tables.of_sweep(workdir, Path(study.file))
+            write_text(workdir / "table.md", table)
             rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
-            # What became of the trials is said first.
+            # The outcome of the trials is printed first.
             problem = error
-            watch.say(f"no table: {error}")
+            watch.log(f"no table: {error}")
     launch.judge(entries)
     if problem is not None:
         raise problem

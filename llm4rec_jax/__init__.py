@@ -1,34 +1,42 @@
 """Recommendation with language models in JAX.
 
-Submodules are imported when they are first used, so that `import llm4rec_jax` is quick.
+Names are imported when they are first used, so that `import llm4rec_jax` is quick:
+
+    import llm4rec_jax as lr
+
+    recommender = lr.load("runs/lora")
+
+- a trained run: `load`, `evaluate`, `recommend`, `train`
+- parts to build with: `data`, `models`, `losses`, `peft`, `baselines`
+- what uses them: `inference`, `evaluation`, `training`, `tasks`, `runs`
+- ground floor: `registry`, `trees`, `sharding`, `checksums`, `io`
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from llm4rec_jax.version import __version__ as __version__
 
-_SUBMODULES = (
-    "baselines",
-    "data",
-    "evaluation",
-    "inference",
-    "losses",
-    "models",
-    "peft",
-    "registry",
-    "runs",
-    "sharding",
-    "tasks",
-    "training",
+_MODULES = (
+    *("data", "models", "losses", "peft", "baselines"),
+    *("inference", "evaluation", "training", "tasks", "runs"),
+    *("registry", "trees", "sharding", "checksums", "io"),
 )
+_FUNCTIONS = {
+    "load": "runs.load",
+    "train": "training.loop",
+    "evaluate": "evaluation.evaluate",
+    "recommend": "inference.recommend",
+}
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_SUBMODULES, "__version__"]
+    return [*_FUNCTIONS, *_MODULES, "__version__"]

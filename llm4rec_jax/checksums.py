@@ -1,20 +1,20 @@
 """Files that tell when they are damaged: each carries, or a manifest beside it has, a SHA-256 of what it held.
 
-Files are written beside and renamed, so that they are whole or not there. What was written before there were checksums
-has none, and is read as it is.
+Files are written under another name and renamed, so that they are whole or not there. Files that are older than the
+checksums have none, and are read as they are.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from llm4rec_jax.io import write_bytes
 
 _KEY, _PREFIX = "checksum", "sha256:"
 # In Parquet the checksum of the file, with this in its place, stands among the metadata.
@@ -27,59 +27,15 @@ class Damaged(ValueError):
     """A file that is not what was written. The message names it, says what is wrong, and the remedy if there is one."""
 
 
-class NotWritten(OSError):
-    """A file that could not be written. The message names it, says why, and that what was saved before is whole."""
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError of what is done within into NotWritten of this path."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritten(path, error) from error
-
-
-def unwritten(path: Path, error: Exception) -> NotWritten:
-    """The error of a path that could not be written, for what another library raised of it."""
-    parents = [folder for folder in path.absolute().parents if folder.is_dir()]
-    gone = f"; {path.parent} is not there any more" if parents[0] != path.absolute().parent else ""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
-    # TensorStore tells its whole way there.
-    if code := re.search(r"os_error_code='(\d+)'", reason):
-        reason = os.strerror(int(code[1]))
-    reason = reason.partition(" [tensorstore_spec")[0]
-    return NotWritten(
-        f"cannot write {path} ({reason}{gone}): make room, bring the folder back or make it writable; what was saved "
-        "before is whole, and the same command goes on from there"
-    )
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file, complete and on the disk, or not at all; NotWritten."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            with scratch.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
-            _sync(path.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                scratch.unlink()
-
-
 # ----------------------------------------------------------------------------------------------------------------- JSON
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an object, and under "checksum" that of what it says; NotWritten."""
     plain = json.loads(json.dumps(value, default=float))
-    replace(path, (json.dumps({**plain, _KEY: _of_value(plain)}, indent=2) + "\n").encode())
+    write_bytes(path, (json.dumps({**plain, _KEY: _of_value(plain)}, indent=2) + "\n").encode())
 
 
 def read_json(path: Path, required: bool = False) -> Any:
-    """What `write_json` wrote, or JSON without a checksum unless one is required.
+    """Reads the content that `write_json` wrote, or JSON without a checksum unless one is required.
 
     Raises:
       Damaged: it is no JSON, or says something else than what was written.
@@ -112,11 +68,11 @@ def write_parquet(path: Path, table: pl.DataFrame) -> None:
     table.write_parquet(buffer, metadata={_MARK.decode(): _BLANK.decode()})
     content = buffer.getvalue()
     (place,) = _PLACE.finditer(content)
-    replace(path, _put(content, place, hashlib.sha256(content).hexdigest().encode()))
+    write_bytes(path, _put(content, place, hashlib.sha256(content).hexdigest().encode()))
 
 
 def read_parquet(path: Path, required: bool = False) -> pl.DataFrame:
-    """What `write_parquet` wrote, or a table without a checksum unless one is required.
+    """Reads the table that `write_parquet` wrote, or one without a checksum unless one is required.
 
     Raises:
       Damaged: it is no table, or not what was written.
@@ -169,12 +125,3 @@ def check_manifest(folder: Path) -> None:
 def _of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,5 +1,6 @@
 """One mesh with the axes ("data", "model"), and rules that place arrays on it."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -9,9 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from llm4rec_jax.trees import flatten
 
-class Spread(NamedTuple):
-    """What a rule says where the axis is not its concern: the longest one that the mesh axis divides is cut over it.
+
+class ShardLongestAxis(NamedTuple):
+    """The spec of a rule that leaves the axis open: the longest one that the mesh axis divides is cut over it.
 
     It adds to what the PartitionSpec of another rule cuts. An array without such an axis stays whole.
 
@@ -24,14 +27,14 @@ class Spread(NamedTuple):
     smallest: int = 1
 
 
-Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | Spread]]"
+Rules: TypeAlias = "Sequence[tuple[str, PartitionSpec | ShardLongestAxis]]"
 
-# Tables of vectors that are trained: of items, and of users where the user model is "id" or "graph".
-ITEM_RULE = (r".*/ids/embedding", Spread("model"))
-PEOPLE_RULE = (r".*/users/(table/embedding|user|item)", Spread("model"))
+# Tables of vectors that are trained: of items, and of users where the user model is "mf" or "lightgcn".
+ITEM_RULE = (r".*/ids/embedding", ShardLongestAxis("model"))
+USER_TABLE_RULE = (r".*/users/(table/embedding|user|item)", ShardLongestAxis("model"))
 # Fully sharded (Rajbhandari et al. 2020, ZeRO stage 3, arXiv 1910.02054): every device that has examples of its own
 # holds a part of every array of size, and XLA gathers what a layer needs when it needs it.
-FULLY_SHARDED = (r".*", Spread("data", smallest=2**12))
+FULLY_SHARDED = (r".*", ShardLongestAxis("data", smallest=2**12))
 
 
 def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -48,34 +51,26 @@ def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of a pytree as "a/b/c"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
 def specs(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
     """The PartitionSpec of every array, by the rules whose regex matches its path in full.
 
-    The first PartitionSpec that matches decides; with none, an array is replicated. Each `Spread` that matches cuts
-    one axis more.
+    The first PartitionSpec that matches decides; with none, an array is replicated. Each `ShardLongestAxis` that
+    matches cuts one axis more.
 
     Args:
       tree: of arrays, or of their shapes.
-      mesh, rules: what the specs are for.
+      mesh, rules: Devices, and the rules that apply to them.
       strict: False for what follows parameters without being like them, as optimizer states do: a PartitionSpec cuts
         of it what can be cut, and a rule may match nothing.
 
     Raises:
       ValueError: a rule matches no array (the message lists what exists), or the mesh does not divide an axis.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = [path_name(path) for path, _ in leaves]
+    leaves, structure = flatten(tree), jax.tree.structure(tree)
     for pattern, _ in rules if strict else ():
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(f"sharding rule {pattern!r} matches no parameter; there are: {', '.join(names)}")
-    return structure.unflatten(
-        _spec(name, np.shape(array), mesh, rules, strict) for name, (_, array) in zip(names, leaves, strict=True)
-    )
+        if not any(re.fullmatch(pattern, name) for name in leaves):
+            raise ValueError(f"sharding rule {pattern!r} matches no parameter; there are: {', '.join(leaves)}")
+    return structure.unflatten(_spec(name, np.shape(array), mesh, rules, strict) for name, array in leaves.items())
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, strict: bool) -> PartitionSpec:
@@ -91,7 +86,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, strict: b
                 "divide: change the rule or the mesh"
             )
     for rule in matching:
-        if isinstance(rule, Spread) and rule.axis not in axes and np.prod(shape) >= rule.smallest:
+        if isinstance(rule, ShardLongestAxis) and rule.axis not in axes and np.prod(shape) >= rule.smallest:
             fitting = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape[rule.axis] == 0]
             if fitting:
                 axes[max(fitting, key=lambda i: shape[i])] = rule.axis
@@ -99,7 +94,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, strict: b
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = (), strict: bool = True) -> Any:
-    """Where each array of a tree belongs; see `specs`."""
+    """Returns the sharding of each array of a tree; see `specs`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh, rules, strict))
 
 
@@ -123,8 +118,25 @@ def fetch(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def agreed(value: bool) -> bool:
-    """What the first process says: the others may see a file of it later than it does."""
+def digest(tree: Any) -> str:
+    """Returns the SHA-256 over the names, types, shapes and bytes of a tree's arrays, wherever their parts are.
+
+    Example:
+      >>> digest({"a": np.zeros(2), "b": np.ones(1)}) == digest({"b": np.ones(1), "a": np.zeros(2)})
+      True
+      >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2, np.float32)})
+      False
+    """
+    sha = hashlib.sha256()
+    for path, array in flatten(tree).items():
+        array = fetch(array) if isinstance(array, jax.Array) else np.asarray(array)
+        sha.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer
+    return sha.hexdigest()
+
+
+def broadcast_from_first(value: bool) -> bool:
+    """Returns the first process's value in every process: the others may see its files later than it does."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.check_style import check_markdown, check_python
+from tools.check_style import check_file, check_markdown, check_python, repository_files
 
 PAGE, MODULE = Path("page.md"), Path("module.py")
 
@@ -54,3 +54,7 @@ def test_a_property_may_say_whether_and_doctests_are_code():
     )
     assert not list(check_python(MODULE, code))
     assert not list(check_python(MODULE, 'title = "What Women Want"', strings_are_prose=False))
+
+
+def test_the_repository_follows_the_style():
+    assert not [str(finding) for path in repository_files() for finding in check_file(path)]

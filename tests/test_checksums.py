@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from llm4rec_jax import checksums
-from llm4rec_jax.checksums import Damaged, NotWritten
+from llm4rec_jax.checksums import Damaged
+from llm4rec_jax.io import NotWritten
 
 VALUE = {"b": [1, 2.5, None], "a": {"ndcg@10": 0.1 + 0.2, "rows": 3}, "name": 'ü " \\'}
 TABLE = pl.DataFrame({"user_id": ["u1", "u2"], "ndcg@10": [0.5, 0.25], "targets": [1, 1]})

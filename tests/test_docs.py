@@ -9,9 +9,10 @@ import pytest
 from configs import movielens_100k
 from llm4rec_jax import peft
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data.sources import SOURCES
+from llm4rec_jax.data.sources import LABELED_SOURCES, SOURCES
 from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.losses.ranking import LOSSES
+from llm4rec_jax.models.encoders.base import families
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
@@ -95,7 +96,8 @@ def test_every_entry_of_a_registry_is_described(heading, registry, more):
     ("page", "heading", "registry"),
     [
         ("reference/registries.md", "Poolings", POOLINGS),
-        ("guides/data.md", "Sources", SOURCES),
+        ("reference/registries.md", "Model families", families()),
+        ("guides/data.md", "Sources", {*SOURCES, *LABELED_SOURCES}),
         ("guides/data.md", "Splits", SPLITS),
     ],
 )

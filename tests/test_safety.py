@@ -1,4 +1,4 @@
-"""That nothing which is read runs as code, leaves its folder, or asks for more memory than its file has."""
+"""Input never runs as code, leaves its folder, or asks for more memory than its file has."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from llm4rec_jax.peft.hf.files import read_tensors
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(file for folder in ("llm4rec_jax", "experiments", "configs") for file in (ROOT / folder).rglob("*.py"))
 
-# What runs what it reads. Worker processes are sent their objects so: between processes of one run, never by a file.
+# Modules that run their input. Worker processes are sent objects by them, within one run and never by a file.
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "yaml", "imp", "code"}
 ALLOWED = {"llm4rec_jax/data/ondisk/mmap.py": {"pickle", "cloudpickle"}}
 CALLS = {
@@ -36,7 +36,7 @@ CALLS = {
 
 
 def wrong(tree: ast.AST, allowed: set[str]) -> list[str]:
-    """What a module must not do, as "line: what"."""
+    """Returns the forbidden calls of a module, as "line: call"."""
     found = []
     for node in ast.walk(tree):
         names: list[str] = []

@@ -12,17 +12,16 @@ from jax.sharding import PartitionSpec
 from llm4rec_jax.data.batching.batch import NOWHERE, Batch, TokenGroup
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
-from llm4rec_jax.sharding import make_mesh, path_name, place, specs
+from llm4rec_jax.sharding import make_mesh, place, specs
 from llm4rec_jax.training.placement import place_batch, place_together
+from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
 
 TREE = {"layer_0": {"query": {"kernel": np.arange(48.0).reshape(6, 8), "bias": np.arange(8.0)}, "norm": np.ones(8)}}
 
 
 def shard_shapes(tree: dict) -> dict[str, tuple[int, ...]]:
-    return {
-        path_name(path): a.addressable_shards[0].data.shape for path, a in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {path: a.addressable_shards[0].data.shape for path, a in flatten(tree).items()}
 
 
 def test_meshes():

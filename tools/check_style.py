@@ -26,10 +26,10 @@ DOCUMENTS = ("*.md", "docs/**/*.md", "third_party/**/*.md")
 PHRASES = [
     (re.compile(r"\b(What|Of|That|Beside)\s"), 'a sentence begins with "{}": begin with its subject'),
     (re.compile(r"\b(so\s+manieth|so\s+many)\b", re.IGNORECASE), '"{}": say which number'),
-    (re.compile(r"\b(none\s+is|is\s+none)\b"), '"{}": say "there is no …" or "… is not …"'),
+    (re.compile(r"\b(none\s+is|(?<!there\s)is\s+none(?!\s+of))\b"), '"{}": say "there is no …" or "… is not …"'),
     (re.compile(r"\b(which\b[^.,;:]{0,40}\bof\s+it)\b", re.IGNORECASE), '"{}": make two sentences'),
     (re.compile(r"\b(elsewhere\s+than)\b", re.IGNORECASE), '"{}": say where'),
-    (re.compile(r"^\s*\w[\w, *]*:\s+((?:how\s+(?:many|much|often|long)|what|whether what)\b)", re.MULTILINE),
+    (re.compile(r"^[^\S\n]+\w[\w, *]*:\s+((?:how\s+(?:many|much|often|long)|what|whether what)\b)", re.MULTILINE),
      'an argument is described by "{}": say what it is, such as "Number of …"'),
 ]  # fmt: skip
 # The first word of a docstring whose first line is a clause without a verb or a subject.
@@ -58,7 +58,6 @@ NAMES = {
     "own_code": "plugins",
     "people": "num_users",
     "profiles": "user_embeddings",
-    "pull": "l2_to_init",
     "room": "padding",
     "say": "log",
     "separate": "partition_params",

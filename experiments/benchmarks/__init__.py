@@ -1,1 +1,1 @@
-"""What experiments.bench measures, a module each."""
+"""Measurements of experiments.bench, a module each."""

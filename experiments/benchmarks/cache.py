@@ -44,8 +44,7 @@ def measure(assembly: Assembly, repeats: int = 20) -> dict[str, Any]:
         weights = {**whole.frozen["params"], **whole.trainable["params"]}
         states = assembly.scorer.states(weights, whole.trainable["delta"], cut)
         made = {"states_s": time.perf_counter() - start, "states_mib": states.nbytes / 2**20}
-        cached = training.parts(assembly, params, cut, dropout=False)
-        cached.frozen["states"] = jax.device_put(states)
+        cached = whole._replace(frozen={**whole.frozen, "states": jax.device_put(states)})
         sides = {"ours": Side(assembly, cached), **sides}
     figures = timing.summary(timing.interleaved(sides, repeats))
     losses = [np.array(side.losses) for side in sides.values()]
@@ -68,7 +67,7 @@ class Side:
 
     def __init__(self, assembly: Assembly, parts: training.Parts) -> None:
         self._step = training.Stepper(parts)
-        _, batches = training.batches(assembly)
+        _, batches = parts.task.input(assembly.config.seed)
         self._batches = iter(batches)
         self.losses: list[float] = []
 
@@ -79,5 +78,5 @@ class Side:
 
     @property
     def programs(self) -> int:
-        """How many the step has been compiled to."""
+        """Number of programs that the step has been compiled to."""
         return self._step.programs

@@ -20,7 +20,7 @@ from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.text_encoder import TextEncoder
 
-_TEXTS = flags.DEFINE_string("texts", None, "Of the benchmark `encode`: a file whose lines are encoded too.")
+_TEXTS = flags.DEFINE_string("texts", None, "For the benchmark `encode`: a file whose lines are encoded too.")
 
 MAX_TOKENS = 64
 # How many texts sentence-transformers takes at once; the fastest is timed.
@@ -61,7 +61,7 @@ def titles(count: int) -> list[str]:
 def measure(
     name: str, texts: Sequence[str], repeats: int, folder: Path | None = None, dtype: str = "float32"
 ) -> dict[str, Any]:
-    """From strings to vectors, tokenising included, pooled by the mean and not normed."""
+    """Encodes strings to vectors, tokenising included, pooled by the mean and not normed."""
     folder = folder or assets.minilm()
     encode, encode_by = ours(texts, folder, dtype), peer(texts, folder, dtype)
     vectors, theirs = encode(), encode_by(PEER_BATCHES[0])
@@ -98,7 +98,7 @@ def ours(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[], np.ndar
 
 
 def peer(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[int], np.ndarray]:
-    """By texts at once: SDPA, inference mode, all cores or the GPU; it sorts texts by length.
+    """Encodes many texts at once: SDPA, inference mode, all cores or the GPU; it sorts texts by length.
 
     In bfloat16 its weights are, too.
     """

@@ -1,4 +1,4 @@
-"""What a figure is measured on, and in."""
+"""The machine and the types that a figure is measured with."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,10 @@ from llm4rec_jax.data import assets
 from llm4rec_jax.training import throughput as speed
 
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of activations, on both sides, in step, train, encode and trials."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Type of activations on both sides, in step, train, encode, trials.",
 )
 _ENCODER = flags.DEFINE_string("encoder", None, "Folder of a BERT for step and encode in place of MiniLM-L6.")
 
@@ -31,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def dtype() -> str:
-    """What activations are computed in."""
+    """Returns the type that activations are computed in."""
     return _DTYPE.value
 
 
@@ -53,7 +56,7 @@ def product_rate(dtype: str = "float32") -> float:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: the peers come with the extra "bench" only."""
+    """Returns Returns None where it is not installed: the peers come with the extra "bench" only."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -17,7 +17,7 @@ from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.evaluation.ranks import rank
 from llm4rec_jax.sharding import make_mesh
 
-# What was fastest for torch of 1024 and 4096 users by 1024 to 8192 items; numpy differs little.
+# The fastest for torch of 1024 and 4096 users by 1024 to 8192 items; numpy differs little.
 BATCH, CHUNK = 4096, 2048
 
 
@@ -64,8 +64,8 @@ def draw(users: int, items: int, width: int, history: int) -> Case:
     # Steps of at least one between sorted draws keep a user's items apart.
     chosen = np.sort(rng.integers(items - history, size=(users, history + 1)), axis=1) + np.arange(history + 1)
     chosen = rng.permuted(chosen, axis=1).astype(np.int32)
-    people, things = vectors
-    return Case(people, things, chosen[:, -1], chosen[:, :-1])
+    user_vectors, item_vectors = vectors
+    return Case(user_vectors, item_vectors, chosen[:, -1], chosen[:, :-1])
 
 
 def ours(case: Case) -> Callable[[], np.ndarray]:
@@ -96,7 +96,7 @@ def _dot(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -
 
 
 def torch_side(case: Case, top: int = 0) -> Callable[[], np.ndarray]:
-    """Counts in chunks what scores above or as the target; with `top`, keeps lists of the best so many beside that."""
+    """Counts in chunks what scores above or as the target; with `top`, keeps lists of that number of the best, too."""
     import torch
 
     users, items = torch.from_numpy(case.users), torch.from_numpy(case.items)

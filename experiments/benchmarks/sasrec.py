@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from configs import baselines_movielens
 from experiments.benchmarks import timing, training
 from llm4rec_jax.data.batching.builder import BatchBuilder
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.models.users.base import UserInputs
 from llm4rec_jax.peft.core import forward
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.trees import flatten
 
 LENGTH = 50
 
@@ -39,7 +39,7 @@ def measure(assembly: Assembly, dropout: bool, repeats: int = 20) -> dict[str, A
     config: Any = assembly.config
     options, batch_size = config.model.user_options.transformer, config.train.batch_size
     parts = training.parts(assembly, assembly.params(), dropout=dropout)
-    builder, stream = training.batches(assembly)
+    builder, stream = parts.task.input(config.seed)
     if parts.trainable["delta"] or jax.tree.leaves(parts.frozen):
         raise ValueError("the configuration freezes something or reads text: give one over ids")
     windows = read(builder)
@@ -109,12 +109,12 @@ def read(builder: BatchBuilder) -> tuple[np.ndarray, np.ndarray]:
 
 def compare(parts: training.Parts, batch: Any, peer: dict[str, Any]) -> dict[str, float]:
     """Largest differences of user embeddings, loss and gradients on one batch without dropout."""
-    objective, frozen, trainable = parts.update.objective, parts.frozen, parts.trainable
-    model, method, params = objective.model, objective.method, trainable["params"]
+    task, frozen, trainable = parts.task, parts.frozen, parts.trainable
+    model, method, params = task.model, task.method, trainable["params"]
     item_embeddings = forward(model.items, method, params, {}, {"ids": batch.items})
     inputs = UserInputs(item_embeddings[batch.history], batch.history_mask)
     user_embeddings = forward(model.matcher, method, params, {}, inputs, apply="user_embeddings")
-    loss, grads = jax.jit(jax.value_and_grad(objective))(trainable, frozen, batch, None)
+    loss, grads = jax.jit(jax.value_and_grad(task.loss))(trainable, frozen, batch, None)
     ours = np.asarray(user_embeddings)[np.asarray(batch.target_mask)]
     return {
         "parity_profiles": training.largest_difference({"": ours}, {"": peer["user_embeddings"]}),

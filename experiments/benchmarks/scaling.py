@@ -1,4 +1,4 @@
-"""What XLA's own analysis says of the training step on many devices, and the largest encoder that a device holds.
+"""XLA's own analysis of the training step on many devices, and the largest encoder that a device holds.
 
 Nothing is trained: programs are compiled from shapes. Devices are CPU's, eight in a process of their own; others lay
 out and fuse otherwise, so bytes beside parameters and moments are a guide there.
@@ -56,7 +56,8 @@ def run() -> Iterator[dict[str, Any]]:
 def measure(assembly: Assembly, devices: int, model: int) -> dict[str, Any]:
     """FLOPs, bytes and collectives of a step on each of the devices, `model` of which share a copy of the encoder."""
     mesh = sharding.make_mesh(model, jax.devices()[:devices])
-    builder, _ = training.batches(assembly, mesh.shape["data"], compact=mesh.size == 1)
+    parts = training.parts(assembly, jax.eval_shape(assembly.params), mesh=mesh)
+    builder, _ = parts.task.input(assembly.config.seed)
     batch = builder(np.arange(assembly.config.train.batch_size), np.random.default_rng(0))
     text = assembly.model.text
     rules = text.encoder.family.sharding_rules if model > 1 and text is not None else ()
@@ -70,13 +71,12 @@ def compile_step(
     """The step that `train` would make of a configuration, states below the lowest trained block known."""
     params = jax.eval_shape(assembly.params)
     encoder = assembly.model.text_encoder.encoder
-    parts = training.parts(assembly, params)
+    parts = training.parts(assembly, params, mesh=mesh)
     cut, every = constant_below(parts.trainable["delta"], encoder.config.num_hidden_layers)
     # A side network's are those of all blocks, which few catalogues can hold: here they are computed in the step.
     if cut and not every:
         tokens = assembly.tokens
         assert tokens is not None
-        parts = training.parts(assembly, params, cut)
         shape = (len(tokens.ids), int(tokens.lengths.max()), encoder.config.hidden_size)
         parts.frozen["states"] = jax.ShapeDtypeStruct(shape, encoder.config.dtype)
 
@@ -86,17 +86,17 @@ def compile_step(
 
     both = at({"frozen": parts.frozen["params"], "trainable": parts.trainable}, rules)
     frozen = {**at(parts.frozen), "params": both["frozen"]}
-    state = at(jax.eval_shape(parts.update.start, parts.setting, parts.trainable), rules, strict=False)
+    state = at(jax.eval_shape(parts.step.start, parts.step.setting, parts.trainable), rules, strict=False)
     state["trainable"] = both["trainable"]
     split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
     read = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split), batch)
     layout = jax.tree.map(lambda a: a.sharding, state)
-    step = jax.jit(parts.update.step, donate_argnums=2, out_shardings=(layout, whole))
-    return step.lower(frozen, at(parts.setting), state, read).compile(compiler_options=_QUICK)
+    step = jax.jit(parts.step.step, donate_argnums=2, out_shardings=(layout, whole))
+    return step.lower(frozen, at(parts.step.setting), state, read).compile(compiler_options=_QUICK)
 
 
 def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """Of one device: FLOPs, bytes held (arguments; all at once) and moved, collectives and the bytes they give."""
+    """Describes one device: FLOPs, bytes held (arguments; all at once) and moved, collectives and their bytes."""
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     assert costs is not None
     assert memory is not None
@@ -113,7 +113,7 @@ def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def collectives(program: str) -> tuple[dict[str, int], int]:
-    """How many there are of each kind in a program's text, and the bytes of their results together."""
+    """Counts each kind in a program's text, with the bytes of their results together."""
     numbers, moved = dict.fromkeys(COLLECTIVES, 0), 0
     found = re.finditer(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program)
     for shapes, kind in (m.groups() for m in found):
@@ -124,7 +124,7 @@ def collectives(program: str) -> tuple[dict[str, int], int]:
 
 
 class OfSize(Assembly):
-    """A recommender over texts whose encoder has BERT-large's proportions and so many heads of 64: 16 in BERT-large."""
+    """A recommender over texts whose encoder has BERT-large's proportions, and a number of heads of 64."""
 
     def __init__(self, config: ConfigDict, heads: int) -> None:
         super().__init__(config)
@@ -147,7 +147,7 @@ class OfSize(Assembly):
 
 
 def largest(method: str, most: int = DEVICE_BYTES, texts: int = 64, tokens: int = 64) -> dict[str, Any]:
-    """The most heads of `OfSize` whose step, over so many texts of so many tokens, needs no more than `most` bytes.
+    """The most heads of `OfSize` whose step, over `texts` of `length` tokens, needs no more than `most` bytes.
 
     Raises:
       ValueError: not even two heads fit.
@@ -189,7 +189,7 @@ def of_method(method: str) -> ConfigDict:
 
 
 def shapes(texts: int, tokens: int, users: int = 16, history: int = 20) -> Batch:
-    """A batch of shapes: an in-batch loss over the last of so many texts."""
+    """A batch of shapes: an in-batch loss over the last of its texts."""
 
     def some(kind: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, kind)

@@ -19,10 +19,11 @@ from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig
 from llm4rec_jax.models.encoders.pooling import Mean
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.trees import flatten
 
-_SHAPES = flags.DEFINE_list("shapes", [], "Of the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", ["xla", "cudnn"], "Of the benchmark `step`: our attention.")
-_COMPILED = flags.DEFINE_bool("compiled", False, "Of the benchmark `step`: torch.compile is a peer too.")
+_SHAPES = flags.DEFINE_list("shapes", [], "For the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
+_ATTENTION = flags.DEFINE_enum("attention", "xla", ["xla", "cudnn"], "For the benchmark `step`: our attention.")
+_COMPILED = flags.DEFINE_bool("compiled", False, "For the benchmark `step`: torch.compile is a peer too.")
 
 SHAPES = ((64, 16), (32, 64), (16, 128))
 METHODS = ("full", "lora")
@@ -141,7 +142,7 @@ class Step:
     def probe(self, ids: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Vectors, loss and gradients of what is trained, before any step."""
         (value, vectors), grads = self._probe(self._state["delta"], self._frozen, ids, mask)
-        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": huggingface.flatten(grads)}
+        return {"vectors": np.asarray(vectors), "loss": float(value), "grads": flatten(grads)}
 
 
 def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
@@ -171,5 +172,5 @@ def encoder_weights(params: Any) -> Any:
 
 
 def flops(config: EncoderConfig, weights: int, tokens: int, length: int, frozen: bool) -> float:
-    """Of one training step over so many tokens: 6N + 12 · layers · L · D a token, 4N + … with a frozen base."""
+    """Returns the FLOPs of one training step: 6N + 12 · layers · L · D a token, 4N + … with a frozen base."""
     return tokens * ((4 if frozen else 6) * weights + 12 * config.num_hidden_layers * length * config.hidden_size)

@@ -16,7 +16,7 @@ def put(array: np.ndarray) -> Tensor:
 
 
 def get(tensor: Tensor) -> np.ndarray:
-    """From the device, in float32."""
+    """Returns an array of the device on the host, in float32."""
     return tensor.detach().float().cpu().numpy()
 
 

@@ -11,7 +11,8 @@ from transformers import BertModel
 
 from experiments.benchmarks import torch_device
 from llm4rec_jax.models.encoders.bert import BERT
-from llm4rec_jax.models.encoders.huggingface import flatten, names_of
+from llm4rec_jax.models.encoders.huggingface import names_of
+from llm4rec_jax.trees import flatten
 
 NAMES = names_of(BERT)
 """Torch's names of our parameters."""
@@ -34,7 +35,7 @@ def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
     """peft's LoRA at the sites of our arrays, {site: {"a", "b"}}, with them."""
     rank = next(iter(delta.values()))["a"].shape[1]
     config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[NAMES.module(site) for site in delta])
-    # Of their own it would have adapters of a base in bfloat16 in float32.
+    # By default it has adapters of a base in bfloat16 in float32.
     adapted = hf.get_peft_model(model, config, autocast_adapter_dtype=False)
     arrays = dict(adapted.named_parameters())
     for path, array in flatten(delta).items():
@@ -55,7 +56,7 @@ class Step:
       folder: of the encoder.
       method, delta: see `with_lora`; of "full", all weights.
       rate, temperature: of AdamW and of the softmax.
-      numbers: what is computed in, "float32", "bfloat16", or "half" for parameters in bfloat16, too.
+      numbers: type of the computation, "float32", "bfloat16", or "half" for parameters in bfloat16, too.
       compiled: by torch.compile.
     """
 

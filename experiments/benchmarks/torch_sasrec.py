@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class Sizes(NamedTuple):
-    """Of the model; `length` is of the longest history it can read."""
+    """Sizes of the model; `length` is that of the longest history it can read."""
 
     items: int
     width: int
@@ -140,7 +140,7 @@ class Training:
 
 
 def places(model: SasRec) -> dict[str, tuple[nn.Parameter, slice]]:
-    """Where our arrays are: rows of a parameter, by our path; of kernels ours is the transpose."""
+    """Maps paths of our arrays to rows of a parameter; our kernels are the transposes."""
     everything = slice(None)
     found = {
         "ids/embedding": (model.items.weight, everything),

@@ -12,7 +12,7 @@ from torch.nn import functional
 from experiments.benchmarks import torch_device, torch_encoder
 from experiments.benchmarks.torch_device import put
 from experiments.benchmarks.torch_sasrec import SasRec, Sizes, places
-from llm4rec_jax.models.encoders.huggingface import flatten
+from llm4rec_jax.trees import flatten
 
 # Windows whose positions "usual" encodes at a time: 256 would take some 100 GiB.
 TOGETHER = 8
@@ -55,7 +55,7 @@ class Training:
       params: the projection and the user model, ours by path.
       data: see `Data`.
       rate, clip, heads: of training and of the user model.
-      dtype: what is computed in; parameters are float32.
+      dtype: type of the computation; parameters are float32.
       reading: "usual" encodes every real position of every history, "strong" each item of the batch once, padded to the
         longest, "sorted" in groups of a length. All encode the catalogue that targets are compared with once a step.
     """
@@ -104,7 +104,7 @@ class Training:
         self._place[data.known] = np.arange(len(data.known))
 
     def _contexts(self, rows: np.ndarray) -> Tensor:
-        """Of these items, [U, D], padded to the longest."""
+        """Returns vectors of these items, [U, D], padded to the longest."""
         lengths = self._data.lengths[rows]
         longest = lengths.max()
         mask = put(np.arange(longest) < lengths[:, None])

@@ -11,9 +11,9 @@ from configs import movielens_100k
 from experiments.benchmarks import machine, timing, training
 from experiments.benchmarks.sasrec import read
 from llm4rec_jax.data import assets
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.peft.sites import constant_below
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.trees import flatten
 
 METHODS = ("lora", "full")
 
@@ -25,7 +25,7 @@ def run() -> Iterator[dict[str, Any]]:
 
 
 def configuration(method: str, dtype: str = "float32") -> ConfigDict:
-    """Of one method, without dropout."""
+    """Measures one method, without dropout."""
     config: Any = movielens_100k.get_config(method)
     config.train.dropout = False
     config.encoder.dtype = dtype
@@ -43,13 +43,12 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
     config: Any = assembly.config
     assert assembly.tokens is not None
     params = assembly.params()
-    whole = training.parts(assembly, params, dropout=False)
-    cut, _ = constant_below(whole.trainable["delta"], assembly.model.text_encoder.encoder.config.num_hidden_layers)
-    parts = training.parts(assembly, params, cut, dropout=False)
+    parts = training.parts(assembly, params, dropout=False)
+    cut, _ = constant_below(parts.trainable["delta"], assembly.model.text_encoder.encoder.config.num_hidden_layers)
     if cut:
-        weights = {**whole.frozen["params"], **whole.trainable["params"]}
-        parts.frozen["states"] = jax.device_put(assembly.scorer.states(weights, whole.trainable["delta"], cut))
-    builder, stream = training.batches(assembly)
+        weights = {**parts.frozen["params"], **parts.trainable["params"]}
+        parts.frozen["states"] = jax.device_put(assembly.scorer.states(weights, parts.trainable["delta"], cut))
+    builder, stream = parts.task.input(config.seed)
     known = np.flatnonzero(assembly.split.known)
     peers = {
         name: torch_text.Training(
@@ -107,7 +106,7 @@ def measure(assembly: Assembly, folder: Any, repeats: int = 10, usual_repeats: i
 
 def compare(parts: training.Parts, batch: Any, peer: dict[str, Any]) -> dict[str, float]:
     """Largest relative differences of loss and gradients on one batch."""
-    loss, grads = jax.jit(jax.value_and_grad(parts.update.objective))(parts.trainable, parts.frozen, batch, None)
+    loss, grads = jax.jit(jax.value_and_grad(parts.task.loss))(parts.trainable, parts.frozen, batch, None)
     return {
         "parity_loss": abs(float(loss) - peer["loss"]) / peer["loss"],
         "parity_gradients": training.largest_difference(

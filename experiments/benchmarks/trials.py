@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments.benchmarks import machine
 
-_TRIALS = flags.DEFINE_list("trials", ["1", "4", "16"], "Of the benchmark `trials`: how many LoRA trials.")
+_TRIALS = flags.DEFINE_list("trials", ["1", "4", "16"], "For the benchmark `trials`: numbers of LoRA trials.")
 
 # Trials that differ in their learning rate, by the arguments of configs/movielens_100k.py.
 STUDY = '''
@@ -39,7 +39,7 @@ def sweep():
 
 
 class Case(NamedTuple):
-    """What is trained: a model of configs/movielens_100k.py, how many trials, how many steps each, what differs."""
+    """A model of configs/movielens_100k.py, the number of trials, their steps, and the keys that differ."""
 
     model: str
     trials: int

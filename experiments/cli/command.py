@@ -1,42 +1,175 @@
-"""What the commands share: flags, help, and errors as the person who gets them wants to read them."""
+"""The frame of every command: flags, help, and errors that end in one line which says what was wrong."""
 
-import ast
 import ctypes
 import ctypes.util
 import json
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import is_config_flag
 
-from experiments.cli import compilation_cache, distributed
-from llm4rec_jax.registry import unknown_name
+from experiments.cli import compilation_cache, distributed, overrides
+from experiments.cli.console import to_stderr
+from llm4rec_jax.runs import plugins
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _ALONE = "this command runs in one process: leave --distributed, --coordinator, --processes and --process out"
 
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or of the sweep.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+_TRUST_IMPORTS = flags.DEFINE_list(
+    "trust_imports", [], "Modules to import that a run folder's config.json names, joined by commas: they run code."
+)
+flags.DEFINE_alias("trust-imports", "trust_imports")
 
 
 def answer(result: Mapping[str, Any]) -> None:
-    """The last line of standard output: the result as JSON, from the first process only."""
+    """Prints the result as one line of JSON, the last of standard output; only the first process does."""
     if jax.process_index() == 0:
         print(json.dumps(result))
 
 
 def workdir() -> Path:
-    """The folder that --workdir names."""
-    assert _WORKDIR.value is not None
-    return Path(_WORKDIR.value)
+    """Returns the folder that --workdir names; ValueError where it is a file."""
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir is missing")
+    folder = Path(_WORKDIR.value)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--workdir={folder} is a file: give a folder, which need not exist yet")
+    return folder
+
+
+def run(main: Callable[[], None], several: bool = False, joins: bool = True, needs_workdir: bool = True) -> None:
+    """Runs a command.
+
+    An error that its user can mend is one line and exit code 2; any other keeps its traceback.
+
+    Args:
+      main: the command.
+      several: whether several processes can run it as one program.
+      joins: whether they are joined before it begins; otherwise the command joins them.
+      needs_workdir: whether --workdir must be given.
+    """
+    if needs_workdir:
+        flags.mark_flag_as_required("workdir")
+
+    def without_arguments(arguments: list[str]) -> None:
+        if arguments:
+            raise app.UsageError(f"does not take {' '.join(arguments)!r}: options are written --name=value")
+        if distributed.wanted() and not several:
+            raise ValueError(_ALONE)
+        if joins:
+            distributed.join()
+        main()
+
+    _show_in_help(needs_workdir, several)
+    _run(without_arguments)
+
+
+def run_on(main: Callable[[list[str]], None], what: str) -> None:
+    """Runs a command on its arguments, each a `what`; errors end as those of `run`."""
+
+    def with_arguments(arguments: list[str]) -> None:
+        if not arguments:
+            raise app.UsageError(f"needs at least one {what}")
+        if distributed.wanted():
+            raise ValueError(_ALONE)
+        main(arguments)
+
+    _show_in_help(False, False)
+    _run(with_arguments)
+
+
+def _show_in_help(needs_workdir: bool, several: bool) -> None:
+    """Lists flags of the modules that a command is made of in its --help, where absl has those of its own file."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if not module.startswith("experiments.") or (module == distributed.__name__ and not several):
+            continue
+        for flag in defined:
+            if needs_workdir or flag is not flags.FLAGS["workdir"]:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _run(main: Callable[[list[str]], None]) -> None:
+    _keep_memory()
+    compilation_cache.enable()
+    # Orbax and Grain log every step they take, at a level that absl shows by default.
+    logging.set_verbosity(logging.WARNING)
+    logging.set_stderrthreshold(logging.WARNING)
+    wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])
+
+    def guarded(arguments: list[str]) -> None:
+        with distributed.exit_all_on_error():
+            try:
+                plugins.load(_TRUST_IMPORTS.value or (), None if _WORKDIR.value is None else Path(_WORKDIR.value))
+                main(arguments[1:])
+            except (ValueError, OSError, ArithmeticError) as error:
+                if _DEBUG.value:
+                    raise
+                to_stderr(f"error: {error}")
+                sys.exit(2)
+            except Exception as error:
+                # An error that nobody has foreseen keeps its traceback, and says how to report it.
+                traceback.print_exc()
+                to_stderr(
+                    f"error: {type(error).__name__}: {error}. Either this is a bug, or input that should have been "
+                    "refused: please report it with the lines above and the command"
+                )
+                sys.exit(1)
+
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except SystemExit as end:
+        # absl ends --help with 1.
+        sys.exit(0 if wants_help and end.code == 1 else end.code)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; an error in a configuration or in a key of it ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        to_stderr("error: the working directory does not exist any more: cd to another")
+        sys.exit(2)
+    try:
+        if any(re.match(r"--?config\.[^=]+=\s*\{", argument) for argument in arguments):
+            merged, notes = overrides.merge_tables(_before_overrides(arguments), arguments)
+            arguments = [arguments[0], *merged[1:]]
+            for note in notes:
+                to_stderr(note)
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        to_stderr(f"error: {error}; --help lists the flags")
+        sys.exit(2)
+    except Exception as error:
+        trace = traceback.extract_tb(error.__traceback__)
+        if not isinstance(error, OSError) and "ml_collections" not in trace[-1].filename:
+            # A configuration is a program: its author wants the traceback too.
+            traceback.print_exc()
+            to_stderr(f"error: --config: {type(error).__name__}: {error}")
+        else:
+            unknown = None
+            if not isinstance(error, OSError):
+                unknown = overrides.unknown_key(_before_overrides(arguments), arguments)
+            to_stderr(f"error: {unknown or f'--config: {error}'}")
+        sys.exit(2)
+
+
+def _before_overrides(arguments: Sequence[str]) -> ConfigDict:
+    """The configuration that --config names, as its file has it; an empty one for commands without such a flag."""
+    given = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(arguments))
+    if given is None or "config" not in flags.FLAGS or not is_config_flag(flags.FLAGS["config"]):
+        return ConfigDict()
+    return flags.FLAGS["config"].parser.parse(given[1]) or ConfigDict()
 
 
 def _keep_memory() -> None:
@@ -55,129 +188,3 @@ def _keep_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_M_TOP_PAD, 2**28)
-
-
-def run(main: Callable[[], None], several: bool = False, joins: bool = True, needs_workdir: bool = True) -> None:
-    """Runs a command, on a --workdir unless it needs none.
-
-    An error that its user can mend is one message and exit code 2; others keep their traceback.
-
-    Args:
-      main: the command.
-      several: whether several processes can run it as one program.
-      joins: whether they are joined before it begins; otherwise it sees to that.
-      needs_workdir: whether --workdir must be given.
-    """
-    if needs_workdir:
-        flags.mark_flag_as_required("workdir")
-
-    def without_arguments(arguments: list[str]) -> None:
-        if arguments:
-            raise app.UsageError(f"does not take {' '.join(arguments)!r}: options are written --name=value")
-        if distributed.wanted() and not several:
-            raise ValueError(_ALONE)
-        if joins:
-            distributed.join()
-        main()
-
-    _run(without_arguments)
-
-
-def run_on(main: Callable[[list[str]], None], what: str) -> None:
-    """Runs a command on its arguments, each a `what`; errors are as those of `run`."""
-
-    def with_arguments(arguments: list[str]) -> None:
-        if not arguments:
-            raise app.UsageError(f"needs at least one {what}")
-        if distributed.wanted():
-            raise ValueError(_ALONE)
-        main(arguments)
-
-    _run(with_arguments)
-
-
-def _unknown_key(arguments: list[str]) -> str | None:
-    """Words the error for the first --config.KEY that the configuration does not have; None where all are there."""
-    found = re.search(r"(?:^|\n)--?config[=\n](.*)", "\n".join(arguments))
-    if found is None:
-        return None
-    config = flags.FLAGS["config"].parser.parse(found[1])
-    for argument in arguments:
-        given = re.match(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument)
-        if given is None:
-            continue
-        table, keys = config, given[1].split(".")
-        for depth, key in enumerate(keys):
-            if not isinstance(table, ConfigDict):
-                break
-            if key not in table:
-                where = ".".join(["config", *keys[:depth]])
-                return unknown_name(f"key of {where}:", key, table.keys()) + _as_a_dictionary(keys, given[2])
-            table = table[key]
-    return None
-
-
-def _as_a_dictionary(keys: list[str], value: str | None) -> str:
-    """How to give an option that a file does not set: only its whole table is a key."""
-    at = next((i for i, key in enumerate(keys) if key.endswith("options")), None)
-    if at is None:
-        return ""
-    try:
-        ast.literal_eval(value or "True")
-        literal = value or "True"
-    except (SyntaxError, ValueError):
-        literal = repr(value)
-    for key in reversed(keys[at + 1 :]):
-        literal = f"{{{key!r}: {literal}}}"
-    table = ".".join(keys[: at + 1])
-    return f'. An option that the file does not set is given with its table: --config.{table}="{literal}"'
-
-
-def _run(main: Callable[[list[str]], None]) -> None:
-    _keep_memory()
-    compilation_cache.enable()
-    # Orbax and Grain log every step they take, at a level that absl shows by default.
-    logging.set_verbosity(logging.WARNING)
-    logging.set_stderrthreshold(logging.WARNING)
-    wants_help = any(argument.startswith(("--help", "-help")) or argument == "-h" for argument in sys.argv[1:])
-
-    def guarded(arguments: list[str]) -> None:
-        with distributed.exit_all_on_error():
-            try:
-                main(arguments[1:])
-            except (ValueError, OSError, ArithmeticError) as error:
-                if _DEBUG.value:
-                    raise
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(2)
-            except Exception as error:
-                # What nobody has foreseen keeps its traceback, and ends in what to do about it.
-                traceback.print_exc()
-                print(
-                    f"error: {type(error).__name__}: {error}. Either this is a bug, or input that should have been "
-                    "refused: please report it with the lines above and the command",
-                    file=sys.stderr,
-                )
-                sys.exit(1)
-
-    def parse(arguments: list[str]) -> list[str]:
-        try:
-            return app.parse_flags_with_usage(arguments)
-        except Exception as error:
-            if isinstance(error, flags.Error):
-                raise
-            trace = traceback.extract_tb(error.__traceback__)
-            if not isinstance(error, OSError) and "ml_collections" not in trace[-1].filename:
-                # A configuration is a program: its author wants the traceback too.
-                traceback.print_exc()
-                print(f"error: --config: {type(error).__name__}: {error}", file=sys.stderr)
-                sys.exit(2)
-            # An unknown key or a missing file of --config.
-            print(f"error: {_unknown_key(arguments[1:]) or f'--config: {error}'}", file=sys.stderr)
-            sys.exit(2)
-
-    try:
-        app.run(guarded, flags_parser=parse)
-    except SystemExit as end:
-        # absl ends --help with 1.
-        sys.exit(0 if wants_help and end.code == 1 else end.code)

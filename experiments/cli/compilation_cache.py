@@ -1,17 +1,42 @@
 """Compiled programs kept on disk, so that a command that is run again does not compile its programs again."""
 
 import hashlib
+import os
 import platform
 import sys
 from pathlib import Path
 
 import filelock
 import jax
+import jax._src.compilation_cache
+from jax._src.lru_cache import LRUCache
 
 from llm4rec_jax.data import cache
 
-# Of a step's programs each has some megabytes; the least recently used go first.
+# Programs of a step have some megabytes each; the least recently used go first.
 MOST_BYTES = 2**31
+
+
+class SealedCache(LRUCache):
+    """jax's cache, whose entries end in a SHA-256 over their key and content.
+
+    A program under another one's key would run in its place. An entry that is damaged or misplaced is compiled again.
+    """
+
+    def get(self, key: str) -> bytes | None:
+        entry = super().get(key)
+        if entry is None or entry[-32:] == _seal(key, entry[:-32]):
+            return entry and entry[:-32]
+        with self.lock:
+            (self.path / f"{key}-cache").unlink(missing_ok=True)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        super().put(key, value + _seal(key, value))
+
+
+def _seal(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + content).digest()
 
 
 def enable() -> None:
@@ -26,11 +51,16 @@ def enable() -> None:
     folder = cache.default_folder("compiled") / _machine()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(place.stat().st_uid not in (0, os.getuid()) for place in (folder, *folder.parents[:3])):
+            # Programs are code; a folder for temporary files is open to everybody.
+            raise PermissionError("it belongs to another user")
         _drop_unfinished(folder)
     except (OSError, filelock.Timeout) as error:
         print(f"warning: compiled programs are not kept: cannot write {folder} ({error})", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # jax has no other way to choose the cache.
+    jax._src.compilation_cache.LRUCache = SealedCache  # pyright: ignore[reportPrivateImportUsage]
     # With a size there is a lock, too: others never read what is half written.
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     # By default what compiles within a second is compiled every time, and a run has a hundred such programs.

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a TPU pod, a SLURM job or Open MPI.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where none is detected.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where it is not detected.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, with --coordinator.", lower_bound=0)
 _HEARTBEAT = flags.DEFINE_integer(
@@ -32,7 +32,7 @@ print("place", jax.process_index(), jax.process_count())
 
 
 def wanted() -> bool:
-    """Whether this process is one of several; ValueError for flags that do not go together."""
+    """Returns whether this process is one of several; ValueError for flags that do not go together."""
     explicit = {"--coordinator": _COORDINATOR, "--processes": _PROCESSES, "--process": _PROCESS}
     missing = [name for name, flag in explicit.items() if flag.value is None]
     if missing and len(missing) < len(explicit):

@@ -11,7 +11,7 @@ from llm4rec_jax.evaluation.significance import Interval, interval
 
 
 class Band(NamedTuple):
-    """Users between two quantiles: what they are called, and which they are, bool [E]."""
+    """Users between two quantiles: their name, and a mask of them, bool [E]."""
 
     name: str
     members: np.ndarray
@@ -29,7 +29,7 @@ def bandings(runs: Sequence[FinishedRun], parts: int = 4) -> list[Banding]:
 
     Args:
       runs: of a table. The first that says of its users what this needs, says it for all.
-      parts: how many quantiles; fewer where users are alike.
+      parts: number of quantiles; fewer where users are alike.
 
     Returns:
       Nothing where no run says it.

@@ -21,7 +21,7 @@ from llm4rec_jax.training import metric_writer
 ABOUT_USERS = ("user_id", "targets", "history", "target_popularity")
 COUNTS = ("users", "users_skipped", "repeated_targets", "users_constant", "rows", "liked_share")
 _ROW_COLUMNS = ("user_id", "item_id", "label", "score")
-# What runs of one group may differ in.
+# Keys that runs of one group may differ in.
 _OF_A_SEED = ("seed", "init_from")
 
 
@@ -51,7 +51,7 @@ class FinishedRun(NamedTuple):
 
     @property
     def users(self) -> int:
-        """How many were tested."""
+        """Number of tested users."""
         return self.tested["user_id"].n_unique()
 
     def values(self, metric: str) -> np.ndarray | None:
@@ -60,7 +60,7 @@ class FinishedRun(NamedTuple):
 
 
 class RunGroups(NamedTuple):
-    """What lies in some folders.
+    """Runs of some folders, by group.
 
     Attributes:
       groups: name to finished runs that differ in their seed; at least one each.
@@ -208,7 +208,7 @@ def _differing(a: FinishedRun, b: FinishedRun) -> list[tuple[str, str, str]]:
     # A newer version may count more.
     for key in [key for key in splits[0] if key in splits[1] and splits[0][key] != splits[1][key]]:
         found.append((f"split.{key}", str(splits[0][key]), str(splits[1][key])))
-    # What ranks without vectors has no diversity of its lists.
+    # Models that rank without vectors have no diversity of their lists.
     pair = tuple([name for name in run.metrics if not name.startswith("diversity@")] for run in (a, b))
     only = [", ".join(name for name in own if name not in other) for own, other in (pair, pair[::-1])]
     if any(only):
@@ -229,7 +229,7 @@ def _differing(a: FinishedRun, b: FinishedRun) -> list[tuple[str, str, str]]:
 
 
 def _sweep(workdir: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """Of a sweep: its configuration file, and group to its runs' folders."""
+    """Returns a sweep's configuration file, and the folders of its runs by group."""
     file = workdir / "sweep.json"
     sweep = run_folder.read(file)
     try:
@@ -256,7 +256,7 @@ def _grouped(folders: Sequence[Path]) -> list[tuple[str, Path, list[Path]]]:
 
 
 def _name(folders: Sequence[Path]) -> str:
-    """What the names of folders begin with, less a seed: id-0 and id-1 are id."""
+    """Returns the common prefix of folders' names, less a seed: id-0 and id-1 are id."""
     names = [folder.name or folder.resolve().name for folder in folders]
     if len(set(names)) == 1:
         return names[0]

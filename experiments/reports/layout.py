@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.cli.console import visible
 from experiments.reports.spec import COSTS
 from experiments.reports.statistics import Cell, Row, Statistics
 from llm4rec_jax.evaluation.metrics import less_is_better
@@ -19,10 +20,10 @@ class Entry(NamedTuple):
 
     Attributes:
       text: the figure, or a row's label.
-      rest: what follows it: the spread.
+      rest: text that follows it: the spread.
       style: "best", "second" or none of them.
       marked: whether it differs from the baseline.
-      value: what a column is sorted by; None: nothing.
+      value: key by which a column is sorted; None sorts last.
       interval: the 95% interval, which only HTML shows beside the rest.
     """
 
@@ -41,9 +42,10 @@ class Layout(NamedTuple):
     """Attributes:
     header: of the columns; the first has the labels, to the left, and the others figures, to the right.
     sections: rows by section, separated by a line.
-    caption: what the table says of itself.
+    caption: sentences about the table.
     label: for references to it.
-    costs: how many of the columns, the last ones, are costs.
+    costs: number of columns, the last ones, that are costs.
+    notices: unusual properties of the runs' data, a sentence each.
     """
 
     header: list[str]
@@ -51,6 +53,7 @@ class Layout(NamedTuple):
     caption: str
     label: str
     costs: int
+    notices: list[str]
 
 
 def layout(s: Statistics) -> Layout:
@@ -65,21 +68,44 @@ def layout(s: Statistics) -> Layout:
     for number in dict.fromkeys(row.section for row in s.rows):
         rows = [row for row in s.rows if row.section == number]
         sections.append([_entries(s, row, ranking) for row in rows])
-    return Layout(header + costs, sections, _caption(s), table.label, len(costs))
+    sections = [[[_visible(entry) for entry in row] for row in section] for section in sections]
+    return Layout(header + costs, sections, visible(_caption(s), keep="\t\n"), table.label, len(costs), notices(s))
+
+
+def notices(s: Statistics) -> list[str]:
+    """Returns the notices of the runs' results, each once, with the rows that have it unless all do."""
+    labels: dict[str, list[str]] = {}
+    for row in s.rows:
+        told = [notice for run in row.runs for notice in run.result.get("notices") or ()]
+        for text in dict.fromkeys(f"{notice['message']} ({notice['key']})" for notice in told):
+            labels.setdefault(text, []).append(row.label)
+    return [
+        visible(text if len(rows) == len(s.rows) else f"{', '.join(rows)}: {text}") for text, rows in labels.items()
+    ]
+
+
+def _visible(entry: Entry) -> Entry:
+    value = visible(entry.value) if isinstance(entry.value, str) else entry.value
+    return entry._replace(text=visible(entry.text, keep="\t\n"), value=value)
 
 
 def metric_name(metric: str) -> str:
-    """As a header has it: NDCG@10."""
+    """Returns a metric's name for a header.
+
+    Example:
+      >>> metric_name("mean_rank")
+      'MEAN RANK'
+    """
     return metric.upper().replace("_", " ")
 
 
 def factor(s: Statistics, metric: str) -> int:
-    """What a metric is multiplied by."""
+    """Returns the factor that a metric is multiplied by."""
     return 1 if metric.split("@")[0] in _NO_SHARES else s.table.scale
 
 
 def figure(s: Statistics, metric: str, value: float, less: int = 0) -> str:
-    """A metric's value at the table's scale, with so many digits less."""
+    """Returns a metric's value at the table's scale, with `less` digits fewer than usual."""
     digits = s.table.digits if s.table.digits is not None else (2 if s.table.scale == 100 else 4)
     return f"{value * factor(s, metric):.{max(digits - less, 0)}f}"
 

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+from experiments.cli.console import visible
 from experiments.reports import plots
 from experiments.reports.bands import Banding, bandings, result
 from experiments.reports.layout import EMPTY, Entry, bracketed, figure, layout, metric_name
@@ -64,7 +65,7 @@ def page(s: Statistics, title: str = "Results", note: str = "", more: Sequence[t
         ("95% intervals", _figure(plots.intervals(s), "Every metric of every row with its interval.")),
         ("Differences", _differences(s)),
         ("Learning curves", _figure(plots.curves(s), f"Validation {metric_name(s.main)} by step and by time.")),
-        ("What accuracy costs", _figure(plots.costs(s), "The metric by trained parameters and by time.")),
+        ("Accuracy by cost", _figure(plots.costs(s), "The metric by trained parameters and by time.")),
         ("By kind of user", _by_band(s)),
         *more,
         ("Runs", _runs(s)),
@@ -78,6 +79,7 @@ def page(s: Statistics, title: str = "Results", note: str = "", more: Sequence[t
 <h1>{html.escape(title)}</h1>
 {sortable(table.header, table.sections)}
 <p class="note">{html.escape(caption)} A click on a column's name sorts by it.</p>
+{_notices(table.notices)}
 {sections}
 <script>{_SCRIPT}</script>
 </body></html>
@@ -95,10 +97,18 @@ def sortable(header: Sequence[str], sections: Sequence[Sequence[Sequence[Entry]]
     return f'<div class="wide"><table class="figures sortable"><thead><tr>{head}</tr></thead>{bodies}</table></div>'
 
 
+def _notices(notices: Sequence[str]) -> str:
+    """Returns notices as a list in HTML; "" without any."""
+    items = "".join(f"<li>{html.escape(notice)}</li>" for notice in notices)
+    return f'<ul class="note">{items}</ul>' if items else ""
+
+
 def listing(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain text."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
+    head = "".join(f'<th scope="col">{html.escape(visible(name))}</th>' for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(visible(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -114,7 +124,7 @@ def _figure(drawn: plots.Figure | None, says: str) -> str:
 
 
 def _differences(s: Statistics) -> str:
-    """What each row's metrics are more than the baseline's, with p."""
+    """Returns a table of the differences to the baseline, with p."""
     if not s.comparisons:
         return ""
     tested = [m for m in s.metrics if any(row.cells[m].comparison for row in s.rows)]
@@ -122,7 +132,7 @@ def _differences(s: Statistics) -> str:
     for row in s.rows:
         if not any(row.cells[m].comparison for m in tested):
             continue
-        entries = [Entry(row.label, value=row.label)]
+        entries = [Entry(visible(row.label), value=visible(row.label))]
         for metric in tested:
             found = row.cells[metric].comparison
             if found is None:
@@ -159,7 +169,7 @@ def _band_table(s: Statistics, banding: Banding) -> str:
     header = ["model", *(f"{band.name} (n = {band.members.sum():,})" for band in banding.bands)]
     rows = []
     for row in s.rows:
-        entries = [Entry(row.label, value=row.label)]
+        entries = [Entry(visible(row.label), value=visible(row.label))]
         for band in banding.bands:
             found = result(row.runs, s.main, band.members)
             assert found is not None

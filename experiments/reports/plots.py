@@ -136,7 +136,7 @@ def _panels(s: Statistics) -> tuple[Figure, tuple[Axes, Axes]]:
 
 
 def _short_and_long(axis: Axes, ends: Sequence[float]) -> None:
-    """Where the longest curve is several times the shortest, the axis is logarithmic beyond the shortest."""
+    """Makes an axis logarithmic beyond the shortest curve if the longest is several times as long."""
     shortest = min((end for end in ends if end > 0), default=np.inf)
     if 4 * shortest < max(ends):
         axis.set_xscale("symlog", linthresh=shortest)
@@ -174,4 +174,5 @@ def _points(file: Path, metric: str) -> Iterator[tuple[int, tuple[float, float]]
 
 def _plain(label: str) -> str:
     """A label that Matplotlib does not read as a formula, nor leaves out of a legend."""
+    label = "".join(character if character.isprintable() else "?" for character in label)
     return label.replace("$", r"\$").lstrip("_") or label

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.reports.layout import Entry, Layout, layout
+from experiments.cli.console import visible
+from experiments.reports.layout import Entry, Layout, layout, notices
 from experiments.reports.statistics import Row, Statistics
 
 # Columns of figures with their spreads that a page of `article` has room for.
@@ -45,7 +46,14 @@ _LATEX = {
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Of cells that are Markdown: numbers to the right, the first column to the left."""
+    """Returns a table of cells in Markdown: the first column to the left, others to the right.
+
+    Example:
+      >>> print(markdown_table(["model", "MRR"], [["id", "0.1"]]))
+      | model | MRR |
+      | --- | ---: |
+      | id | 0.1 |
+    """
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -55,17 +63,28 @@ def markdown(s: Statistics) -> str:
     table = layout(s)
 
     def written(entry: Entry) -> str:
-        text = {"best": "**{}**", "second": "<u>{}</u>"}.get(entry.style, "{}").format(_markdown(entry.text))
+        text = {"best": "**{}**", "second": "<u>{}</u>"}.get(entry.style, "{}").format(escape_markdown(entry.text))
         return text + entry.rest + "†" * entry.marked
 
     rows = [[written(entry) for entry in row] for section in table.sections for row in section]
-    return f"{markdown_table(table.header, rows)}\n\n{_markdown(table.caption)}\n"
+    listed = "".join(f"\n- {escape_markdown(notice)}" for notice in table.notices)
+    return f"{markdown_table(table.header, rows)}\n\n{escape_markdown(table.caption)}\n" + (listed and f"{listed}\n")
 
 
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is; an underscore within a word stands for itself."""
-    text = re.sub(r"\s+", " ", text).replace("<", "&lt;")
-    return re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`]", r"\\\g<0>", text)
+def escape_markdown(text: str) -> str:
+    r"""Returns text that Markdown shows as it is: no emphasis, link, image, HTML, heading or list.
+
+    An underscore within a word stands for itself.
+
+    Example:
+      >>> escape_markdown("![id_x](http://a) <b> & &lt; _this_ [1]")
+      '![id_x\\](http://a) &lt;b> & &amp;lt; \\_this\\_ [1]'
+      >>> escape_markdown("# 1"), escape_markdown("1. a")
+      ('\\# 1', '1\\. a')
+    """
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", re.sub(r"\s+", " ", text)).replace("<", "&lt;")
+    text = re.sub(r"(?<!\w)_|_(?!\w)|[\\|*`]|~(?=\S)|(?<=\S)~|\](?=[(\[:])", r"\\\g<0>", text)
+    return re.sub(r"^( *\d*)(>|[#+.)=-](?=[\s#=-]|$))", r"\1\\\2", text)
 
 
 def latex(s: Statistics) -> str:
@@ -87,6 +106,7 @@ def latex(s: Statistics) -> str:
             rf"\caption{{{escape_latex(table.caption)}}}",
             rf"\label{{tab:{label}}}",
             "\n\n\\medskip\n".join(_tabular(table, some) for some in columns),
+            *(rf"\par\smallskip{{\footnotesize {escape_latex(notice)}\par}}" for notice in table.notices),
             r"\end{table}",
             "",
         ]
@@ -103,7 +123,8 @@ def _tabular(table: Layout, columns: Sequence[int]) -> str:
         return command.format(escape_latex(text)) + escape_latex(entry.rest + "†" * entry.marked)
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(cells[i] for i in columns) + r" \\"
+        # After \\ and \midrule LaTeX reads [ as an option, and * as another command.
+        return re.sub(r"^(?=[\[*])", "{}", " & ".join(cells[i] for i in columns)) + r" \\"
 
     # A published row has no costs.
     kept = [[row for row in section if any(row[i].text for i in columns[1:])] for section in table.sections]
@@ -124,7 +145,12 @@ def _tabular(table: Layout, columns: Sequence[int]) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is; characters with an accent need its UTF-8, which is the default."""
+    r"""Returns text that LaTeX prints as it is; characters with an accent need its UTF-8, which is the default.
+
+    Example:
+      >>> escape_latex("50% of id_1 ± 2")
+      '50\\% of id\\_1 $\\pm$ 2'
+    """
     return "".join(_LATEX.get(character, character) for character in re.sub(r"[^\S\xa0]+", " ", text))
 
 
@@ -146,11 +172,25 @@ def tidy(s: Statistics) -> str:
             {"label": label, "kind": "published", "name": name, "mean": value, "source": source}
             for name, value in values.items()
         ]
+    lines += [{"kind": "notice", "source": notice} for notice in notices(s)]
     out = io.StringIO()
     writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: csv_cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
+
+
+def csv_cell(value: object) -> object:
+    """Returns a cell that a spreadsheet does not compute: text that would be a formula gets a quote before it.
+
+    Example:
+      >>> csv_cell("=1+1"), csv_cell("lora"), csv_cell(-0.5)
+      ("'=1+1", 'lora', -0.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value, keep="\t\n")
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _lines(row: Row) -> list[dict[str, object]]:

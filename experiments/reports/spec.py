@@ -1,4 +1,4 @@
-"""What a table shows: a `Table`, which a configuration file's `table()` may return."""
+"""The `Table` that a configuration file's `table()` may return: rows, columns and comparisons."""
 
 import runpy
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from llm4rec_jax.registry import unknown_name
 
-# What a run costs, and how a table's header calls it.
+# Costs of a run, and their names in a table's header.
 COSTS = {
     "parameters": "trained parameters",
     "delta": "trained in the encoder",
@@ -20,7 +20,7 @@ COSTS = {
 
 
 class Table(NamedTuple):
-    """What a table shows. Every field has a default, so `Table()` is the table of all groups.
+    """Contents of a table. Every field has a default, so `Table()` is the table of all groups.
 
     Attributes:
       rows: sections of rows, each {group: label}, in order; a line separates sections. None: all groups, as listed.
@@ -34,7 +34,7 @@ class Table(NamedTuple):
       published: rows (label, {metric: value}, source) that others printed, on the scale of the runs' own metrics.
       main: the metric of plots and of results by group; None: NDCG@10 if it is a column, else the first.
       caption: comes before what the table says of itself.
-      label: what LaTeX refers to, `tab:` is put before it.
+      label: name for references in LaTeX; `tab:` is put before it.
       scale: 1, or 100 for metrics that are shares.
       digits: after the point; None: 4 at scale 1, 2 at scale 100.
     """
@@ -55,7 +55,7 @@ class Table(NamedTuple):
 
 
 def load_table(file: Path) -> Table:
-    """The table of a configuration file: what its `table()` returns; without one, all groups against its BASELINE.
+    """Runs a configuration file and returns the table of its `table()`; without one, all groups against its BASELINE.
 
     Raises:
       ValueError: no such file, or a table that cannot be made.

@@ -1,4 +1,4 @@
-"""From runs to the numbers of a table: means, spreads and intervals, comparisons with the baseline, costs."""
+"""Numbers of a table, from runs: means, spreads and intervals, comparisons with the baseline, costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class Row(NamedTuple):
       runs: one a seed.
       cells: metric to its figures.
       costs: name to one value a run; empty where none was measured.
-      tried: how many configurations were tried; None if that is not known.
+      tried: number of configurations tried; None if that is not known.
     """
 
     group: str
@@ -64,9 +64,9 @@ class Statistics(NamedTuple):
     """All that a table prints.
 
     Attributes:
-      table: what was asked for, its metrics and main metric filled in.
+      table: the requested table, its metrics and main metric filled in.
       rows: in order.
-      comparisons: how many were made together.
+      comparisons: number of comparisons made together.
       baselines: the groups that the others were compared with.
     """
 
@@ -91,7 +91,7 @@ def statistics(table: Table, found: RunGroups, warn: Callable[[str], None]) -> S
     """The figures of a table.
 
     Args:
-      table: what is shown.
+      table: rows, columns and comparisons.
       found: the runs.
       warn: is told of baselines without a finished run.
 
@@ -156,7 +156,7 @@ def by_user(runs: Sequence[FinishedRun], metric: str) -> np.ndarray | None:
 
 
 def _rows(runs: Sequence[FinishedRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of labelled rows: scores [seeds, n], labels [n], users [n]."""
+    """Returns scores [seeds, n], labels [n] and users [n] of labelled rows."""
     return rating_metrics.samples([run.tested for run in runs])
 
 
@@ -216,7 +216,7 @@ def _costs(runs: Sequence[FinishedRun], names: Sequence[str]) -> dict[str, list[
 
 def _costs_of(run: FinishedRun) -> dict[str, Any]:
     parameters, step = run.result["parameters"], run.result.get("step") or {}
-    # What has no compiled step was fitted in closed form.
+    # A model without a compiled step was fitted in closed form.
     step = step if step.get("programs") else {}
     frozen, delta = parameters.get("frozen"), parameters.get("delta", 0)
     return {

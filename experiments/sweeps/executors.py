@@ -1,4 +1,4 @@
-"""Where the trials of a sweep are run: as processes of this machine, as tasks of Ray, as jobs of Slurm.
+"""Executors of a sweep's trials: as processes of this machine, as tasks of Ray, as jobs of Slurm.
 
 This module, too, is imported where jobs run, and does without jax.
 """
@@ -19,7 +19,7 @@ class Handle(NamedTuple):
     """A job that was submitted.
 
     Attributes:
-      poll: what became of it; None while it waits or runs.
+      poll: returns how it ended; None while it waits or runs.
       cancel: asks it to save and stop, and returns at once.
     """
 
@@ -38,7 +38,7 @@ class Executor(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What executors are made with; each looks at what concerns it.
+    """Options of all executors; each uses those that concern it.
 
     Attributes:
       workdir: holds the run folders.

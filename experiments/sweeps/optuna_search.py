@@ -1,6 +1,6 @@
 """A search over configurations: an Optuna study whose trials are run folders.
 
-The study is a file in the workdir. What is drawn for a trial is a function of the seed, the trial's number and the
+The study is a file in the workdir. The draws for a trial are a function of the seed, the trial's number and the
 results known then; a search that is broken off goes on where it was when it is made again.
 """
 
@@ -16,11 +16,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.sweeps import trials
 from experiments.sweeps.schedule import Entry, Schedule
+from experiments.sweeps.sealed_log import SealedLog
 from experiments.sweeps.trials import Study, Trial
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.evaluation.metrics import less_is_better
@@ -70,7 +70,11 @@ class Search:
         self._study, self._arg, self._workdir, self.metric = study, arg, workdir, metric
         self._seed, self._parallel = seed, parallel
         self._lock = Lock(workdir)
-        self._log = (workdir / "search.log").open("a+b")
+        try:
+            self._log = SealedLog(workdir / "search.log")
+        except BaseException:
+            self._lock.close()
+            raise
         try:
             self._optuna = self._opened({"configuration": f"{Path(study.file).name}:{arg}", "metric": metric}, spared)
         except BaseException:
@@ -82,12 +86,9 @@ class Search:
         self._failed = [t for t in self.trials if t.state == TrialState.FAIL and not self._repeated(t)]
 
     def _opened(self, attributes: Mapping[str, str], spared: int) -> optuna.Study:
-        # A kill may have cut the last line short, and Optuna would write on behind it.
-        self._log.seek(0)
-        self._log.truncate(self._log.read().rfind(b"\n") + 1)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(self._log.name)),
+            storage=JournalStorage(self._log),
             study_name="search",
             direction="minimize" if less_is_better(self.metric) else "maximize",
             load_if_exists=True,
@@ -104,7 +105,7 @@ class Search:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """What has been drawn, in order."""
+        """Drawn trials, in order."""
         return [t for t in self._optuna.get_trials(deepcopy=False) if t.state != TrialState.WAITING]
 
     @property
@@ -126,7 +127,7 @@ class Search:
         A trial that failed before this search was made is not counted; what was drawn for it is tried again.
 
         Raises:
-          ValueError: what `search(trial)` returns is no mapping, or cannot override the configuration.
+          ValueError: `search(trial)` returns no mapping, or one that cannot override the configuration.
         """
         for going in list(self._going):
             if going.entry.status == "running":
@@ -157,7 +158,7 @@ class Search:
         run_folder.write(self._workdir / "search.json", value)
 
     def tried(self) -> int:
-        """How many different configurations have been validated."""
+        """Returns the number of different configurations that have been validated."""
         looked_at = [t for t in self.trials if t.state == TrialState.COMPLETE or t.intermediate_values]
         return len({t.user_attrs[_FOLDER] for t in looked_at})
 
@@ -238,7 +239,7 @@ class Search:
         return _Going(trial, entry)
 
     def _report(self, going: _Going) -> None:
-        """Passes new validations on. That of step 0 is of no training. None where the records are damaged: the trial
+        """Passes new validations on, but that of step 0, before training. Damaged records are passed over: the trial
         itself fails by that."""
         known = self._optuna.get_trials(deepcopy=False)[going.trial.number].intermediate_values
         try:

@@ -40,13 +40,13 @@ class Job(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What became of a job.
+    """The end of a job.
 
     Attributes:
       code: the exit code; negative, the signal that killed it.
       output: the end of what it wrote.
       seconds: that it took.
-      note: what the process itself cannot say: why it was killed, or was not run.
+      note: reason that the process itself cannot give: why it was killed, or was not run.
       late: it was stopped since it took longer than its timeout.
       busy: it was not run, since another process works in one of its folders.
     """
@@ -99,7 +99,7 @@ class Process:
             lock.note(pid=self._child.pid, command=command, token=job.token, watcher=os.getpid())
 
     def poll(self) -> Ended | None:
-        """What became of the job; None while it runs. Calls stop what is late, and kill what does not stop."""
+        """Returns how the job ended; None while it runs. Stops a job that is late, and kills one that does not stop."""
         if self._ended is not None:
             return self._ended
         code = self._child.poll()
@@ -140,7 +140,7 @@ class Process:
 
 
 def execute(job: Job) -> Ended:
-    """Runs a job and waits for it. What interrupts the wait stops the job before it is raised."""
+    """Runs a job and waits for it. An exception during the wait stops the job before it goes on."""
     process = Process(job)
     try:
         return wait(process, 0.5)
@@ -151,14 +151,14 @@ def execute(job: Job) -> Ended:
 
 
 def wait(process: Process, interval: float) -> Ended:
-    """Looks after a process every so many seconds until it has ended."""
+    """Polls a process every `interval` seconds until it has ended."""
     while (ended := process.poll()) is None:
         time.sleep(interval)
     return ended
 
 
 def started(job: Job) -> bool:
-    """Whether a process of the job has been started, wherever."""
+    """Returns whether a process of the job has been started, on any machine."""
     try:
         holder = json.loads((Path(job.folders[0]) / "lock").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How trials are getting on: a live table on a terminal, a line a change elsewhere."""
+"""Progress of trials: a live table on a terminal, a line for each change elsewhere."""
 
 import functools
 import time
@@ -12,7 +12,9 @@ import rich.box
 import rich.console
 import rich.live
 import rich.table
+import rich.text
 
+from experiments.cli.console import visible
 from experiments.sweeps.schedule import Entry
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.evaluation.metrics import less_is_better
@@ -23,7 +25,7 @@ _STYLES = {"running": "bold", "failed": "red", "interrupted": "yellow", "waiting
 
 
 class Standing(NamedTuple):
-    """How far a run is, from its metrics.jsonl.
+    """The progress of a run, from its metrics.jsonl.
 
     Attributes:
       step, steps: made, and to be made.
@@ -38,7 +40,7 @@ class Standing(NamedTuple):
 
 
 def standing(entry: Entry) -> Standing:
-    """How far an entry's run is; as if it had not begun where its records are damaged, which the run itself reports."""
+    """Returns the progress of an entry's run. Damaged records count as none: the run itself reports them."""
     train = entry.run.config.train
     file = entry.run.folder / "metrics.jsonl"
     try:
@@ -59,7 +61,7 @@ def standing(entry: Entry) -> Standing:
 
 @functools.lru_cache(maxsize=256)
 def _records(file: Path, size: int, changed: int) -> list[dict[str, Any]]:
-    """What a metrics.jsonl of this size and time holds."""
+    """Returns the records of a metrics.jsonl of this size and time."""
     return metric_writer.read(file)
 
 
@@ -89,9 +91,9 @@ class Watch:
             self.beat(every=0)
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of its own."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(visible(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
 
     def changed(self, entry: Entry) -> None:
         """Says what has become of an entry; on a terminal, what failed only, since the table shows the rest."""
@@ -107,16 +109,16 @@ class Watch:
                 words += f", validation {entry.run.config.train.metric} {at.best:.4f}, step {at.step}"
             words += f": {entry.error}" if entry.error else ""
             words += f"; {Counter(e.status for e in self._entries)['waiting']} to come"
-        self.say(words)
+        self.log(words)
 
     def beat(self, every: float = 1.0) -> None:
-        """Draws the table anew, when it is so many seconds old."""
+        """Draws the table anew when it is `every` seconds old."""
         if self._live is not None and time.monotonic() - self._shown >= every:
             self._shown = time.monotonic()
             self._live.update(self.table(self._console.height - 5), refresh=True)
 
     def table(self, height: int) -> rich.table.Table:
-        """The entries in at most so many rows: what runs first, then what failed, then the last that finished."""
+        """Returns the entries in at most `height` rows: running ones first, then failed, then the last finished."""
         counts = Counter(entry.status for entry in self._entries)
         parts = [f"{counts[status]} {status}" for status in _ORDER if counts[status]]
         if (left := self._left(counts)) is not None:
@@ -129,15 +131,17 @@ class Watch:
         ranked = sorted(self._entries, key=lambda e: (_ORDER.index(e.status), -(e.ended or 0)))
         for entry in ranked[: max(height, 1)]:
             style = _STYLES.get(entry.status)
+            # Text: Rich would read "[b]" in a name as markup.
+            name = rich.text.Text(visible(entry.run.trial.name))
             if entry.status == "waiting":
-                table.add_row(entry.run.trial.name, entry.status, style=style)
+                table.add_row(name, entry.status, style=style)
                 continue
             at = standing(entry)
             best = "" if at.best is None else f"{entry.run.config.train.metric} {at.best:.4f}"
             running = entry.status == "running"
             seconds = time.monotonic() - entry.began if running and entry.began is not None else entry.seconds
             table.add_row(
-                entry.run.trial.name,
+                name,
                 entry.status,
                 f"{at.step}/{at.steps}",
                 best,
@@ -148,7 +152,7 @@ class Watch:
         return table
 
     def _left(self, counts: Counter[str]) -> float | None:
-        """Seconds to the end of all: what waits takes as long as what has finished did."""
+        """Estimates the seconds to the end of all, from the mean time of finished ones."""
         took = [e.seconds for e in self._entries if e.status == "finished" and e.seconds]
         if not took:
             return None
@@ -159,7 +163,12 @@ class Watch:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as people say them."""
+    """Returns seconds as text, in seconds, minutes or hours.
+
+    Example:
+      >>> duration(42.4), duration(600), duration(9000)
+      ('42 s', '10 min', '2.5 h')
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

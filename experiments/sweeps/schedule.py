@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import enum
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.sweeps import trials
 from experiments.sweeps.executors import Executor, Handle
@@ -19,6 +21,19 @@ from experiments.sweeps.trials import TrialRun
 _BUSY = 5.0
 # Nobody crashes by SIGTERM: somebody wanted the place, and the run has saved or had nothing to save.
 _TERMINATED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+class Readiness(enum.Enum):
+    """Whether the runs that a process needs have finished."""
+
+    READY = enum.auto()
+    WAITING = enum.auto()
+
+
+class Blocked(NamedTuple):
+    """A process that can never be started, and why."""
+
+    reason: str
 
 
 @dataclasses.dataclass
@@ -101,8 +116,10 @@ class Schedule:
 
     @property
     def pending(self) -> bool:
-        """Whether anything runs, can still be started, or is known now never to be."""
-        return bool(self._running) or (not self.stopping and any(self._obstacle(w) != "" for w in self._waiting))
+        """Whether anything runs, can be started, or has to be marked as blocked."""
+        if self._running:
+            return True
+        return not self.stopping and any(self._readiness(work) is not Readiness.WAITING for work in self._waiting)
 
     def tick(self) -> None:
         """Looks after the processes, and starts those that can be."""
@@ -117,13 +134,13 @@ class Schedule:
                 self._running.remove(work)
                 self._settle(work, work.job, ended)
         for work in list(self._waiting):
-            obstacle = self._obstacle(work)
-            if obstacle:
+            readiness = self._readiness(work)
+            if isinstance(readiness, Blocked):
                 self._waiting.remove(work)
                 for entry in work.entries:
-                    self._mark(entry, "failed", obstacle)
+                    self._mark(entry, "failed", readiness.reason)
             elif (
-                obstacle is None
+                readiness is Readiness.READY
                 and not self.stopping
                 and len(self._running) < self._workers
                 and time.monotonic() >= work.not_before
@@ -145,17 +162,18 @@ class Schedule:
         for work in self._running:
             self.cancel(work.entries[0], "interrupted")
 
-    def _obstacle(self, work: _Work) -> str | None:
-        """None: can be started. "": waits for another. Otherwise why it never can be."""
-        waits = False
-        for entry in work.entries:
-            for folder, name in entry.run.needs.items():
-                if (folder / "result.json").exists():
-                    continue
-                if folder not in self._by_folder or self._by_folder[folder].status == "failed":
-                    return f"not started, since {name} failed"
-                waits = True
-        return "" if waits else None
+    def _readiness(self, work: _Work) -> Readiness | Blocked:
+        """Returns whether a process can be started, has to wait for another run, or never can be."""
+        missing = [
+            (folder, name)
+            for entry in work.entries
+            for folder, name in entry.run.needs.items()
+            if not (folder / "result.json").exists()
+        ]
+        for folder, name in missing:
+            if folder not in self._by_folder or self._by_folder[folder].status == "failed":
+                return Blocked(f"not started, since {name} failed")
+        return Readiness.WAITING if missing else Readiness.READY
 
     def _submit(self, work: _Work) -> None:
         folders = tuple(str(entry.run.folder) for entry in work.entries)
@@ -200,7 +218,7 @@ class Schedule:
 def drive(
     schedule: Schedule,
     beat: Callable[[], None],
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     interval: float = 0.2,
 ) -> int | None:
     """Runs a schedule to its end.
@@ -210,7 +228,7 @@ def drive(
     Args:
       schedule: may be added to by `beat`.
       beat: called after every tick.
-      say: told when a signal has come.
+      log: told when a signal has come.
       interval: seconds between them.
 
     Returns:
@@ -222,7 +240,7 @@ def drive(
                 schedule.tick()
                 beat()
                 if received and not schedule.stopping:
-                    say(f"{signal.Signals(received[0]).name}: waiting for the trials that run to save and stop")
+                    log(f"{signal.Signals(received[0]).name}: waiting for the trials that run to save and stop")
                     schedule.stop()
                 if not schedule.pending:
                     return received[0] if received else None
@@ -260,7 +278,7 @@ def _how(ended: Ended) -> str:
 
 
 def _why(ended: Ended, folder: Path) -> str:
-    """What the process says of this folder, the exception, where the output ends in a traceback, or the last line."""
+    """Returns the process's error of this folder, else the exception of its last traceback, else its last line."""
     if ended.note or ended.code < 0:
         return _how(ended)
     lines = [line for line in ended.output.splitlines() if line.strip()]

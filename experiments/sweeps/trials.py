@@ -8,16 +8,18 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.cli.overrides import merge_options
 from llm4rec_jax.data.sources import LABELED_SOURCES
+from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import folder as run_folder
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.folder import RunFolderError
 
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -32,8 +34,8 @@ class Trial(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: what people call it.
-      arg: what follows the colon of `--config=FILE.py:arg`; empty for the file's default.
+      name: a name for people.
+      arg: text after the colon of `--config=FILE.py:arg`; empty for the file's default.
       overrides: configuration keys with their values, {"train.steps": 10}; `init_from` is another trial's name, or a
         folder.
       group: trials that differ only in their seed; a row of the table.
@@ -53,10 +55,10 @@ class Study(NamedTuple):
     Attributes:
       file: its path.
       get_config: gives the configuration of `FILE.py:arg`, or of `FILE.py`.
-      trials: what its `sweep()` lists; none without one.
+      trials: those that its `sweep()` lists; empty without one.
       baseline: its BASELINE, the group that the table compares the others with; None without one.
       search: its `search(trial)`, from an Optuna trial to overrides; None without one.
-      resources: what a trial takes, {"cpus": number, "gpus": number}: its RESOURCES.
+      resources: needs of a trial, {"cpus": number, "gpus": number}: its RESOURCES.
       slurm: its SLURM, parameters of submitit.
     """
 
@@ -73,7 +75,7 @@ class TrialRun(NamedTuple):
     """A trial with its place.
 
     Attributes:
-      trial: what was listed.
+      trial: as it was listed.
       config: resolved; `init_from` is the absolute path of a folder.
       folder: WORKDIR/HASH, absolute.
       needs: folders, with the names of their trials, whose runs must have finished.
@@ -145,7 +147,7 @@ def identity(config: Mapping[str, Any], workdir: Path) -> str:
     """The name of the folder of a resolved configuration: the first 12 digits of a SHA-256 over its canonical JSON.
 
     A folder in `workdir` that a run starts from enters as `../NAME`, so that it does not matter where the workdir lies.
-    What is None or empty does not enter, so that a new option, unset by default, leaves the names of runs as they were.
+    Keys that are None or empty do not enter, so that a new option, unset by default, leaves names as they were.
     """
     start = config.get("init_from")
     if start is not None and Path(start).parent == workdir.resolve():
@@ -155,13 +157,13 @@ def identity(config: Mapping[str, Any], workdir: Path) -> str:
 
 
 def _set(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is set in a configuration."""
+    """Returns the keys that are set in a configuration."""
     inner = {name: _set(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     return {name: value for name, value in inner.items() if value is not None and value != {}}
 
 
 def shape(config: Mapping[str, Any]) -> str:
-    """What runs that are trained together have in common, as text: the configuration without what may differ."""
+    """Returns the part of a configuration that runs trained together share, as text: all but `MAY_DIFFER`."""
     plain = json.loads(json.dumps(config))
     for key in MAY_DIFFER:
         *path, name = key.split(".")
@@ -173,7 +175,7 @@ def shape(config: Mapping[str, Any]) -> str:
 
 
 def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
-    """The runs in their order; those not finished that one program can train are put together, at most so many.
+    """Groups runs, in their order: at most `together` unfinished ones that one program can train.
 
     Those are runs that rank and are trained. They differ only in what `MAY_DIFFER` lists; a batch waits for all that
     its runs need, so its runs come equally late: none needs another, nor do batches need each other.
@@ -182,7 +184,7 @@ def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
 
     @functools.cache
     def rounds(folder: Path) -> int:
-        """How many runs must have finished, one after another, before this one can be started."""
+        """Returns the number of runs that must have finished, one after another, before this one can be started."""
         needed = [by_folder[other] for other in by_folder[folder].needs if other in by_folder]
         return max((1 + rounds(other.folder) for other in needed if not other.finished), default=0)
 
@@ -205,7 +207,10 @@ def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
 def joint_command(runs: Sequence[TrialRun]) -> tuple[str, ...]:
     """Arguments of Python that train the runs, whose folders are in one workdir, in one program."""
     names = ",".join(run.folder.name for run in runs)
-    return ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
+    command = ("-m", "experiments.train_together", f"--workdir={runs[0].folder.parent}", f"--runs={names}", "--debug")
+    # The configuration file has named them, and the folders' word alone is not enough.
+    imports = ",".join(plugins.names(runs[0].config))
+    return (*command, f"--trust_imports={imports}") if imports else command
 
 
 def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, TrialRun]) -> TrialRun:
@@ -229,6 +234,10 @@ def place(study: Study, trial: Trial, workdir: Path, placed: Mapping[str, TrialR
         needs[placed[start].folder] = start
     try:
         config = _configuration(study, trial.arg)
+        for key, value in overrides.items():
+            if isinstance(value, Mapping):
+                # As the command line, by which the trial is run, reads it.
+                overrides[key] = merge_options(config, key, value, overrides)[0]
         config.update_from_flattened_dict(overrides)
         held = json.loads(config.to_json())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -282,7 +291,7 @@ def select(runs: Sequence[TrialRun], groups: Sequence[str]) -> list[TrialRun]:
     if unknown := sorted(set(groups) - existing):
         raise ValueError(f"--only: no trials of {', '.join(unknown)}; there are: {', '.join(sorted(existing))}")
     chosen = {run.folder for run in runs if run.trial.group in groups}
-    # What is needed may need others.
+    # Needed runs may need others.
     while more := {folder for run in runs if run.folder in chosen for folder in run.needs} - chosen:
         chosen |= more
     return [run for run in runs if run.folder in chosen]
@@ -310,11 +319,9 @@ def open_folder(run: TrialRun) -> None:
         run_folder.write(file, asked)
     named = workdir / "by_name" / run.trial.name
     named.parent.mkdir(exist_ok=True)
-    scratch = named.with_name(f".{named.name}.{os.getpid()}")
     # Some file systems have no links; they are a convenience.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), replacing(named, durable=False) as scratch:
         scratch.symlink_to(Path("..") / run.folder.name)
-        os.replace(scratch, named)
 
 
 def _unmoved(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,7 +330,7 @@ def _unmoved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configuration(study: Study, arg: str) -> Any:
-    """The configuration of `FILE.py:arg`; ValueError says when there is none."""
+    """Returns the configuration of `FILE.py:arg`; ValueError when the file has no such configuration."""
     try:
         return _configuration(study, arg)
     except ValueError as error:

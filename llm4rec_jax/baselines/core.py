@@ -1,4 +1,4 @@
-"""What closed-form baselines share: their registry, and a scorer made of rows of scores."""
+"""The registry of closed-form baselines, and a scorer made of rows of scores."""
 
 import itertools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BASELINES: Registry[Callable[..., Scorer]] = Registry("baseline")
 
 
 def interaction_matrix(sequences: Sequences, num_items: int) -> scipy.sparse.csr_array:
-    """Which user has which item: float64 [U, I] of zeros and ones, repeated interactions counted once."""
+    """Returns the matrix of users and their items: float64 [U, I] of zeros and ones, repetitions counted once."""
     users = len(sequences.offsets) - 1
     row = np.repeat(np.arange(users), np.diff(sequences.offsets))
     matrix = scipy.sparse.csr_array((np.ones(len(row)), (row, sequences.items)), shape=(users, num_items))

@@ -75,7 +75,7 @@ def gp(
 ) -> Predictor:
     """The process above. Every answer of the training questions is learnt from once, those in histories too.
 
-    Of a question at hand, the user is taken for a new one: b and t follow from the answers of its history alone.
+    The user of an example is taken for a new one: b and t follow from the answers of its history alone.
 
     Args:
       train: the questions.
@@ -129,7 +129,7 @@ def gp(
         # Later answers in a history, itself left out.
         age = rows.mask[:, ::-1].cumsum(1)[:, ::-1] - rows.mask
         own = np.where(both, covariance[history[:, :, None], history[:, None, :]], 0.0)
-        # What is not there is an answer of its own, which says nothing.
+        # A missing answer is an answer of its own, which says nothing.
         own += np.eye(history.shape[1]) * np.where(rows.mask, noise * factor**age, 1.0)[:, None, :]
         cross = np.where(rows.mask, covariance[rows.target[:, None], history], 0.0)
         residual = np.where(rows.mask, rows.liked - average - mean[history], 0.0)

@@ -16,10 +16,10 @@ Predictor = Callable[[LabeledExamples], Floats]
 
 
 class Features(NamedTuple):
-    """What is known of the items.
+    """Features of the items.
 
     Attributes:
-      size: how many there are, I.
+      size: Number I of items.
       texts: vectors of their texts, [I, W] each; none where nothing reads them.
       number: a number of each [I], such as the year, NaN where it is not known; None without.
     """
@@ -41,5 +41,5 @@ def laplace_logit(rows: LabeledExamples) -> Floats:
 
 @ANSWER_BASELINES.register("liked_share")
 def liked_share(train: LabeledExamples, features: Features) -> Predictor:
-    """How much of the history the user likes, whatever the target is; nothing is fitted."""
+    """Scores by the share of liked items in the history, whatever the target is; nothing is fitted."""
     return laplace_logit

@@ -1,4 +1,4 @@
-"""Data and models that come inside PyPI wheels, found without importing the packages."""
+"""Data and models inside installed PyPI wheels, located without importing the packages."""
 
 import importlib.util
 from pathlib import Path
@@ -23,8 +23,8 @@ def minilm() -> Path:
 
 
 def _inside(package: str, folder: str) -> Path:
-    # find_spec of a top-level name only locates the package. Importing it would run its code, and with it pull in
-    # dependencies that are deliberately not installed.
+    # find_spec of a top-level name only locates the package. Importing it would run its code and pull in dependencies
+    # that are deliberately not installed.
     spec = importlib.util.find_spec(package)
     for root in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(root) / folder

@@ -1,6 +1,5 @@
-"""Arrays that are dear to make, kept on disk between runs."""
+"""Arrays that are expensive to compute, kept on disk between runs."""
 
-import contextlib
 import hashlib
 import io
 import os
@@ -11,27 +10,47 @@ from pathlib import Path
 
 import numpy as np
 
+from llm4rec_jax.io import write_bytes
+
 _DIGEST_BYTES = 32
 
 Arrays = dict[str, np.ndarray]
 
 
 def default_folder(kind: str) -> Path:
-    """Returns llm4rec_jax/KIND in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm4rec_jax" / kind
+    """Returns llm4rec_jax/KIND in $XDG_CACHE_HOME or ~/.cache.
+
+    Without a home folder, as in a container whose user has no passwd entry, it lies in the folder for temporary files,
+    under the user's number.
+
+    Example:
+        >>> default_folder("tokens").parts[-2:]
+        ('llm4rec_jax', 'tokens')
+    """
+    return cache_home() / "llm4rec_jax" / kind
+
+
+def cache_home() -> Path:
+    """Returns $XDG_CACHE_HOME, ~/.cache, or without a home folder one in that for temporary files."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"llm4rec_jax-cache-{os.getuid()}"
 
 
 def get_or_compute(folder: Path, key: str, kind: str, make: Callable[[], Arrays]) -> Arrays:
-    """Returns the arrays of a key from `folder`/KEY.npz, or makes them and keeps them there.
+    """Returns the arrays stored under a key in `folder`/KEY.npz, or computes and stores them.
 
-    A damaged file, or one of another key, is made again, and a folder that cannot be written is done without, both with
-    a warning at the caller's caller.
+    A damaged file, or one of another key, is computed again, and a folder that cannot be written is done without, both
+    with a warning at the caller's caller.
 
     Args:
-        folder: made if need be.
-        key: a hash of all that the arrays depend on.
-        kind: what they are, in the plural, for warnings.
-        make: gives them.
+        folder: folder of the cache; made if it is missing.
+        key: a hash of everything that the arrays depend on.
+        kind: plural noun for warnings, such as "tokens".
+        make: computes the arrays.
     """
     path = folder / f"{key}.npz"
     try:
@@ -75,17 +94,7 @@ def write(path: Path, key: str, arrays: Arrays) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     payload = buffer.getvalue()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".cache-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.write(_checksum(key, payload))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    write_bytes(path, payload + _checksum(key, payload))
 
 
 def _checksum(key: str, payload: bytes) -> bytes:

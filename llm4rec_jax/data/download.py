@@ -1,9 +1,9 @@
-"""Fetches data published by others, and checks every file by its SHA-256.
+"""Downloads data published by others and checks every file by its SHA-256.
 
     python -m llm4rec_jax.data.download NAME [--cache=DIR] [--from=FOLDER]
 
 Files come from their official addresses or, with --from, out of a folder that has them already. They go to a folder of
-the platform's cache, or to DIR, or to where LLM4REC_DATA says. The last line of standard output is the data's folder,
+~/.cache/llm4rec_jax, or to DIR, or to where LLM4REC_DATA says. The last line of standard output is the data's folder,
 for --config.data.path. Terms and citations: third_party/README.md.
 """
 
@@ -18,19 +18,23 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from llm4rec_jax.data import cache as default_cache
+from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
 
-# Of one file of an archive, unpacked. What is published is far below; a file that claims more is not what it should be.
+# Largest unpacked file of an archive. Published files are far smaller.
 MOST_BYTES = 2**30
 
 
 class File(NamedTuple):
-    """Attributes:
-    name: in the data's folder.
-    sha256: of the content, in hex.
-    url: its official address, or None where it has none that gives the file itself.
+    """A published file.
+
+    Attributes:
+        name: name in the data's folder.
+        sha256: SHA-256 of the content, in hex.
+        url: official address; None if no address gives the file itself.
     """
 
     name: str
@@ -39,10 +43,12 @@ class File(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Attributes:
-    files: all that the project reads.
-    origin: who publishes the data and where; how a file was made that nobody publishes in this form.
-    archive: official address of a zip file that has the files without an address of their own, in any folder of it.
+    """A published data set.
+
+    Attributes:
+        files: the files that the project reads.
+        origin: publisher and place; for a file that nobody publishes in this form, how it was made.
+        archive: official address of a zip file that holds the files without an address of their own, in any folder.
     """
 
     files: tuple[File, ...]
@@ -103,26 +109,23 @@ PUBLISHED["movielens_small"] = Published(
 
 
 def cache_folder() -> Path:
-    """Returns where data is kept: LLM4REC_DATA, or llm4rec_jax in the platform's cache."""
-    import pooch
-
-    return Path(os.environ.get(ENVIRONMENT) or pooch.os_cache("llm4rec_jax"))
+    """Returns the folder that keeps data: $LLM4REC_DATA, or llm4rec_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get(ENVIRONMENT) or default_cache.cache_home() / "llm4rec_jax")
 
 
 def path(name: str, folder: str | Path | None = None, *, cache: str | Path | None = None) -> Path:
-    """Returns the folder of a published data set, after checking each file and fetching what is missing.
+    """Returns the folder of a published data set, after checking each file and downloading the missing ones.
 
     Args:
-      name: in `PUBLISHED`.
-      folder: takes missing files from here, and none from the network. A file may go by our name or by its official
-        one.
-      cache: what to keep in, `cache_folder()` by default; the result is the folder `name` of it.
+      name: a name in `PUBLISHED`.
+      folder: a folder that has the files, under our names or the official ones; nothing is downloaded then.
+      cache: parent of the data's folder, `cache_folder()` by default.
 
     Raises:
-      ValueError: the name is unknown; a file's content is not what it should be; or it has no official address and no
-        folder was given.
-      FileNotFoundError: the folder lacks a file.
-      ConnectionError: an address doesn't answer, or not with the file.
+      ValueError: if the name is unknown, a file's content is not the published one, or a file has no official address
+        and no folder was given.
+      FileNotFoundError: if the folder lacks a file.
+      ConnectionError: if an address does not answer with the file.
     """
     published = PUBLISHED.lookup(name)
     place = (Path(cache) if cache is not None else cache_folder()) / name
@@ -155,10 +158,14 @@ def path(name: str, folder: str | Path | None = None, *, cache: str | Path | Non
 
 
 def resolve_data_path(given: str | Path | None, published: str | None) -> str | Path | None:
-    """Where a configuration's data lies: the path that it gives, or that of what it names in `PUBLISHED`.
+    """Returns the path of a configuration's data: the given one, or that of a name in `PUBLISHED`.
 
     Raises:
-      ValueError: both are given; and as `path`.
+      ValueError: if both are given, and as `path` does.
+
+    Example:
+      >>> resolve_data_path("my/data", None)
+      'my/data'
     """
     if given is not None and published is not None:
         raise ValueError("config.data.path and config.data.published are both given: the data is in one place")
@@ -168,26 +175,25 @@ def resolve_data_path(given: str | Path | None, published: str | None) -> str | 
 def _copy(folder: Path, file: File, place: Path, published: Published) -> None:
     """Copies a file out of a folder, under our name."""
     names = [file.name, *([file.url.rpartition("/")[2]] if file.url else [])]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+    present = [folder / name for name in names if (folder / name).is_file()]
+    if not present:
         raise FileNotFoundError(
             f"{folder} has no {' or '.join(dict.fromkeys(names))}; give a folder with the files. {published.origin}"
         )
-    _check(found[0], file, f"give the published file. {published.origin}")
-    # Complete or not there at all, even if the process is killed.
-    scratch = place / f"{file.name}.{os.getpid()}.tmp"
-    shutil.copyfile(found[0], scratch)
-    os.replace(scratch, place / file.name)
+    _check(present[0], file, f"give the published file. {published.origin}")
+    with replacing(place / file.name) as scratch:
+        shutil.copyfile(present[0], scratch)
 
 
 def _download(url: str, target: Path, file: File | None) -> None:
-    """Downloads to a path; a file's content is checked before it is there."""
+    """Downloads to a path, where the file appears when its content has been checked."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
     known = None if file is None else f"sha256:{file.sha256}"
+    registry = pooch.create(target.parent, base_url="", registry={target.name: known}, urls={target.name: url})
     try:
-        pooch.retrieve(url, known, fname=target.name, path=target.parent)
+        registry.fetch(target.name)
     except OSError as error:  # as are the errors of requests
         raise ConnectionError(f"{url}: {error}; download it by hand and give its folder by --from") from error
     except ValueError as error:
@@ -206,16 +212,16 @@ def _extract(archive: Path, url: str, files: list[File], place: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             for file in files:
                 # Only the content is taken: where in the archive it lies decides nothing about where it is written.
-                found = [member for member in opened.infolist() if member.filename.rpartition("/")[2] == file.name]
-                if len(found) != 1:
-                    raise ValueError(f"{url} has {len(found)} files {file.name}, where one is needed; give --from")
+                members = [member for member in opened.infolist() if member.filename.rpartition("/")[2] == file.name]
+                if len(members) != 1:
+                    raise ValueError(f"{url} has {len(members)} files {file.name}, where one is needed; give --from")
                 # No more than this is ever unpacked, whatever the compressed bytes hold.
-                if found[0].file_size > MOST_BYTES:
+                if members[0].file_size > MOST_BYTES:
                     raise ValueError(
-                        f"{url}: {file.name} has {found[0].file_size:,} bytes unpacked, more than the {MOST_BYTES:,} "
+                        f"{url}: {file.name} has {members[0].file_size:,} bytes unpacked, more than the {MOST_BYTES:,} "
                         "that any published file may have; give --from a folder with the published file"
                     )
-                with opened.open(found[0]) as source, (place / file.name).open("wb") as target:
+                with opened.open(members[0]) as source, (place / file.name).open("wb") as target:
                     shutil.copyfileobj(source, target)
                 _check(place / file.name, file, f"{url} may have changed; give --from a folder with the published file")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -225,12 +231,12 @@ def _extract(archive: Path, url: str, files: list[File], place: Path) -> None:
         ) from error
 
 
-def _check(found: Path, file: File, remedy: str) -> None:
+def _check(file_path: Path, file: File, remedy: str) -> None:
     """Raises ValueError unless a file has the published content."""
-    with found.open("rb") as opened:
+    with file_path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != file.sha256:
-        raise ValueError(f"{found} has SHA-256 {digest}, and {file.name} has {file.sha256}; {remedy}")
+        raise ValueError(f"{file_path} has SHA-256 {digest}, and {file.name} has {file.sha256}; {remedy}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -242,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="names:\n" + "\n".join(f"  {name}" for name in PUBLISHED),
     )
     parser.add_argument("name", help="which data set")
-    parser.add_argument("--cache", help=f"where to keep data; by default {ENVIRONMENT} or the platform's cache")
+    parser.add_argument("--cache", help=f"where to keep data; by default {ENVIRONMENT} or ~/.cache/llm4rec_jax")
     parser.add_argument("--from", dest="folder", help="a folder that has the files already")
     options = parser.parse_args(arguments)
     try:

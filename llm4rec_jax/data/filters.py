@@ -1,11 +1,12 @@
-"""Filters from data set to data set. Rows are renumbered; users, items and interactions keep their order."""
+"""Filters that reduce a data set. Rows are renumbered; users, items and interactions keep their order."""
 
+import dataclasses
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
+from llm4rec_jax.data.interactions import DataError, Dataset
 
 
 def min_rating(dataset: Dataset, threshold: float) -> Dataset:
@@ -14,7 +15,7 @@ def min_rating(dataset: Dataset, threshold: float) -> Dataset:
     Users without an interaction are dropped. Items stay in the catalogue, since it is what can be recommended.
 
     Raises:
-        DataError: if the data has no ratings, or none is high enough.
+        DataError: if the data has no ratings, or no rating is high enough.
     """
     ratings = dataset.interactions.rating
     if ratings is None:
@@ -96,7 +97,7 @@ def _select(
     item_rows = (np.cumsum(items) - 1).astype(np.int32)
     return Dataset(
         dataset.name,
-        Interactions(user_rows[kept.user], item_rows[kept.item], kept.rating, kept.timestamp),
+        dataclasses.replace(kept, user=user_rows[kept.user], item=item_rows[kept.item]),
         dataset.items.filter(items),
         dataset.users.filter(users),
     )

@@ -1,13 +1,16 @@
 """The in-memory form of a recommendation data set."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+PARTS = ("train", "validation", "test")
+"""Parts of a split, by their numbers in `Interactions.part`."""
 
 
 class DataError(ValueError):
@@ -23,6 +26,7 @@ class Interactions:
         item: int32 [E], row of the item table.
         rating: float32 [E], in the source's scale, or None where the source has none.
         timestamp: int64 or float64 [E], in the source's unit (seconds for MovieLens), or None.
+        part: int8 [E], the part of a split that came with the data, an index of `PARTS`, or None.
 
     Raises:
         DataError: on construction, if a column's shape or dtype differs from the above.
@@ -32,9 +36,16 @@ class Interactions:
     item: NDArray[np.int32]
     rating: NDArray[np.float32] | None = None
     timestamp: NDArray[np.int64] | NDArray[np.float64] | None = None
+    part: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
-        allowed = {"user": ("int32",), "item": ("int32",), "rating": ("float32",), "timestamp": ("int64", "float64")}
+        allowed = {
+            "user": ("int32",),
+            "item": ("int32",),
+            "rating": ("float32",),
+            "timestamp": ("int64", "float64"),
+            "part": ("int8",),
+        }
         for name, column in self.columns().items():
             if column.shape != self.user.shape or column.ndim != 1:
                 raise DataError(
@@ -52,7 +63,7 @@ class Interactions:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Returns the columns that exist, by name."""
-        columns = {"user": self.user, "item": self.item, "rating": self.rating, "timestamp": self.timestamp}
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column for name, column in columns.items() if column is not None}
 
     def take(self, index: NDArray[Any]) -> "Interactions":
@@ -65,7 +76,7 @@ class Dataset:
     """Interactions with the tables of users and items that they refer to.
 
     Attributes:
-        name: what reports call the data.
+        name: name of the data in reports.
         interactions: the interactions, not empty.
         items: row i describes item i; the first column is the string "item_id", features follow.
         users: row u describes user u; the first column is the string "user_id", features follow.

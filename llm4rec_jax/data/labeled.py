@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
+from llm4rec_jax.data.interactions import PARTS, DataError, Dataset, Interactions
 from llm4rec_jax.registry import Registry
 
 
@@ -106,6 +106,72 @@ class LabeledData:
 
 # A loader takes its path first, which may have a default, then options of its own as keywords.
 LABELED_SOURCES: Registry[Callable[..., LabeledData]] = Registry("labelled source")
+
+
+def label_examples(
+    dataset: Dataset, *, threshold: float | None = None, history: int = 10, min_history: int = 1
+) -> LabeledData:
+    """Makes examples of the rating task from rated interactions.
+
+    Every interaction with at least `min_history` earlier ones of its user is an example. Order is by time, ties by
+    input order; by input order alone where there are no timestamps. Parts are those that came with the data, else the
+    last tenth of all interactions tests, and the tenth before validates.
+
+    Args:
+        dataset: interactions with ratings.
+        threshold: the rating from which an item is liked; None takes ratings of 0 and 1 as labels.
+        history: length of the longest history H.
+        min_history: length of the shortest history.
+
+    Raises:
+        ValueError: if the lengths are not sensible.
+        DataError: if there are no ratings, a label is neither 0 nor 1, or a part has no example.
+    """
+    if not 0 <= min_history <= history or history < 1:
+        raise ValueError(f"history={history} must be at least 1 and min_history={min_history} between 0 and it")
+    data = dataset.interactions
+    if data.rating is None:
+        raise DataError(f"data set {dataset.name!r} has no ratings to learn from; name its label column")
+    liked = data.rating >= (0.5 if threshold is None else threshold)
+    wrong = np.flatnonzero((data.rating != 0) & (data.rating != 1)) if threshold is None else []
+    if len(wrong):
+        raise DataError(
+            f"interactions, row {wrong[0]}: label {data.rating[wrong[0]]:g} is neither 0 nor 1; give threshold, the "
+            "rating from which an item is liked"
+        )
+    time = np.arange(len(data)) if data.timestamp is None else data.timestamp
+    order = np.lexsort((np.arange(len(data)), time, data.user))
+    begins = np.searchsorted(data.user[order], data.user[order])
+    # Rows of one user at 5…8: the example at 8 with H = 2 has the history 6, 7.
+    ends = np.flatnonzero(np.arange(len(order)) - begins >= min_history)
+    width = np.minimum(ends - begins[ends], history)
+    column = np.arange(history)
+    mask = column < width[:, None]
+    at = order[np.where(mask, (ends - width)[:, None] + column, 0)]
+    examples = LabeledExamples(
+        user=data.user[order[ends]],
+        history=np.where(mask, data.item[at], 0).astype(np.int32),
+        liked=liked[at] & mask,
+        mask=mask,
+        target=data.item[order[ends]],
+        label=liked[order[ends]].astype(np.float32),
+    )
+    if data.part is not None:
+        part, how = data.part, "parts as given with the data"
+    else:
+        rank = np.argsort(np.lexsort((np.arange(len(data)), time)))
+        part = np.digitize(rank / len(data), (0.8, 0.9)).astype(np.int8)
+        how = f"cut at .8 and .9 of all interactions by {'input order' if data.timestamp is None else 'time'}"
+    parts = {name: examples.take(np.flatnonzero(part[order[ends]] == i)) for i, name in enumerate(PARTS)}
+    from_rating = "labels as given" if threshold is None else f"liked from rating {threshold:g}"
+    return LabeledData(
+        dataset.name,
+        dataset.items,
+        dataset.users,
+        **parts,
+        protocol=f"labelled rows: each with {min_history} or more earlier ones of its user, at most {history} as "
+        f"history; {from_rating}; {how}",
+    )
 
 
 def few_shot(data: LabeledData, k: int, *, seed: int = 0) -> LabeledData:

@@ -1,26 +1,36 @@
 """Full-catalogue evaluation: exact ranks, metrics by user, and their means."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
 from jax.sharding import Mesh
 
 from llm4rec_jax.data.splits.leakage import assert_no_leakage
-from llm4rec_jax.data.splits.split import Phase, Split
+from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation.ranks import rank
 from llm4rec_jax.inference.scorer import Scorer
+from llm4rec_jax.registry import unknown_name
+
+Repeats = Literal["keep", "drop", "unmask_history"]
+"""How targets are treated that the user's history holds already; see `evaluate`."""
+Candidates = Literal["all", "observed", "trained"]
+"""Which items are ranked: all that the split allows, those with an interaction, or those with one in training."""
 
 
 class Evaluation(NamedTuple):
-    """Attributes:
-    summary: metric name to its mean over users, with `users`, `users_skipped` (without targets), `repeated_targets`
-      (already in the history; ranked all the same) and `users_constant` (all candidates have one score: the ranks say
-      nothing).
-    per_user: one row a user that has targets: `user_id`, `targets` (how many), `history` (items known of the user),
-      `target_popularity` (training interactions of the targets, their mean; 0 for items that are new), every metric.
+    """Metrics of a scorer on one part of a split.
+
+    Attributes:
+      summary: Metrics, each a mean over users, and counts: `users`, `users_skipped` (users without a target),
+        `users_constant` (users to whom all candidates score the same, so that ranks say nothing), `repeated_targets`
+        (targets that the history holds already) and `duplicate_targets` (further mentions of a target, counted once).
+        Where there are repeated targets, "new/METRIC" and "repeat/METRIC" are the means over the other targets and
+        over the repeated ones, and `users_new` and `users_repeat` the users who have some.
+      per_user: One row a user with targets: `user_id`, `targets` (how many), `history` (known items of the user),
+        `target_popularity` (mean number of training interactions of the targets) and every metric.
     """
 
     summary: dict[str, float]
@@ -37,45 +47,74 @@ def evaluate(
     batch_size: int = 256,
     chunk: int = 8192,
     beyond_accuracy: bool = False,
+    repeats: Repeats = "keep",
+    candidates: Candidates = "all",
 ) -> Evaluation:
-    """Ranks the whole catalogue for every user with a target, the history masked, ties against the model.
+    """Ranks the catalogue for every user with a target, the user's history masked, ties against the model.
 
     Args:
-      scorer: what is evaluated.
-      split, phase: "validation" or "test" of a split.
-      mesh: where to compute.
-      ks: cut-offs.
-      batch_size, chunk: users and items at a time; see `ranking.rank`. No metric depends on them.
-      beyond_accuracy: coverage, Gini, novelty and popularity of the lists at the largest cut-off too, and their
+      scorer: Scorer that is evaluated.
+      split: Split that has the histories and the targets.
+      phase: "validation" or "test".
+      mesh: Devices that compute.
+      ks: Cut-offs of the metrics.
+      batch_size, chunk: Users and items at a time; see `ranks.rank`. No metric depends on them.
+      beyond_accuracy: Adds coverage, Gini, novelty and popularity of the lists at the largest cut-off, and their
         diversity where items have vectors.
+      repeats: Treatment of a target that the user's history holds already. "keep" ranks it against the items outside
+        the history: its rivals from the history are masked and it is not, so its rank is too good, and the summary has
+        the metrics of new and of repeated targets beside the mean over both. It is the default since it leaves no
+        target out and gives the numbers that are comparable with published ones. "drop" takes such targets out: the
+        task is to find new items. "unmask_history" masks nothing: the task is to predict whatever comes next.
+      candidates: Items that are ranked. "observed" leaves out items without any interaction, "trained" those without
+        one in training, and then targets among them too (`untrained_targets` counts them).
 
     Raises:
-      Leak: a history holds what is to be predicted.
+      Leak: a history holds an interaction that is to be predicted.
       NonFiniteScores: a score is NaN or infinite.
+      ValueError: an unknown value of `repeats` or `candidates`, or no user has a target.
     """
     item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
     history, targets = split.history(phase), split.targets_of(phase)
-    candidates = split.candidates(phase)
     assert_no_leakage(split.dataset, history, [targets], f"the {phase} history")
+    popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
+    ranked = split.candidates(phase) & _allowed(split, popularity, candidates)
+    given = len(targets.items)
+    targets = _select(targets, _first_mentions(targets))
+    duplicates = given - len(targets.items)
+    untrained = int((~ranked[targets.items]).sum())
+    targets = _select(targets, ranked[targets.items])
+    repeated = _among(targets, history, len(ranked))
+    num_repeated = int(repeated.sum())
+    masked = history
+    if repeats == "drop":
+        targets, repeated = _select(targets, ~repeated), repeated[~repeated]
+    elif repeats == "unmask_history":
+        masked = Sequences(np.zeros_like(history.offsets), history.items[:0], None, None)
+    elif repeats != "keep":
+        raise ValueError(unknown_name("treatment of repeats", repeats, get_args(Repeats)))
     found = rank(
         pairs,
         params,
         lambda users: scorer.user_embeddings(item_embeddings, history, users),
         item_embeddings,
-        history=history,
+        history=masked,
         targets=targets,
-        candidates=candidates,
+        candidates=ranked,
         mesh=mesh,
         batch_size=batch_size,
         chunk=chunk,
-        top=min(max(ks), len(candidates)) if beyond_accuracy else 0,
+        top=min(max(ks), len(ranked)) if beyond_accuracy else 0,
     )
     per_user, summary = metrics.evaluate_ranks(found.ranks, ks)
-    summary["repeated_targets"] = found.repeated
+    summary |= {"repeated_targets": num_repeated, "duplicate_targets": duplicates}
+    if untrained:
+        summary["untrained_targets"] = untrained
+    if repeated.any():
+        summary |= _of_targets("new", found.ranks, ~repeated, ks) | _of_targets("repeat", found.ranks, repeated, ks)
     summary["users_constant"] = len(constant_users(found.ranks))
     users = metrics.evaluated(found.ranks)
-    popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
     if found.lists is not None:
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
         # One number an item, as counts are, has no direction that could differ, nor have lists of one item.
@@ -87,12 +126,64 @@ def evaluate(
     table["targets"] = counts
     table["history"] = np.diff(history.offsets)[users]
     totals = np.bincount(
-        np.repeat(np.arange(len(targets.offsets) - 1), np.diff(targets.offsets)),
+        _user_of_each(targets),
         weights=popularity[targets.items],
         minlength=len(targets.offsets) - 1,
     )
     table["target_popularity"] = totals[users] / counts
     return Evaluation(summary, pl.DataFrame(table | per_user))
+
+
+def _allowed(split: Split, popularity: np.ndarray, candidates: Candidates) -> np.ndarray:
+    """Returns the items [I] that are ranked."""
+    match candidates:
+        case "all":
+            return np.ones(len(popularity), bool)
+        case "observed":
+            return np.bincount(split.dataset.interactions.item, minlength=len(popularity)) > 0
+        case "trained":
+            return popularity > 0
+    raise ValueError(unknown_name("choice of candidates", candidates, get_args(Candidates)))
+
+
+def _user_of_each(sequences: Sequences) -> np.ndarray:
+    return np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))
+
+
+def _select(sequences: Sequences, kept: np.ndarray) -> Sequences:
+    """Returns the entries of sequences where `kept` [n] is True; ratings and timestamps are left out.
+
+    Offsets [0, 2, 5] with kept [1, 0, 1, 1, 1] become [0, 1, 4].
+    """
+    offsets = np.concatenate([[0], np.cumsum(kept)])[sequences.offsets]
+    return Sequences(offsets, sequences.items[kept], None, None)
+
+
+def _first_mentions(sequences: Sequences) -> np.ndarray:
+    """Returns where an item stands for the first time among the user's, bool [n]."""
+    pairs = np.stack([_user_of_each(sequences), sequences.items])
+    first = np.zeros(len(sequences.items), bool)
+    first[np.unique(pairs, axis=1, return_index=True)[1]] = True
+    return first
+
+
+def _among(targets: Sequences, history: Sequences, num_items: int) -> np.ndarray:
+    """Returns which targets the user's history holds, bool [n]."""
+    wanted, known = (_user_of_each(s) * np.int64(num_items) + s.items for s in (targets, history))
+    return np.isin(wanted, known)
+
+
+def _of_targets(name: str, ranks: metrics.Ranks, chosen: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """Returns "NAME/METRIC", the means over the users of some of the targets, and `users_NAME`."""
+    if not chosen.any():
+        return {f"users_{name}": 0.0}
+    offsets = np.concatenate([[0], np.cumsum(chosen)])[ranks.offsets]
+    _, summary = metrics.evaluate_ranks(
+        ranks._replace(offsets=offsets, rank=ranks.rank[chosen], ties=ranks.ties[chosen]), ks
+    )
+    users = summary.pop("users")
+    del summary["users_skipped"]
+    return {f"{name}/{metric}": value for metric, value in summary.items()} | {f"users_{name}": users}
 
 
 class OrderMatters(ValueError):

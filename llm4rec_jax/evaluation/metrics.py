@@ -15,17 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Of which less is better; a cut-off may follow.
+# Metrics of which a smaller value is better; a cut-off may follow.
 _LESS = ("mean_rank", "rmse", "mae", "log_loss", "gini", "mean_popularity")
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether a model is the better for a smaller value of a metric, "ndcg@10" or "log_loss"."""
+    """Returns whether a smaller value of a metric, such as "log_loss" or "ndcg@10", is better."""
     return metric.split("@")[0] in _LESS
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether one value of a metric is better than another."""
+    """Returns whether one value of a metric is better than another."""
     return value < than if less_is_better(metric) else value > than
 
 
@@ -51,12 +51,22 @@ class GroupAUC(NamedTuple):
 
 
 def ranks(scores: ArrayLike, targets: ArrayLike, masked: ArrayLike | None = None) -> Ranks:
-    """Ranks of the targets of one user, by definition. scores [N], targets int [n], masked bool [N], True to leave out.
+    """Returns the ranks of the targets of one user, by definition.
 
-    Raises ValueError for non-finite scores among the unmasked, and for a target which is masked.
+    Args:
+      scores: [N], one an item.
+      targets: int [n]; an item that is there twice is one target.
+      masked: bool [N], True for items that are not ranked.
+
+    Raises:
+      ValueError: a score that is ranked is not finite, or a target is masked.
+
+    Example:
+      >>> ranks([3.0, 2.0, 2.0, 1.0], [0, 2, 0]).rank.tolist()
+      [1, 3]
     """
     scores = np.asarray(scores, np.float64)
-    targets = np.asarray(targets, np.int64)
+    targets = np.asarray(list(dict.fromkeys(np.asarray(targets, np.int64).tolist())), np.int64)
     ranked = np.ones(scores.shape, bool) if masked is None else ~np.asarray(masked, bool)
     _check_finite("scores", scores[ranked])
     if not ranked[targets].all():

@@ -31,7 +31,7 @@ class NonFiniteScores(ValueError):
 
 
 class Ranking(NamedTuple):
-    """What `rank` finds.
+    """The result of `rank`.
 
     Attributes:
       ranks: of the targets, users in the order of the user table.
@@ -45,7 +45,7 @@ class Ranking(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """How users and items lie on the devices.
+    """The layout of users and items on the devices.
 
     Attributes:
       mesh: of the axes "user" and "item": the catalogue is cut as far as it has tiles, what devices are left share the
@@ -80,7 +80,7 @@ class _Grid(NamedTuple):
 
 
 def grid(mesh: Mesh, num_items: int, chunk: int) -> _Grid:
-    """All devices of a mesh, for a catalogue of so many items; at most `chunk` at a time, or one tile."""
+    """Lays a catalogue out over all devices of a mesh, with at most `chunk` items or one tile at a time."""
     tiles = max(-(-num_items // ITEM_TILE), 1)
     parts = max(n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and n <= tiles)
     own = -(-tiles // parts)
@@ -115,7 +115,7 @@ def rank(
       candidates: [I] bool, the items that are ranked.
       mesh: the devices.
       batch_size, chunk: users at a time, and items that a device scores at a time, rounded up to whole tiles. Lists
-        need memory of 4 bytes times their product, a few times over, beside the device's part of the item embeddings; ranks
+        need memory of 4 bytes times their product, a few times over, besides the device's part of the items; ranks
         alone need a tile's. No result depends on them.
       top: K of the lists, 0 for none.
       everyone: rank lists for users without targets too.
@@ -182,7 +182,7 @@ def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.
 def _places(
     users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, cut: _Grid
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """What is masked for these users, chunk by chunk: row and column in each tile of each device's scores.
+    """Yields the masked places of users, chunk by chunk: row and column in each tile of each device's scores.
 
     Yields:
       Two arrays [shards, parts, user tiles, item tiles, M], padded to a bucket with rows outside of the tile.
@@ -273,7 +273,7 @@ def _scores_at(
 
 
 class _Found(NamedTuple):
-    """What each device has found in its own items so far.
+    """The counts and lists of each device over its own items so far.
 
     Attributes:
       more, same: [parts, B, T] scores above the target's, and equal to it.
@@ -368,7 +368,7 @@ def _chunk(
 
 @jax.jit
 def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of all devices: more and same [B, T], bad [B], and the best items [B, K]; of equal scores the earlier one."""
+    """Merges all devices: more and same [B, T], bad [B], the best items [B, K], the earlier first at equal scores."""
     top = found.items.shape[2]
     values, items = (a.transpose(1, 0, 2).reshape(a.shape[1], -1) for a in (found.values, found.items))
     values, order = jax.lax.top_k(values, top)
@@ -377,7 +377,7 @@ def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array
 
 
 class _Counts(NamedTuple):
-    """Of a tile: scores above each target's [B, T], equal to it [B, T], and whether any is not finite [B]."""
+    """Counts of a tile: scores above each target's [B, T], equal to it [B, T], and whether any is not finite [B]."""
 
     more: jax.Array
     same: jax.Array
@@ -400,7 +400,7 @@ def _count(
     Args:
       users: user embeddings [B, D], the targets' scores [B, T] and their items [B, T].
       item_embeddings, allowed, first: the tile's items, which of them are ranked, and the first one's row.
-      row, column: what is masked, [M], with rows outside for padding.
+      row, column: masked places, [M], with rows outside for padding.
       keep: whether to return the scores too, [B, N], -inf where masked or not allowed.
     """
     user_embeddings, own, wanted = users
@@ -418,8 +418,8 @@ def _count(
         kinds = jnp.where(scores > own[:, None], 1.0, jnp.where(scores == own[:, None], 2.0 * ITEM_TILE, 0.0))
         sums = jnp.dot(jnp.where(broken, jnp.nan, kinds), jnp.ones(ITEM_TILE), precision="highest")
         same, more = jnp.divmod(jnp.nan_to_num(sums).astype(jnp.int32), 2 * ITEM_TILE)
-        # What is masked is no rival, nor is the target of itself, even if its own score came out otherwise in another
-        # program.
+        # A masked item is no rival, and the target is no rival of itself, even if its own score came out otherwise in
+        # another program.
         more = more.at[row].add(-(hidden > own[among]).astype(jnp.int32), mode="drop") - (within & (itself > own))
         same = same.at[row].add(-(hidden == own[among]).astype(jnp.int32), mode="drop") - (within & (itself == own))
         return more, same, jnp.isnan(sums).astype(jnp.int32)

@@ -85,7 +85,7 @@ def clustered_interval(
       scores: [n], or [S, n] of S trained models, whose AUCs are averaged within each resample.
       labels: [n] in {0, 1}.
       users: [n], of any type that can be sorted.
-      resamples: how many; one that lacks a class is drawn again.
+      resamples: Number of resamples; one that lacks a class is drawn again.
       seed: of the draw.
 
     Raises:
@@ -115,7 +115,7 @@ def clustered_difference(
     theirs, theirs_found = _bootstrap(_checked(baseline, labels), labels, users, resamples, seed)
     differences = ours_found - theirs_found
     low, high = np.percentile(differences, (2.5, 97.5))
-    # What is rounding is no difference.
+    # A difference by rounding does not count.
     not_better, not_worse = (differences <= 1e-12).sum(), (differences >= -1e-12).sum()
     p = min(1.0, 2.0 * (min(not_better, not_worse) + 1) / (resamples + 1))
     return Difference(Interval(float(ours - theirs), float(low), float(high)), float(p))
@@ -196,5 +196,5 @@ def _bootstrap(scores: Floats, labels: ArrayLike, users: ArrayLike, resamples: i
 
 
 def _rows(n: int) -> int:
-    """How many resamples of n questions are one block."""
+    """Returns the number of resamples of n examples in one block."""
     return max(1, _BLOCK // n)

@@ -119,7 +119,7 @@ def compare(
     if not others:
         return {}
     differences = np.stack([values[model] - values[baseline] for model in others])
-    # What is rounding, of means over seeds in another order, is no difference.
+    # A difference by rounding, of means over seeds in another order, does not count.
     differences[np.abs(differences) <= 1e-12 * np.abs(values[baseline]).max(1, keepdims=True)] = 0.0
     p = sign_flip(differences.reshape(-1, differences.shape[-1]), samples).reshape(differences.shape[:2])
     adjusted = holm(p)

@@ -12,7 +12,7 @@ from llm4rec_jax.data import cache
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
 from llm4rec_jax.models.text_encoder import TextEncoder
-from llm4rec_jax.training.checkpoint import digest
+from llm4rec_jax.sharding import digest
 
 
 def text_vectors(

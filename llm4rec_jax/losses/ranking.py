@@ -65,7 +65,7 @@ def mse(scores: ArrayLike, ratings: ArrayLike) -> jax.Array:
     return jnp.square(_float32(scores) - _float32(ratings))
 
 
-def catalogue_softmax(scores: ArrayLike, target: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
+def full_softmax(scores: ArrayLike, target: ArrayLike, where: ArrayLike | None = None) -> jax.Array:
     """Cross entropy of the target among all candidates, which always include the target.
 
     scores [..., N], target int [...], where [..., N] -> [...]. A target outside [0, N) gives NaN or, if negative,
@@ -114,7 +114,7 @@ def in_batch_softmax(
     scores [..., N], target int [...], log_q [N], finite where it counts, where [..., N] -> [...]. `where` drops
     accidental negatives, the other items of the same user; the target is kept in any case.
     """
-    return catalogue_softmax(_float32(scores) - _float32(log_q), target, where)
+    return full_softmax(_float32(scores) - _float32(log_q), target, where)
 
 
 def reduce_mean(values: ArrayLike, mask: ArrayLike, axis: int | None = None) -> jax.Array:
@@ -171,7 +171,7 @@ LOSSES.register("bce")(Loss(sampled_bce, "sampled"))
 LOSSES.register("hinge")(Loss(hinge, "sampled"))
 LOSSES.register("softmax")(Loss(softmax, "sampled"))
 LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch"))
-LOSSES.register("catalogue")(Loss(catalogue_softmax, "catalogue"))
+LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue"))
 LOSSES.register("bce_pointwise")(Loss(bce, "none"))
 LOSSES.register("mse")(Loss(mse, "none"))
 

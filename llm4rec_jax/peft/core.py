@@ -34,6 +34,14 @@ class Call:
         """The module's own arrays, after `reparam`. A method whose tap reads them sets `reads_weights`."""
         return self._module.variables["params"]
 
+    @property
+    def config(self) -> Any:
+        """The configuration of the module, or of the nearest module around it that has one."""
+        module: Any = self._module
+        while not hasattr(module, "config"):
+            module = module.parent
+        return module.config
+
     def rng(self) -> jax.Array | None:
         """Returns a fresh dropout key, or None when the caller gave no `dropout` rng and dropout is off."""
         return self._module.make_rng("dropout") if self._module.has_rng("dropout") else None

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from llm4rec_jax.peft.patterns import matching
+from llm4rec_jax.trees import flatten
+
 Params = Mapping[str, Any]
 Delta = dict[str, Any]
 """The arrays that a method trains: {site: {name: array}}. Arrays that several sites share are under "shared". The delta
@@ -41,9 +44,9 @@ def stack(params: Params, method: str) -> tuple[int, int]:
     Raises:
       ValueError: the parameters are not those of an encoder; the message begins with the method's name.
     """
-    blocks = [m for site in sites(params) if (m := re.fullmatch(r"layer_(\d+)", site))]
+    blocks = [site for site in sites(params) if re.fullmatch(r"layer_\d+", site)]
     if not blocks or "embeddings" not in params:
-        raise ValueError(f"{method}: reads the states of an encoder's blocks, and there is none here")
+        raise ValueError(f"{method}: reads the states of an encoder's blocks, and these parameters have none")
     return len(blocks), params["layer_0"]["attention"]["output"]["kernel"].shape[-1]
 
 
@@ -62,9 +65,9 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     """
     names = list(names)
     try:
-        matched = [name for name in names if re.fullmatch(target, name)]
-    except re.error as error:
-        raise ValueError(f"{what} {target!r} is not a regular expression: {error}") from error
+        matched = matching(target, names)
+    except ValueError as error:
+        raise ValueError(f"{what} {target!r} {error}") from error
     if not matched:
         folded = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", name) for name in names)
         raise ValueError(f"{what} {target!r} matches nothing; there are: {', '.join(folded) or 'no sites at all'}")
@@ -106,11 +109,11 @@ def count(delta: Any) -> int:
 
 def parts_of(delta: Delta) -> set[str]:
     """Returns the parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
-    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in _paths(delta)}
+    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in flatten(delta)}
 
 
 class Reach(NamedTuple):
-    """Where a delta changes the encoder.
+    """The part of the encoder that a delta changes.
 
     Attributes:
       first_trained_layer: The lowest block that the delta changes, or the depth when it changes none. The states before
@@ -133,7 +136,7 @@ def constant_below(delta: Delta, depth: int) -> Reach:
       Reach(first_trained_layer=6, reads_all_layers=True)
     """
     lowest, beside, inside = depth, False, False
-    for path in _paths(delta):
+    for path in flatten(delta):
         if (m := re.fullmatch(r"(?:\d+/)*encoder/?(?:\d+/)*(.+)", path)) is None:
             continue
         site = m[1]
@@ -143,10 +146,6 @@ def constant_below(delta: Delta, depth: int) -> Reach:
             layer = re.match(r"layer_(\d+)\b", site)
             lowest, inside = min(lowest, int(layer[1]) if layer else 0), True
     return Reach(0, False) if beside and inside else Reach(lowest, beside)
-
-
-def _paths(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def copy_of(arrays: Params) -> dict[str, jax.Array]:

@@ -16,9 +16,10 @@ from llm4rec_jax.baselines import BASELINES
 from llm4rec_jax.data import assets, download, filters, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
+from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
-from llm4rec_jax.data.interactions import Dataset
+from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
@@ -36,10 +37,11 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender, user_
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.results import evaluate_ranking
+from llm4rec_jax.runs.schema import table
+from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import adopt
-
-INPUTS = ("text", "id", "id+text")
-
+from llm4rec_jax.training.config import TrainConfig
 
 FROM_FOLDER = "folder"
 """Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
@@ -71,22 +73,21 @@ class Assembly:
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
         self.config: Any = config
-        plugins.load(config)
+        plugins.load(plugins.names(config))
         if self.config.data.source in sources.LABELED_SOURCES:
             raise ValueError(
                 f"the source {self.config.data.source!r} has questions and no catalogue to rank: experiments.train, "
                 "evaluate, sweep and tables take its runs, and no other command does"
             )
-        if self.config.inputs not in INPUTS:
-            raise ValueError(unknown_name("config.inputs", self.config.inputs, INPUTS))
         LOSSES.lookup(self.config.loss.name)
         if self.config.baseline.name is not None:
             BASELINES.lookup(self.config.baseline.name)
 
     def beside(self, config: ConfigDict) -> "Assembly":
-        """The assembly of a configuration that differs in what `train_together` lets differ; the rest is shared."""
+        """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        for name in ("dataset", "tokens", "prompts", "_text_encoder", "model", "method", "mesh", "rules"):
+        text = ("_text_encoder",) if self.reads_text else ()
+        for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -170,35 +171,23 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        template = UserTemplate(text.user, max_items=text.max_items)
-        rows = self.dataset.users.to_dicts()
-        titles = np.array(self.titles, dtype=object)
-        loaded, encoder, folder = self._tokenizer, self._text_encoder.encoder, self._folder
+        longest = token_bucket(text.max_prompt_tokens, self._text_encoder.encoder.config.max_position_embeddings)
 
-        def encode(text: str, **options: Any) -> list[int]:
-            return loaded(folder.prepare([text])[0], **options)["input_ids"]
+        def encode(written: str, **options: Any) -> Any:
+            return self._tokenizer(*self._folder.prepare([written]), **options)
 
-        # Somebody who isn't in the user table has none of its columns.
-        nobody = dict.fromkeys(self.dataset.users.columns)
-
-        def fitting(read: list[str], user: int) -> list[int]:
-            """The prompt's tokens, of the most recent titles that fit."""
-            row = rows[user] if user < len(rows) else nobody
-            for first in range(max(len(read), 1)):
-                ids = encode(template(read[first:], row))
-                if len(ids) <= text.max_prompt_tokens:
-                    return ids
-            return encode(template(read[-1:], row), truncation=True, max_length=text.max_prompt_tokens)
+        write = PromptTokenizer(
+            UserTemplate(text.user, max_items=text.max_items),
+            self.titles,
+            self.dataset.users.to_dicts(),
+            encode,
+            max_tokens=text.max_prompt_tokens,
+            width=longest,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
 
         def prompts(histories: Sequence[np.ndarray], users: np.ndarray) -> TokenGroup:
-            ids = [fitting(titles[items].tolist(), user) for items, user in zip(histories, users, strict=True)]
-            lengths = np.array([len(row) for row in ids], np.int32)
-            # One length for all, so that a prompt's vector does not depend on its neighbours.
-            longest = token_bucket(text.max_prompt_tokens, encoder.config.max_position_embeddings)
-            table = np.full((len(ids), longest), loaded.pad_token_id, np.int32)
-            for row, tokens in zip(table, ids, strict=True):
-                row[: len(tokens)] = tokens
-            return token_group(Tokens(table, lengths), np.arange(len(ids)), longest)
+            return token_group(write(histories, users), np.arange(len(users)), longest)
 
         return prompts
 
@@ -275,7 +264,7 @@ class Assembly:
         if mesh.model > 1:
             rules += self._text_encoder.encoder.family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
-            rules += [sharding.PEOPLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
+            rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
 
@@ -285,19 +274,58 @@ class Assembly:
             self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
         )
 
-    @property
-    def scales(self) -> dict[str, float]:
-        """Learning rate factors by regex."""
-        return factors(self.config.train.scales)
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """Options of training."""
+        return table(self.config, "train", seed=self.config.seed)
 
+    @cached_property
+    def task(self) -> RankingTask:
+        """What is trained."""
+        return RankingTask(
+            self.model,
+            self.method,
+            self.params(),
+            self.split,
+            self.train_config,
+            loss=table(self.config, "loss"),
+            tokens=self.tokens,
+            prompts=self.prompts,
+        )
 
-def factors(text: str) -> dict[str, float]:
-    """Learning rate factors by regex, from "regex=factor" joined by spaces; ValueError where it is not that."""
-    found = {}
-    for pair in text.split():
-        regex, _, factor = pair.rpartition("=")
-        try:
-            found[regex] = float(factor)
-        except ValueError:
-            raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
-    return found
+    # ------------------------------------------------------------------------------------------------- the run's folder
+    def summary(self) -> str:
+        """Words the dataset's and the split's statistics."""
+        dataset, split = self.dataset, self.split
+        return (
+            f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
+            f"{split.protocol}\n{format_statistics(split.statistics())}"
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Returns the contents of dataset.json."""
+        return {
+            "name": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "protocol": self.split.protocol,
+            "statistics": self.dataset.statistics(),
+            "split": self.split.statistics(),
+        }
+
+    def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
+        """Evaluates a trained state on validation and test, and writes the tables of users.
+
+        Args:
+          trainable: {"delta": …, "params": …}.
+          frozen: {"params": …}, and "text" and "states" where they are known.
+          workdir: Folder of the run.
+        """
+        weights = {**frozen["params"], **trainable["params"]}
+        scorer = self.scorer.of(weights, trainable["delta"], frozen.get("text"), frozen.get("states"))
+        return evaluate_ranking(scorer, self.split, self.mesh, workdir, table(self.config, "evaluation"))
+
+    def evaluate_baseline(self, workdir: Path) -> dict[str, dict[str, float]]:
+        """Fits the baseline and evaluates it."""
+        return evaluate_ranking(
+            self.baseline, self.split, self.mesh, workdir, table(self.config, "evaluation"), baseline=True
+        )

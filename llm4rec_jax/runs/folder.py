@@ -7,16 +7,16 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import polars as pl
 from ml_collections import ConfigDict
 
 from llm4rec_jax import checksums
-from llm4rec_jax.data.interactions import format_statistics
-from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.locks import Lock
+from llm4rec_jax.runs.schema import resolve
 
 PACKAGES = (
     "llm4rec-jax",
@@ -30,6 +30,12 @@ PACKAGES = (
     "numpy",
     "polars",
 )
+
+
+class Described(Protocol):
+    """An assembly, as far as a run's folder is concerned."""
+
+    def description(self) -> dict[str, Any]: ...
 
 
 class RunFolderError(ValueError):
@@ -79,14 +85,16 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
 
     Raises:
       RunFolderError: the folder belongs to a run with another configuration; the message says where they differ.
+      ValueError: `config.imports` names a module that does not exist, or that lies in the folder.
     """
+    plugins.load(plugins.names(config), workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
     asked = json.loads(config.to_json())
     if not file.exists():
         write(file, asked)
         return
-    held = read(file)
+    held = json.loads(config_of(workdir).to_json())
     differing = sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None}))
     if not differing or not _has_trained(workdir):
         # What never came to training is not lost.
@@ -100,47 +108,34 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
 
 
 def config_of(workdir: Path) -> ConfigDict:
-    """The resolved configuration of a run."""
-    return ConfigDict(read(workdir / "config.json")).lock()
+    """Returns the configuration of a run, with every key of today's schema.
+
+    Raises:
+      RunFolderError: The file is missing or damaged.
+      ValueError: It names code to import that nobody else has named; see `plugins`.
+    """
+    config = resolve(ConfigDict(read(workdir / "config.json")))
+    plugins.check_loaded(config, workdir)
+    return config
 
 
-def describe(assembly: Assembly, workdir: Path) -> None:
+def describe(assembly: Described, workdir: Path) -> None:
     """Writes environment.json and dataset.json; RunFolderError when the run was trained on other data."""
-    dataset, split = assembly.dataset, assembly.split
     if _has_trained(workdir):
         check_data(assembly, workdir)
     write(workdir / "environment.json", environment())
-    write(
-        workdir / "dataset.json",
-        {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "protocol": split.protocol,
-            "statistics": dataset.statistics(),
-            "split": split.statistics(),
-        },
-    )
+    write(workdir / "dataset.json", assembly.description())
 
 
-def check_data(assembly: Assembly, workdir: Path) -> None:
+def check_data(assembly: Described, workdir: Path) -> None:
     """RunFolderError when the data at hand is not what the run was trained on."""
-    held = read(workdir / "dataset.json")
-    now = {"fingerprint": assembly.dataset.fingerprint, "protocol": assembly.split.protocol}
-    for name, value in now.items():
-        if held[name] != value:
+    held, now = read(workdir / "dataset.json"), assembly.description()
+    for name in ("fingerprint", "protocol", "few_shot"):
+        if held.get(name) != now.get(name):
             raise RunFolderError(
-                f"data changed since {workdir} was trained: its {name} was {held[name]!r}, now it is {value!r}. "
-                "Bring the old data back, or train in another --workdir"
+                f"data changed since {workdir} was trained: its {name} was {held.get(name)!r}, now it is "
+                f"{now.get(name)!r}. Bring the old data back, or train in another --workdir"
             )
-
-
-def summary(assembly: Assembly) -> str:
-    """The dataset's and the split's statistics, for people."""
-    dataset, split = assembly.dataset, assembly.split
-    return (
-        f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
-        f"{split.protocol}\n{format_statistics(split.statistics())}"
-    )
 
 
 def environment() -> dict[str, Any]:
@@ -155,6 +150,8 @@ def environment() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
         "processes": jax.process_count(),
+        # JAX_ENABLE_X64 changes results.
+        "x64": bool(jax.config.values["jax_enable_x64"]),
         "commit": git.stdout.strip() if git.returncode == 0 else None,
     }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from llm4rec_jax.checksums import writing
+from llm4rec_jax.io import writing
 
 _HANDED_ON = "LLM4REC_JAX_LOCKS"
 

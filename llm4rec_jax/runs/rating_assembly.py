@@ -6,14 +6,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from llm4rec_jax import peft
+from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import ANSWER_BASELINES
 from llm4rec_jax.baselines.rating import Features, Predictor
 from llm4rec_jax.data import assets, download, sources
-from llm4rec_jax.data.features.text import UserTemplate, item_texts
+from llm4rec_jax.data.features.prompts import rating_prompts
+from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
-from llm4rec_jax.data.labeled import LabeledData, LabeledExamples, few_shot
+from llm4rec_jax.data.interactions import format_statistics
+from llm4rec_jax.data.labeled import LabeledData, few_shot
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
@@ -21,22 +24,18 @@ from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import load_encoder
+from llm4rec_jax.runs.results import evaluate_rating
+from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks.rating import RatingTask
 from llm4rec_jax.tasks.rating_scoring import Reader
+from llm4rec_jax.training.config import TrainConfig
 
 # The prompts of these parts stand in one table, in this order.
 _PARTS = ("validation", "test", "train")
 
-# What runs that rank can do and these cannot, with the values that ask for nothing.
-_NOTHING_ASKED = {
-    ("train", "input_workers"): (None, 0),
-    ("train", "micro_batches"): (None, 1),
-    ("mesh", "model"): (None, 1),
-    ("mesh", "fsdp"): (None, False),
-}
 
-
-class PointwiseAssembly:
+class RatingAssembly:
     """What a configuration describes, each part made when it is first asked for.
 
     Attributes:
@@ -44,19 +43,26 @@ class PointwiseAssembly:
     """
 
     def __init__(self, config: Any) -> None:
-        self.config = config
-        for (part, name), nothing in _NOTHING_ASKED.items():
-            if (asked := config[part].get(name)) not in nothing:
+        self.config: Any = resolve(config)
+        for name, unused in (("input_workers", (None, 0)), ("micro_batches", (None, 1))):
+            if (asked := self.config.train[name]) not in unused:
                 raise ValueError(
-                    f"config.{part}.{name} is {asked}, but a run that answers questions makes and computes whole "
-                    "batches in one process, on one device: leave it out"
+                    f"config.train.{name} is {asked}, but a batch of labeled examples is made and computed "
+                    "whole: leave it out"
                 )
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
         RATING_HEADS.lookup(config.model.users)
         if config.loss.name != "bce_pointwise":
-            raise ValueError(f"config.loss.name is {config.loss.name!r}; questions are learnt by 'bce_pointwise'")
+            raise ValueError(f"config.loss.name is {config.loss.name!r}; ratings are learnt by 'bce_pointwise'")
+
+    def beside(self, config: Any) -> "RatingAssembly":
+        """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
+        other = RatingAssembly(config)
+        for name in ("whole", "_text_encoder", "model", "method", "mesh"):
+            other.__dict__[name] = getattr(self, name)
+        return other
 
     @cached_property
     def whole(self) -> LabeledData:
@@ -132,9 +138,7 @@ class PointwiseAssembly:
     def method(self) -> peft.Peft:
         chosen = self.config.peft
         if chosen.within != "encoder":
-            raise ValueError(
-                f"config.peft.within is {chosen.within!r}; of what reads questions only 'encoder' is adapted"
-            )
+            raise ValueError(f"config.peft.within is {chosen.within!r}; a rating model adapts 'encoder' only")
         method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
         return peft.within(method, "encoder")
 
@@ -151,7 +155,7 @@ class PointwiseAssembly:
         text, asks = self.config.text, not self.head.reads_history
         if asks:
             parts, length = self.data.parts(), text.max_prompt_tokens
-            texts = [prompts(parts[name], self.titles, text.user) for name in _PARTS]
+            texts = [rating_prompts(parts[name], self.titles, text.user) for name in _PARTS]
         else:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
@@ -171,11 +175,65 @@ class PointwiseAssembly:
         """What an item is called in prompts."""
         return item_texts(self.whole.items, self.config.text.item)
 
-    @cached_property
     def params(self) -> dict[str, Any]:
-        """All parameters at the start."""
+        """Returns all parameters at the start."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
         return {**self.reading, "answers": answering.start(self.head, len(self.reader.centre), key)}
+
+    @cached_property
+    def train_config(self) -> TrainConfig:
+        """Options of training."""
+        return table(self.config, "train", seed=self.config.seed)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return sharding.make_mesh(self.config.mesh.model)
+
+    @property
+    def rules(self) -> sharding.Rules:
+        """Sharding rules: only the encoder is large enough to be cut."""
+        mesh = self.config.mesh
+        rules: list[Any] = [*self._text_encoder.encoder.family.sharding_rules] if mesh.model > 1 else []
+        return [*rules, sharding.FULLY_SHARDED] if mesh.fsdp else rules
+
+    @cached_property
+    def task(self) -> RatingTask:
+        """What is trained."""
+        return RatingTask(self.head, self.reader, self.params(), self.data, self.prompts, self.train_config)
+
+    # ------------------------------------------------------------------------------------------------- the run's folder
+
+    def summary(self) -> str:
+        """Words the statistics of the data."""
+        data = self.whole
+        return (
+            f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}"
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Returns the contents of dataset.json.
+
+        Fingerprint and protocol are of the data before the draw: the examples tested are the same however many are
+        trained on, and such runs share a table.
+        """
+        whole, k = self.whole, self.config.data.few_shot
+        drawn = {"questions": k, "seed": self.config.seed, "fingerprint": self.data.fingerprint}
+        return {
+            "name": whole.name,
+            "fingerprint": whole.fingerprint,
+            "protocol": whole.protocol,
+            "statistics": whole.statistics(),
+            "few_shot": None if k is None else drawn,
+        }
+
+    def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
+        """Evaluates a trained state on validation and test, and writes the tables of examples."""
+        self.task.bind(self.mesh)
+        return evaluate_rating(lambda part: self.task.scores(trainable, frozen["params"], part), self.data, workdir)
+
+    def evaluate_baseline(self, workdir: Path) -> dict[str, dict[str, float]]:
+        """Fits the baseline and evaluates it."""
+        return evaluate_rating(lambda part: self.predictor(self.data.parts()[part]), self.data, workdir)
 
 
 def _joined(tokens: list[Tokens]) -> Tokens:
@@ -184,16 +242,3 @@ def _joined(tokens: list[Tokens]) -> Tokens:
     # What pads is masked by the lengths.
     ids = [np.pad(own.ids, ((0, 0), (0, wide - own.ids.shape[1]))) for own in tokens]
     return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))
-
-
-def prompts(rows: LabeledExamples, titles: list[str], template: str) -> list[str]:
-    """The prompt of each question: a template of {liked}, {disliked} and {target}.
-
-    A clause of which there is nothing, such as that of an empty {disliked}, vanishes; see `UserTemplate`.
-    """
-    write = UserTemplate(template, separator="; ")
-    found = []
-    for history, liked, mask, target in zip(rows.history, rows.liked, rows.mask, rows.target, strict=True):
-        read = [titles[item] for item in history[mask]]
-        found.append(write(read, {"target": titles[target]}, liked_mask=liked[mask].tolist()))
-    return found

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.batch import token_group
 from llm4rec_jax.data.batching.buckets import bucket, token_bucket
@@ -50,6 +51,8 @@ class Questions(NamedTuple):
       history: [B, H] and target: [B], text numbers, or positions in `texts`; history is None where prompts are read.
       liked, mask: [B, H], label: [B]; float32.
       texts: ids and mask [U, L] of the batch's texts, each once, where they are read anew.
+      users: rows of the user table [B], on the host only.
+      ratings: number of different ratings that are trained on in all, by which the prior is divided.
     """
 
     history: Array | None
@@ -58,6 +61,8 @@ class Questions(NamedTuple):
     mask: Array
     label: Array
     texts: tuple[Array, Array] | None = None
+    users: np.ndarray | None = None
+    ratings: Any = None
 
 
 Scorer = Callable[[Any, Any, LabeledExamples, np.ndarray], np.ndarray]
@@ -75,7 +80,7 @@ def batch(rows: LabeledExamples, prompts: np.ndarray, reader: Reader) -> Questio
     target = prompts if reader.prompts else rows.target
     history = None if reader.prompts else rows.history
     liked, mask = (rows.liked & rows.mask).astype(np.float32), rows.mask.astype(np.float32)
-    found = Questions(history, target.astype(np.int32), liked, mask, rows.label)
+    found = Questions(history, target.astype(np.int32), liked, mask, rows.label, users=rows.user)
     if reader.vectors is not None:
         return found
     texts = np.unique(target if history is None else np.append(history, target))
@@ -126,9 +131,9 @@ def start(head: nn.Module, width: int, key: jax.Array) -> Any:
     return dict(jax.jit(head.init)(key, vectors, vectors, one, one[None], one[None])["params"])
 
 
-def scorer(head: nn.Module, reader: Reader) -> Scorer:
+def scorer(head: nn.Module, reader: Reader, mesh: Mesh | None = None) -> Scorer:
     """Scores questions with any parameters, in tiles of one shape."""
-    encode, mesh = None, make_mesh()
+    encode, mesh = None, mesh or make_mesh()
     if reader.vectors is None:
         encode = BatchTextEncoder(reader.model, reader.method, mesh).encode
 
@@ -155,7 +160,13 @@ def scorer(head: nn.Module, reader: Reader) -> Scorer:
         known = reader._replace(vectors=vectors)
         for at in range(0, rows.size, _TILE):
             index = np.minimum(np.arange(at, at + _TILE), rows.size - 1)
-            found.append(tile(trainable["params"]["answers"], vectors, batch(rows.take(index), prompts[index], known)))
+            found.append(
+                tile(
+                    trainable["params"]["answers"],
+                    vectors,
+                    batch(rows.take(index), prompts[index], known)._replace(users=None),
+                )
+            )
         return np.asarray(jnp.concatenate(found)[: rows.size], np.float64)
 
     return scores

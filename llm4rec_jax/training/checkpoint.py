@@ -1,6 +1,5 @@
 """Checkpoints of what is trained, the optimizer, the step and the input's position; of the frozen base, a digest."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from llm4rec_jax import checksums
-from llm4rec_jax.sharding import fetch, path_name
+from llm4rec_jax import checksums, io
+from llm4rec_jax.trees import flatten
 
 
 class CheckpointError(ValueError):
@@ -27,19 +26,9 @@ class Restored(NamedTuple):
     record: dict[str, Any]
 
 
-def digest(tree: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a tree's arrays."""
-    sha = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(tree):
-        array = fetch(array) if isinstance(array, jax.Array) else np.asarray(array)
-        sha.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 is no buffer
-    return sha.hexdigest()
-
-
 def _arrays(tree: Any) -> dict[str, str]:
     """Type and shape of every array, by name."""
-    return {path_name(path): f"{a.dtype} {a.shape}" for path, a in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: f"{a.dtype} {a.shape}" for path, a in flatten(tree).items()}
 
 
 def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
@@ -70,7 +59,7 @@ class Checkpoints:
         self._base = base
         self.folder = workdir / "checkpoints"
         self._sound: set[tuple[str, int]] = set()
-        with checksums.writing(self.folder):
+        with io.writing(self.folder):
             self._managers = {
                 name: _manager(self.folder / name, max_to_keep=n) for name, n in (("last", keep), ("best", 2))
             }
@@ -101,7 +90,7 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise checksums.unwritten(where, error) from error
+            raise io.not_written(where, error) from error
         self._written = self._writer.submit(self._complete, name, step)
 
     def _complete(self, name: str, step: int) -> None:
@@ -110,14 +99,14 @@ class Checkpoints:
             self._managers[name].wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             self._still_there(where)
-            raise checksums.unwritten(where, error) from error
+            raise io.not_written(where, error) from error
         if jax.process_index() == 0:
             checksums.write_manifest(where)
         self._sound.add((name, step))
 
     def _still_there(self, where: Path) -> None:
         if not self.folder.is_dir() or self.folder.stat().st_ino != self._place:
-            raise checksums.unwritten(where, FileNotFoundError(f"{self.folder} has vanished, or is another now"))
+            raise io.not_written(where, FileNotFoundError(f"{self.folder} has vanished, or is another now"))
 
     def finish(self) -> None:
         """Waits until the last checkpoint is written; NotWritten if it could not be."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from llm4rec_jax.peft.core import Peft, optimize_apart
-from llm4rec_jax.sharding import path_name
+from llm4rec_jax.trees import flatten, path_name
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -47,7 +47,7 @@ def scale_by_path(scales: Mapping[str, float], trainable: Any) -> optax.Gradient
     Raises:
       ValueError: a regex matches none of `trainable`'s arrays; the message lists what exists.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trainable)]
+    names = list(flatten(trainable))
     for pattern in scales:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise ValueError(f"learning rate of {pattern!r}: matches nothing trainable; there are: {', '.join(names)}")
@@ -93,10 +93,11 @@ def optimizer(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
-    updates = max(steps // accumulate, 1)
-    rate = schedule(schedule_kind, learning_rate, updates, warmup // accumulate)
+    # The last window may be a part of one.
+    updates, rest = -(-steps // accumulate), steps % accumulate
+    rate = schedule(schedule_kind, learning_rate, updates, -(-warmup // accumulate))
     if method.changes_optimizer:
-        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"delta": trainable["delta"]})]
+        names = list(flatten({"delta": trainable["delta"]}))
         for pattern in scales or {}:
             if found := [name for name in names if re.fullmatch(pattern, name)]:
                 raise ValueError(
@@ -114,4 +115,7 @@ def optimizer(
         tx,
         scale_by_path(scales or {}, trainable),
     )
-    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
+    if accumulate == 1:
+        return tx
+    window = (lambda update: jnp.where(update == updates - 1, rest, accumulate)) if rest else accumulate
+    return optax.MultiSteps(tx, window).gradient_transformation()

@@ -71,9 +71,12 @@ def place_together(batches: Sequence[Batch], axes: Any, mesh: Mesh) -> Batch:
 
 
 def _in_rows_of(batch: Batch, wide: int) -> np.ndarray:
-    """The `real` of a batch when its targets [B, T] are padded to [B, wide]."""
-    real, width = np.asarray(batch.target_positions), batch.target.shape[1]
-    return np.where(real == NOWHERE, NOWHERE, real // width * wide + real % width).astype(np.int32)
+    """Returns the `target_positions` of a batch when its targets [B, T] are padded to [B, wide].
+
+    Targets [2, 3] padded to [2, 5]: place 4, which is row 1 column 1, becomes 1 * 5 + 1 = 6.
+    """
+    places, width = np.asarray(batch.target_positions), batch.target.shape[1]
+    return np.where(places == NOWHERE, NOWHERE, places // width * wide + places % width).astype(np.int32)
 
 
 def _stacked(field: str, arrays: Sequence[np.ndarray]) -> np.ndarray:

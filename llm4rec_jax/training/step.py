@@ -1,44 +1,76 @@
-"""One step of training: a state and a batch to the next state."""
+"""One training step: a state and a batch to the next state."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from llm4rec_jax.data.batching.batch import Batch
-from llm4rec_jax.tasks.ranking_objective import Objective
+from llm4rec_jax.training.config import TrainConfig
+from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.task import Task
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Update:
-    """What a step is made of. A setting is what runs differ in: see `runs.settings`.
+class TrainStep:
+    """The training step of a task.
 
-    Attributes:
-      objective: what is minimised.
-      optimizer: of a setting.
-      dropout: False turns every dropout off.
+    A *setting* holds what runs that share a program may differ in: the key, the learning rate and the weight decay. It
+    is an argument of the compiled program, so that `training.population` can map over it.
+
+    Args:
+      task: Task whose loss is minimised.
+      config: Options of the run.
+      trainable: Tree that is trained; only its structure is used.
+
+    Raises:
+      ValueError: A regex of `scales` matches nothing, or the options of the schedule do not fit.
     """
 
-    objective: Objective
-    optimizer: Callable[[Mapping[str, Any]], optax.GradientTransformation]
-    dropout: bool
+    def __init__(self, task: Task, config: TrainConfig, trainable: Any) -> None:
+        self._task, self._config = task, config
+        # Only names and shapes are needed from here on.
+        self._shapes = jax.eval_shape(lambda tree: tree, trainable)
+        self._optimizer(self.setting)  # raises for options that do not fit
+
+    @property
+    def setting(self) -> dict[str, jax.Array]:
+        """Key data, learning rate and weight decay as arrays."""
+        return {
+            # Several processes cannot place a typed key.
+            "key": jax.random.key_data(jax.random.key(self._config.seed)),
+            "learning_rate": jnp.float32(self._config.learning_rate),
+            "weight_decay": jnp.float32(self._config.weight_decay),
+        }
+
+    def _optimizer(self, setting: Mapping[str, Any]) -> optax.GradientTransformation:
+        config = self._config
+        return optimizer(
+            self._task.method,
+            self._shapes,
+            learning_rate=setting["learning_rate"],
+            steps=config.steps,
+            schedule_kind=config.schedule,
+            warmup=config.warmup,
+            weight_decay=setting["weight_decay"],
+            clip=config.clip or None,
+            accumulate=config.accumulate,
+            scales=config.rate_factors,
+        )
 
     def start(self, setting: Mapping[str, Any], trainable: Any) -> dict[str, Any]:
-        """The state before the first step."""
-        moments = self.optimizer(setting).init(trainable)
+        """Returns the state before the first step."""
+        moments = self._optimizer(setting).init(trainable)
         return {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": moments}
 
     def step(
-        self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Batch
+        self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """The next state, and the loss and norms of this one's gradient and the next one's arrays."""
+        """Returns the next state, and the loss, the gradient's norm and the norm of the new arrays."""
         key = jax.random.wrap_key_data(setting["key"])
-        at = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if self.dropout else None
-        value, grads = jax.value_and_grad(self.objective)(state["trainable"], frozen, batch, at)
-        updates, opt_state = self.optimizer(setting).update(grads, state["opt_state"], state["trainable"])
+        dropout = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if self._config.dropout else None
+        value, grads = jax.value_and_grad(self._task.loss)(state["trainable"], frozen, batch, dropout)
+        updates, opt_state = self._optimizer(setting).update(grads, state["opt_state"], state["trainable"])
         state = {
             "step": state["step"] + 1,
             "trainable": optax.apply_updates(state["trainable"], updates),
@@ -46,3 +78,7 @@ class Update:
         }
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state["trainable"])}
         return state, {"loss": value, **norms}
+
+    def jitted(self, layout: Any, replicated: Any) -> jax.stages.Wrapped:
+        """Returns the compiled step; it gives the memory of its state away."""
+        return jax.jit(self.step, donate_argnums=2, out_shardings=(layout, replicated))

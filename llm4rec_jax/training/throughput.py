@@ -1,13 +1,14 @@
-"""How fast a run trains, what of its work was of use, and how near it comes to what its devices can do."""
+"""Speed of training: rates, the share of padding, and the use made of a device's peak."""
 
 import functools
 import re
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,65 +29,72 @@ PEAKS = {
 }
 
 
-class Work(NamedTuple):
-    """What one step read, on this process.
+class BatchStats(NamedTuple):
+    """Contents of one batch, on this process.
 
     Attributes:
-      tokens: of texts that were encoded, each item's once.
-      token_places: of the arrays that the encoder was given, padding included.
-      items: distinct ones.
-      mentions: places of histories, targets and negatives that refer to them.
-      flops: of one device, as XLA counts them.
+      tokens: Tokens of the texts that are encoded, each item's once.
+      token_places: Elements of the arrays that the encoder is given, padding included.
+      items: Distinct items.
+      mentions: Places of histories, targets and negatives that refer to an item.
+      flops: FLOPs of the step on one device, as XLA counts them; 0 where they are not known.
     """
 
     tokens: int
     token_places: int
     items: int
     mentions: int
-    flops: float
+    flops: float = 0.0
 
 
-def work(batch: Batch, flops: float) -> Work:
-    """Counts a batch of numpy arrays."""
+def batch_stats(batch: Batch) -> BatchStats:
+    """Counts the contents of a batch of numpy arrays."""
     items, history, mask = (np.asarray(a) for a in (batch.items, batch.history_mask, batch.target_mask))
     _, first = np.unique(items, return_index=True)
     tokens = places = start = 0
-    for _, kept in batch.tokens:
-        rows = first[(first >= start) & (first < start + len(kept))] - start
-        tokens += int(np.asarray(kept)[rows].sum())
-        places += kept.size
-        start += len(kept)
+    for _, real in batch.tokens:
+        # The rows of this group that are the first of their item: the others are padding.
+        rows = first[(first >= start) & (first < start + len(real))] - start
+        tokens += int(np.asarray(real)[rows].sum())
+        places += real.size
+        start += len(real)
     if batch.prompt is not None:
         tokens += int(np.asarray(batch.prompt.mask).sum())
         places += batch.prompt.mask.size
     drawn = 0 if batch.negatives is None else int(mask.sum()) * batch.negatives.shape[-1]
-    return Work(tokens, places, len(first), int(history.sum() + mask.sum()) + drawn, flops)
+    return BatchStats(tokens, places, len(first), int(history.sum() + mask.sum()) + drawn)
 
 
-def figures(steps: Sequence[Work], seconds: float, peak: float) -> dict[str, float]:
-    """Of some steps that took so many seconds together.
+def rates(steps: Sequence[BatchStats], seconds: float, peak: float) -> dict[str, float]:
+    """Returns the rates of some steps that took `seconds` together.
 
     Args:
+      steps: Contents of their batches.
+      seconds: Wall-clock time of all of them.
       peak: FLOP/s of one device.
 
     Returns:
-      tokens_per_second: real ones, of all processes; with padding_share, what of the encoder's input was none, where
-        texts are encoded.
-      unique_share: distinct items over places that refer to one; above 1 where losses compare with the whole catalogue.
-      mfu: model FLOPs utilisation, of a device, where FLOPs are known; those that `remat` computes again count too.
+      tokens_per_second: Real tokens of all processes, where texts are encoded.
+      padding_share: Share of the encoder's input that was padding.
+      unique_share: Distinct items over places that refer to one; above 1 where losses compare with the whole catalogue.
+      mfu: Model FLOPs utilisation of a device, where FLOPs are known; FLOPs that `remat` repeats count too.
+
+    Example:
+      >>> rates([BatchStats(tokens=6, token_places=8, items=3, mentions=12)], seconds=2.0, peak=1e9)
+      {'unique_share': 0.25, 'tokens_per_second': 3.0, 'padding_share': 0.25}
     """
     tokens, places, items, mentions, flops = (sum(column) for column in zip(*steps, strict=True))
-    found = {"unique_share": items / max(mentions, 1)}
+    shares = {"unique_share": items / max(mentions, 1)}
     if flops:
-        found["mfu"] = flops / seconds / peak
+        shares["mfu"] = flops / seconds / peak
     if places:
-        found["tokens_per_second"] = tokens * jax.process_count() / seconds
-        found["padding_share"] = 1 - tokens / places
-    return found
+        shares["tokens_per_second"] = tokens * jax.process_count() / seconds
+        shares["padding_share"] = 1 - tokens / places
+    return shares
 
 
 def line(found: Mapping[str, float]) -> str:
-    """What `figures` found, with examples_per_second, programs and peak_bytes, for people."""
+    """Words the result of `rates`, with examples_per_second, programs and peak_bytes."""
     parts = [f"{found['examples_per_second']:,.0f} examples/s"]
     if "tokens_per_second" in found:
         parts.append(f"{found['tokens_per_second']:,.0f} tokens/s ({found['padding_share']:.0%} padding)")
@@ -102,7 +110,7 @@ def line(found: Mapping[str, float]) -> str:
 
 
 def peak(device: Any, dtype: Any) -> float:
-    """FLOP/s that a device can do in matrix products of a type: from the table, or measured where it is not there."""
+    """Returns the FLOP/s of a device in matrix products of a type, from the table or measured."""
     half = jnp.dtype(dtype).itemsize == 2
     for kind, rate in PEAKS.items():
         if re.match(kind, device.device_kind):
@@ -113,7 +121,7 @@ def peak(device: Any, dtype: Any) -> float:
 
 @functools.cache
 def product_rate(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of a square matrix product on the default device, the best of some calls."""
+    """Returns the FLOP/s of a square matrix product on the default device, the best of some calls."""
     a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(a, a).block_until_ready()
@@ -126,7 +134,7 @@ def product_rate(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> 
 
 
 def peak_bytes() -> int:
-    """The most memory that was in use at once: of the first device, or of this process where devices do not tell."""
+    """Returns the most memory in use at once: of the first device, or of this process where devices do not tell."""
     stats = jax.local_devices()[0].memory_stats() or {}
     # Linux counts in KiB, macOS in bytes.
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -134,40 +142,53 @@ def peak_bytes() -> int:
 
 
 class Profile:
-    """A trace of some steps of a run, for TensorBoard and Perfetto.
+    """Context manager that traces some steps of a run, for TensorBoard and Perfetto.
 
     Args:
-      folder: where the trace is written.
-      first, steps: it begins when so many steps have been made, programs being compiled by then, and takes so many.
-
-    Attributes:
-      made: steps that it has taken.
+      folder: Folder of the trace; None traces nothing.
+      log: Prints a line.
+      wait: Returns when the steps that have been given out are done.
+      first: Number of steps before the trace begins: programs are compiled by then.
+      steps: Number of steps to trace.
     """
 
-    def __init__(self, folder: Path, first: int = 5, steps: int = 5) -> None:
-        self.folder, self.first, self._steps = folder, first, steps
-        self._before, self.made, self._tracing = 0, 0, False
+    def __init__(
+        self, folder: Path | None, log: Callable[[str], None], wait: Callable[[], None], first: int = 5, steps: int = 5
+    ) -> None:
+        self._folder, self._log, self._wait, self._first, self._steps = folder, log, wait, first, steps
+        self._before = self._traced = 0
+        self._tracing = False
 
-    @property
-    def ends(self) -> bool:
-        """Whether the next call of `step` writes the trace: what it has begun should have ended by then."""
-        return self._tracing and self.made == self._steps
+    def __enter__(self) -> Self:
+        return self
 
-    def step(self) -> bool:
-        """To be called before each step; says whether the trace has just been written."""
-        if self.ends:
-            return self.close()
-        if self._before == self.first and not self.made:
-            jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+    def before_step(self) -> None:
+        """Begins or ends the trace where it is time to."""
+        if self._folder is None:
+            return
+        if self._tracing and self._traced == self._steps:
+            self._wait()
+            self._stop()
+            self._log(f"{self._traced} steps are traced in {self._folder}, for TensorBoard or ui.perfetto.dev")
+        if self._before == self._first and not self._traced:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._tracing = True
         self._before += not self._tracing
-        self.made += self._tracing
-        return False
+        self._traced += self._tracing
 
-    def close(self) -> bool:
-        """Writes what there is so far, if it has not been written; says whether it did."""
-        if not self._tracing:
-            return False
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder is None:
+            return
+        if not self._traced:
+            self._log(
+                f"warning: no step is traced: tracing begins after {self._first} steps, when programs are compiled"
+            )
+        if self._tracing:
+            self._stop()
+            self._log(f"only {self._traced} steps are traced in {self._folder}: no more were made")
+
+    def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()
-        return True

@@ -67,7 +67,7 @@ class TestData:
             data(test=PARTS["test"]._replace(**{column: values}))
 
     def test_no_part_is_empty(self):
-        with pytest.raises(DataError, match="the validation part has no questions"):
+        with pytest.raises(DataError, match="the validation part has no examples"):
             data(validation=made(0))
 
 

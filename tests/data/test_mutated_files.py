@@ -62,7 +62,8 @@ CASES = {
     ),
     "tsv": Case(
         {"d.tsv": _table("\t")}, b"\t",
-        lambda f: load("table", f / "d.tsv", **COLUMNS), lambda f: plain(delimited(f / "d.tsv", "\t", quoted=True)),
+        lambda f: load("table", f / "d.tsv", **COLUMNS, quoted=True),
+        lambda f: plain(delimited(f / "d.tsv", "\t", quoted=True)),
     ),
     "jsonl": Case(
         {"d.jsonl": "".join(json.dumps(dict(zip(NAMES, event, strict=True))) + "\n" for event in EVENTS)}, b",",
@@ -136,7 +137,7 @@ def bytes_of(content: str | bytes) -> bytes:
 
 
 def trial(name: str, seed: int, folder: Path) -> bool:
-    """Whether one damaged file of a case was read; it was refused otherwise. Anything else fails."""
+    """Returns whether one damaged file of a case was read; otherwise it was refused. Anything else fails."""
     case, rng = CASES[name], np.random.default_rng([seed, len(name)])
     for file, content in case.files.items():
         (folder / file).write_bytes(bytes_of(content))

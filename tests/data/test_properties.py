@@ -1,4 +1,4 @@
-"""What holds of sources, templates, splits and samplers for every input, by Hypothesis."""
+"""Properties of sources, templates, splits and samplers that hold for every input, by Hypothesis."""
 
 import csv
 import json
@@ -28,14 +28,14 @@ from tests.helpers import mutations
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
 ID = TEXT.filter(lambda text: bool(text.strip()))
 RATING = st.floats(-10, 10, width=32)
-TIME = st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9)
+TIME = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e9, 1e9)
 EVENTS = st.lists(st.tuples(ID, ID, RATING, TIME, TEXT), min_size=1, max_size=12)
 NAMES = ("user_id", "item_id", "rating", "timestamp", "title")
 Made = TypeVar("Made")
 
 
 def attempt(make: Callable[[], Made], error: type[ValueError] = ValueError) -> tuple[Made | None, str]:
-    """What is made, or None and the message of its refusal; any other error than that fails the test."""
+    """Returns the object, or None and the message of its refusal; any other error fails the test."""
     try:
         return make(), ""
     except error as refused:
@@ -66,9 +66,11 @@ def write(path: Path, events: list[tuple[Any, ...]]) -> None:
 def test_a_table_is_read_as_it_was_written(folder, suffix, events):
     path = folder / f"d.{suffix}"
     write(path, events)
-    dataset = load("table", path, rating="rating", timestamp="timestamp", item_columns={"title": "title"})
+    quoted = {"quoted": True} if suffix == "tsv" else {}
+    dataset = load("table", path, rating="rating", timestamp="timestamp", item_columns={"title": "title"}, **quoted)
+    events = [(user.strip(), item.strip(), *rest) for user, item, *rest in events]
     assert mutations.rows(dataset) == [(user, item, rating, time) for user, item, rating, time, _ in events]
-    # What is said of an item is what its first row says.
+    # The first row of an item describes it.
     titles = dict(reversed([(item, title) for _, item, _, _, title in events]))
     assert dict(dataset.items.select("item_id", "title").iter_rows()) == titles
 
@@ -115,7 +117,7 @@ def test_any_file_is_read_as_by_a_plain_reader_or_refused_by_name(folder, suffix
     if suffix == "jsonl":
         records = mutations.json_lines(path)
     else:
-        records = mutations.delimited(path, "," if suffix == "csv" else "\t", quoted=True)
+        records = mutations.delimited(path, "," if suffix == "csv" else "\t", quoted=suffix == "csv")
     assert found == mutations.plain(records, time="none")
 
 

@@ -194,3 +194,62 @@ class TestOrder:
     def test_a_score_of_the_place_is_caught(self, split):
         with pytest.raises(OrderMatters, match=r"of 3 test targets rank otherwise .* item '[vwxyz]'"):
             check_order(Placed(SCORES), split, "test", mesh=make_mesh())
+
+
+def test_new_and_repeated_targets_are_reported_apart(split):
+    # By hand above: a and b have new targets at ranks 3 and 1, d the repeated item 0 at rank 2.
+    found = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1, 2)).summary
+    assert (found["users_new"], found["users_repeat"], found["repeated_targets"]) == (2, 1, 1)
+    assert (found["new/mean_rank"], found["new/hr@1"], found["repeat/mean_rank"], found["repeat/hr@2"]) == (
+        2,
+        0.5,
+        2,
+        1,
+    )
+    validation = evaluate(Table(SCORES), split, "validation", mesh=make_mesh(), ks=(1,)).summary
+    assert not [name for name in validation if "/" in name or name in ("users_new", "users_repeat")]
+
+
+def test_repeated_targets_can_be_left_out(split):
+    found = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,), repeats="drop")
+    assert found.per_user["user_id"].to_list() == ["a", "b"]
+    assert (found.summary["users"], found.summary["users_skipped"], found.summary["repeated_targets"]) == (2, 2, 1)
+    assert found.summary["mean_rank"] == 2
+
+
+def test_the_history_can_be_ranked_too(split):
+    found = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,), repeats="unmask_history")
+    # a: items 0, 1 and 3 are better and item 4 as good; b: 3 and 4 are better; d: 1 and 2 are better.
+    assert found.per_user["mean_rank"].to_list() == [5, 3, 3]
+
+
+def test_an_item_twice_among_the_targets_counts_once():
+    data = Dataset(
+        "twice",
+        Interactions(np.array([0, 0, 0, 0], np.int32), np.array([1, 0, 0, 2], np.int32)),
+        pl.DataFrame({"item_id": ["a", "b", "c", "d"]}),
+        pl.DataFrame({"user_id": ["u"]}),
+    )
+    rows, mask = np.arange(4), np.ones(4, bool)
+    split = Split(data, rows[:1], rows[:0], rows[1:], mask[:1], mask, mask, mask, "by hand", "input")
+    found = evaluate(Table([[4.0, 0, 3, 1]]), split, "test", mesh=make_mesh(), ks=(1, 2))
+    assert (found.summary["duplicate_targets"], found.per_user["targets"].to_list()) == (1, [2])
+    for name in ("precision@1", "precision@2", "recall@2", "ndcg@2", "ap@2", "auc"):
+        assert found.summary[name] == 1, name
+    assert found.summary["recall@1"] == 0.5
+
+
+def test_items_without_interactions_can_be_left_out(split):
+    # Items 0 … 4 have 4, 3, 2, 1, 1 interactions, of which 2, 1, 1, 1, 0 are in training.
+    observed = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,), candidates="observed")
+    assert observed.summary["mean_rank"] == 2
+    trained = evaluate(Table(SCORES), split, "test", mesh=make_mesh(), ks=(1,), candidates="trained")
+    # a: item 4, as good as the target, is not ranked any more.
+    assert trained.per_user["mean_rank"].to_list() == [2, 1, 2]
+    assert "untrained_targets" not in trained.summary
+
+
+@pytest.mark.parametrize("option", ["repeats", "candidates"])
+def test_an_unknown_option_names_the_choices(split, option):
+    with pytest.raises(ValueError, match=r"unknown .*'al'.*Choose from: "):
+        evaluate(Table(SCORES), split, "test", mesh=make_mesh(), **{option: "al"})

@@ -1,4 +1,4 @@
-"""What holds of metrics for all scores, by Hypothesis."""
+"""Properties of metrics that hold for all scores, by Hypothesis."""
 
 import numpy as np
 import pytest

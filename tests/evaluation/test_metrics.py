@@ -19,7 +19,7 @@ def stack(rows: list[Ranks]) -> Ranks:
 
 
 def random_case(seed: int, levels: int, users: int = 40, items: int = 30):
-    """Scores [users, items] of so many distinct values, targets and masks, with some users without targets."""
+    """Draws scores [users, items] of `levels` distinct values, targets and masks; some users have no target."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(levels, size=(users, items)).astype(float)
     targets, masked = [], np.zeros((users, items), bool)
@@ -89,7 +89,7 @@ def test_values_worked_out_by_hand():
         "ap_min@2": [1 / 2, 1 / 2],
         "ap@5": [(1 + 2 / 3) / 3, 1 / 2],
         "mrr": [1, 1 / 2],
-        # Of 33 pairs of user 0, the target at 3 loses one and that at 12 loses nine.
+        # User 0 has 33 pairs; the target at 3 loses one and the one at 12 loses nine.
         "auc": [23 / 33, 2 / 3],
         "mean_rank": [16 / 3, 2],
     }

@@ -30,7 +30,7 @@ def test_sign_flip_is_scipys_exact_test_but_for_sampling(shift):
 
 
 def test_ties_count_as_at_least_as_far():
-    # The seen sum is zero, and none is nearer.
+    # The seen sum is zero, and no sum is nearer.
     assert sign_flip(np.array([1.0, -1.0]))[0] == 1.0
     # Two of eight patterns have the sum .6, which depends in its last bit on the order of the terms.
     for order in itertools.permutations([0.1, 0.2, 0.3]):
@@ -69,7 +69,7 @@ def test_holm_is_statsmodels(n):
 
 
 def test_interval_covers_the_mean():
-    """Of a hundred intervals, about 95 hold the true mean."""
+    """About 95 of a hundred intervals hold the true mean."""
     rng = np.random.default_rng(2)
     true = (0.05 * 0.95 ** np.arange(10) / np.log2(np.arange(2, 12))).sum()
     found = [interval(ndcg(rng, 300), 500) for _ in range(100)]

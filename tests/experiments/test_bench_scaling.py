@@ -1,4 +1,4 @@
-"""What the compiler says of steps on devices that do nothing."""
+"""The compiler's analysis of steps on devices that do nothing."""
 
 import pytest
 

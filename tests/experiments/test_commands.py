@@ -81,7 +81,7 @@ def test_the_same_command_prints_the_result_again_and_another_is_refused(config,
 
 
 def test_a_run_whose_records_were_removed_at_its_end_has_no_costs(config, trained, tmp_path):
-    """As the message about a damaged metrics.jsonl proposes."""
+    """Follows the message about a damaged metrics.jsonl."""
     workdir, done = trained
     folder = tmp_path / "again"
     shutil.copytree(workdir, folder)
@@ -139,6 +139,51 @@ def test_encode_writes_vectors_and_ids(trained, tmp_path):
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
     assert json.loads((tmp_path / "items.ids.json").read_text()) == [f"i{i}" for i in range(40)]
+
+
+_ENCODE = """
+import sys
+from types import SimpleNamespace as Namespace
+import numpy as np, polars as pl
+from absl import flags
+from experiments import encode
+count, killed = int(sys.argv.pop()), sys.argv.pop() == "killed"
+items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
+scorer = Namespace(item_embeddings=lambda: np.zeros((count, 2)))
+encode.restored_scorer = lambda workdir: (Namespace(dataset=Namespace(items=items)), scorer)
+write_text = encode.write_text
+def write_ids(path, text):
+    if killed:
+        raise SystemExit(9)
+    write_text(path, text)
+encode.write_text = write_ids
+flags.FLAGS(sys.argv)
+encode.main()
+"""
+
+
+def test_vectors_never_stand_beside_the_ids_of_others(tmp_path):
+    """A kill after the vectors are written, over a pair that is there."""
+
+    def encode_items(count: int, how: str) -> int:
+        flags = ["--workdir=x", f"--out={tmp_path / 'items.npy'}"]
+        done = subprocess.run(
+            [sys.executable, "-c", _ENCODE, *flags, how, str(count)], cwd=ROOT, env=environment(), check=False
+        )
+        return done.returncode
+
+    assert encode_items(3, "whole") == 0
+    assert len(json.loads((tmp_path / "items.ids.json").read_text())) == 3
+    assert encode_items(4, "killed") == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["items.npy"]
+
+
+def test_a_table_of_options_is_merged_and_what_changes_is_said(config, tmp_path):
+    asked = ["--config.baseline.name=popularity", "--config.data.options={'rating': None}"]
+    done = command("train", f"--config={config}:id", f"--workdir={tmp_path}", *asked)
+    assert "config.data.options: rating was 'rating', is None; item, " in done.stderr
+    options = json.loads((tmp_path / "config.json").read_text())["data"]["options"]
+    assert (options["user"], options["rating"]) == ("user", None)
 
 
 def test_a_run_starts_from_another(config, trained, tmp_path_factory, monkeypatch):
@@ -206,6 +251,9 @@ def test_other_parts_train_and_recommend_to_a_stranger(config, tmp_path, argumen
         ),
         (["--config.imports=configs.my_own"], "there is no module 'configs.my_own'"),
         (["--config.imports=my_own.methods"], "there is no module 'my_own.methods'"),
+        (["--config.imports=../x"], "config.imports: '../x' is no module's name"),
+        (["--config.train.scales=(=1"], "config.train.scales: '(' is no regular expression"),
+        (["--config.train.steps=many"], "flag --config.train.steps=many"),
         (["--config.model.users=transfomer"], "did you mean 'transformer'"),
         (["--config.loss.name=brp"], "did you mean 'bpr'"),
         (["--config.data.path=/nowhere/x.csv"], "/nowhere/x.csv"),
@@ -236,6 +284,8 @@ def test_an_unknown_model_names_the_nearest(tmp_path):
 def test_help_shows_an_example(name):
     done = command(name, "--help")
     assert f"python -m experiments.{name} --" in done.stdout
+    for flag in ("workdir", "debug", "trust_imports"):
+        assert f"--{'[no]' * (flag == 'debug')}{flag}:" in done.stdout
 
 
 def test_importing_the_package_is_quick_and_leaves_torch_alone():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from experiments.cli.compilation_cache import SealedCache
 from tests.helpers.commands import ROOT
 from tests.helpers.compiling import environment
 
@@ -48,3 +49,25 @@ def test_a_folder_of_ones_own_takes_its_place_and_one_that_cannot_be_written_is_
     done = compute(JAX_COMPILATION_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path / "file"))
     assert done.stdout == "7.0 None\n"
     assert "warning: compiled programs are not kept: cannot write" in done.stderr
+
+
+def test_a_program_under_another_one_s_key_is_compiled_again(tmp_path):
+    """Two entries that have changed places: each is a whole program, and would run in place of the other."""
+    cache = SealedCache(str(tmp_path), max_size=2**20)
+    cache.put("a", b"program a")
+    cache.put("b", b"program b")
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (b"program a", b"program b", None)
+    one, other = tmp_path / "a-cache", tmp_path / "b-cache"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content[:-1])
+    assert cache.get("a") is cache.get("b") is None
+    cache.put("a", b"program a")
+    assert cache.get("a") == b"program a"
+
+
+def test_commands_keep_their_programs_in_such_a_cache(tmp_path):
+    compute(JAX_COMPILATION_CACHE_DIR=None, XDG_CACHE_HOME=str(tmp_path))
+    (entry,) = (tmp_path / "llm4rec_jax" / "compiled").glob("*/*-cache")
+    cache = SealedCache(str(entry.parent), max_size=2**30)
+    assert cache.get(entry.name.removesuffix("-cache")) is not None

@@ -24,7 +24,8 @@ from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
+from llm4rec_jax.sharding import digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from tests.helpers import tiny
 from tests.helpers.commands import command
 
@@ -34,8 +35,8 @@ class Kind(NamedTuple):
 
     Attributes:
       files: which.
-      read: what is read of them, to compare; it raises one of `errors`, or warns, when it sees damage.
-      errors: what it may raise.
+      read: reads values of them, to compare; it raises one of `errors`, or warns, when it sees damage.
+      errors: exceptions that it may raise.
     """
 
     files: list[Path]
@@ -144,12 +145,12 @@ def damage(kinds: dict[str, Kind], count: int, seed: int) -> None:
             except kind.errors as error:
                 what, said = "refused", str(error)
             else:
-                # What was warned of was done without, by the older one or by making it again.
+                # The command did without a file that it warned of: by an older one, or by making it again.
                 what, said = ("done without", str(caught[0].message)) if caught else ("unchanged", "")
         where = f"mutation {number} of {file}"
         if what == "unchanged":
             assert read == whole[name], f"{where} was not noticed"
-            # Of a checkpoint nothing may change but the white space of its manifest.
+            # Nothing of a checkpoint may change but the white space of its manifest.
             if "checkpoint" in name:
                 assert file.name == MANIFEST, f"{where} was not noticed"
                 assert json.loads(changed) == json.loads(content), f"{where} was not noticed"

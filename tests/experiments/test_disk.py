@@ -12,13 +12,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import peft
-from llm4rec_jax.checksums import MANIFEST, NotWritten, check_manifest
+from llm4rec_jax.checksums import MANIFEST, check_manifest
+from llm4rec_jax.io import NotWritten
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training.checkpoint import latest_step
-from llm4rec_jax.training.loop import train
-from llm4rec_jax.training.metric_writer import Journal
+from llm4rec_jax.training.log import TrainingLog
 from tests.helpers import tiny
 from tests.helpers.commands import command
+from tests.helpers.training import train
 from tests.training.test_loop import same_bits
 
 STEPS = 6
@@ -60,15 +61,15 @@ def fill(disk: Path) -> None:
 
 def at_step(step: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Acts once, when training has come to a step."""
-    advance = Journal.advance
+    advance = TrainingLog.advance
 
-    def acting(self: Journal, now: int) -> None:
+    def acting(self: TrainingLog, now: int) -> None:
         advance(self, now)
         if now == step:
-            monkeypatch.setattr(Journal, "advance", advance)
+            monkeypatch.setattr(TrainingLog, "advance", advance)
             act()
 
-    monkeypatch.setattr(Journal, "advance", acting)
+    monkeypatch.setattr(TrainingLog, "advance", acting)
 
 
 def last_good(workdir: Path) -> int:
@@ -124,11 +125,11 @@ def test_a_folder_that_vanishes_is_not_made_again(tmp_path, monkeypatch):
 
 def test_a_journal_on_a_full_disk_neither_waits_nor_loses_what_it_had(disk):
     folder, _ = disk
-    with Journal(folder, -1, 10, 4, 0.0) as journal:
-        journal.record("train", 0, {"loss": 1.0})
+    with TrainingLog(folder, -1, 10, 4, 0.0) as journal:
+        journal.write("train", 0, {"loss": 1.0})
         fill(folder)
         with pytest.raises(NotWritten, match=rf"cannot write {folder}/(metrics|tensorboard).*No space left"):
-            deque(journal.record("train", step, {"loss": 1.0}) for step in range(10_000))
+            deque(journal.write("train", step, {"loss": 1.0}) for step in range(10_000))
     (folder / "filler").unlink()
-    with Journal(folder, 10_000, 10, 4, 0.0) as journal:
+    with TrainingLog(folder, 10_000, 10, 4, 0.0) as journal:
         assert journal.records >= 1

@@ -39,7 +39,7 @@ def losses(workdir: Path) -> list[float]:
 
 
 def but_for_vectors(metrics: dict[str, float]) -> dict[str, float]:
-    """What follows from ranks and lists; vectors differ in their last bits."""
+    """Values that follow from ranks and lists; vectors differ in their last bits."""
     return {name: value for name, value in metrics.items() if "diversity" not in name}
 
 
@@ -223,7 +223,7 @@ def detected(script: str, variables: list[dict[str, str]]) -> None:
 
 @pytest.mark.long
 def test_a_tpu_pod_of_gke_is_detected():
-    """By the variables that GKE sets, on machines that JAX takes for those of a TPU."""
+    """Finds the others by the variables that GKE sets, on machines that JAX takes for those of a TPU."""
     script = (
         "import sys, jax; from absl import flags; from experiments.cli import distributed; flags.FLAGS(sys.argv); "
         "from jax._src.clusters import cloud_tpu_cluster; cloud_tpu_cluster.running_in_cloud_tpu_vm = True; "

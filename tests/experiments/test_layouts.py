@@ -1,4 +1,4 @@
-"""What `config.mesh` makes of a run, and that it is no part of what the run is."""
+"""Layouts that `config.mesh` gives a run; they are no part of its identity."""
 
 import json
 
@@ -9,7 +9,7 @@ from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.folder import RunFolderError
-from llm4rec_jax.sharding import FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
+from llm4rec_jax.sharding import FULLY_SHARDED, ITEM_RULE, USER_TABLE_RULE
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from llm4rec_jax.sharding import FULLY_SHARDED, ITEM_RULE, PEOPLE_RULE
         ("lora", "transformer", 1, True, [FULLY_SHARDED]),
         ("lora", "transformer", 2, False, [*TRANSFORMER_RULES]),
         ("id+text", "transformer", 2, True, [*TRANSFORMER_RULES, ITEM_RULE, FULLY_SHARDED]),
-        ("id", "mf", 2, None, [ITEM_RULE, PEOPLE_RULE]),
-        ("id", "lightgcn", 2, True, [PEOPLE_RULE, FULLY_SHARDED]),
+        ("id", "mf", 2, None, [ITEM_RULE, USER_TABLE_RULE]),
+        ("id", "lightgcn", 2, True, [USER_TABLE_RULE, FULLY_SHARDED]),
     ],
 )
 def test_rules_are_those_of_the_parts_that_exist(arg, users, model, fsdp, rules):

@@ -1,5 +1,7 @@
-"""Processes in their order, on each executor: what ends well, fails, hangs, is broken off or waits. No run is trained:
-small commands write a result or do not."""
+"""Processes in their order, on each executor: those that end well, fail, hang, are broken off or wait.
+
+No run is trained: small commands write a result or do not.
+"""
 
 import io
 import json
@@ -142,7 +144,7 @@ def test_one_process_may_work_on_several_runs(tmp_path):
     record = (runs[2].folder / "failure.txt").read_text()
     assert "trial: c (in one process with 2 others)" in record
     assert "the third is lost" in record
-    # What is left of them is run again.
+    # The rest of them is run again.
     (done, _, left) = schedule.add(runs, ("-c", FINISH, str(runs[2].folder)))
     drive(schedule, lambda: None, interval=0.02)
     assert (done.status, left.status) == ("finished", "finished")

@@ -1,4 +1,4 @@
-"""Searches: what is drawn, given up, taken up again after a kill, and said at the end."""
+"""Searches: trials drawn, given up, taken up again after a kill, and listed at the end."""
 
 import contextlib
 import json
@@ -17,6 +17,7 @@ from experiments.sweeps.executors import Executor, Handle
 from experiments.sweeps.optuna_search import Search
 from experiments.sweeps.processes import Ended, Job
 from experiments.sweeps.schedule import Schedule, drive
+from llm4rec_jax.checksums import Damaged
 from tests.helpers.commands import ROOT, command
 from tests.helpers.compiling import environment
 
@@ -78,7 +79,7 @@ class Trainer:
 
 
 class Killed(BaseException):
-    """What ends a search in its midst."""
+    """Ends a search in its midst."""
 
 
 def searched(
@@ -91,7 +92,7 @@ def searched(
     until: Callable[[Search], bool] = lambda search: False,
     **options: int,
 ) -> tuple[Search, Trainer]:
-    """A search up to so many trials, or until it is killed."""
+    """Makes a search up to a number of trials, or until it is killed."""
     file = tmp_path / "searched.py"
     file.write_text(config, encoding="utf-8")
     workdir = tmp_path / "runs"
@@ -197,6 +198,37 @@ def test_a_kill_may_cut_the_log_short(tmp_path):
         log.write('{"op_code": 4, "stu')
     search, _ = searched(tmp_path, 3)
     assert len(search.trials) == 3
+
+
+@pytest.mark.parametrize("change", ["value", "line", "seal", "order"])
+def test_a_changed_log_is_refused(tmp_path, change):
+    """An edited value would be believed, and the flags printed for the best trial would not be those that it had."""
+    searched(tmp_path, 2)
+    file = tmp_path / "runs" / "search.log"
+    lines = file.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"intermediate_value"' in line)
+    if change == "value":
+        entry = json.loads(lines[at])
+        lines[at] = json.dumps({**entry, "intermediate_value": 9.0})
+    elif change == "seal":
+        lines[at] = json.dumps({k: v for k, v in json.loads(lines[at]).items() if k != "sha256"})
+    elif change == "line":
+        del lines[at]
+    else:
+        lines[at : at + 2] = lines[at + 1], lines[at]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(Damaged, match=rf"search\.log is damaged, or was changed by hand, in line {at + 1}"):
+        searched(tmp_path, 3)
+
+
+def test_a_log_without_seals_is_read_and_goes_on_sealed(tmp_path):
+    searched(tmp_path, 2)
+    file = tmp_path / "runs" / "search.log"
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "sha256"}) + "\n" for e in entries))
+    search, _ = searched(tmp_path, 3)
+    assert len(search.trials) == 3
+    assert "sha256" in file.read_text().splitlines()[-1]
 
 
 def test_failed_trials_are_tried_again_and_not_counted(tmp_path):

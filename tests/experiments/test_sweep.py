@@ -127,10 +127,10 @@ def test_a_failed_trial_is_recorded_with_its_traceback(swept):
     assert error.startswith("ValueError: num_negatives is 0")
 
 
-def test_the_table_is_that_of_the_finished_trials(swept):
+def test_the_table_is_that_of_the_finished_trials(study, swept):
     workdir, done = swept
     table = (workdir / "table.md").read_text()
-    assert table == tables.of_sweep(workdir)
+    assert table == tables.of_sweep(workdir, study)
     assert table.strip() in done.stdout
     rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:] if line.startswith("|")]
     assert sorted(rows) == ["base", "users"]

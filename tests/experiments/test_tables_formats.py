@@ -112,7 +112,7 @@ def test_latex_separates_sections_and_splits_what_is_too_wide(made, found):
     assert r"\underline{" in accuracy[2]
     assert r"base\_1 \& co" in accuracy[1][3]
     assert len(accuracy[1]) == 6
-    # What was published has no costs.
+    # Published rows have no costs.
     assert len(costs[1]) == 4
     (one,) = tabulars(latex(statistics(TABLE._replace(costs=("time",), changes=False, tried={}), found, pytest.fail)))
     assert one[0] == "lrrrrr"
@@ -183,7 +183,7 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
     read = Reader(text)
     headings = re.findall(r"<h[23]>(.*?)</h[23]>", text)
     assert headings == [
-        "95% intervals", "Differences", "Learning curves", "What accuracy costs", "By kind of user",
+        "95% intervals", "Differences", "Learning curves", "Accuracy by cost", "By kind of user",
         "NDCG@10 by items in the history", "NDCG@10 by training interactions of the target", "Runs",
     ]  # fmt: skip
     images = [attributes for tag, attributes in read.found if tag == "img"]

@@ -1,4 +1,4 @@
-"""What a configuration file lists: its trials' configurations and folders, and what can be wrong with them."""
+"""Trials that a configuration file lists: their configurations and folders, and their errors."""
 
 from pathlib import Path
 

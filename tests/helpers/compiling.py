@@ -1,4 +1,4 @@
-"""How tests compile, and on how many devices, here and in processes of their own. Must not import jax."""
+"""Compiler flags and devices of tests, here and in processes of their own. Must not import jax."""
 
 import os
 
@@ -11,11 +11,11 @@ _QUICK = (
 
 
 def xla_flags(devices: int) -> str:
-    """XLA_FLAGS for so many devices of the CPU; they count in processes that have not imported jax."""
+    """Returns XLA_FLAGS for a number of CPU devices; they count in processes that have not imported jax."""
     quick = os.environ.get("TESTS_XLA_FLAGS", _QUICK)
     return f"--xla_force_host_platform_device_count={devices} {quick}".strip()
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The environment of a process that a test starts: this one's, with so many devices."""
+    """Returns the environment of a process that a test starts: this one's, with a number of devices."""
     return {**os.environ, "XLA_FLAGS": xla_flags(devices)}

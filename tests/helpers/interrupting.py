@@ -5,16 +5,16 @@ import signal
 
 import pytest
 
-from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training.log import TrainingLog
 
 
 def terminate_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on, this process gets SIGTERM when a run has made so many steps."""
-    real = journal.Journal.advance
+    real = TrainingLog.advance
 
-    def advance(self: journal.Journal, made: int) -> None:
+    def advance(self: TrainingLog, made: int) -> None:
         if made == step:
             os.kill(os.getpid(), signal.SIGTERM)
         real(self, made)
 
-    monkeypatch.setattr(journal.Journal, "advance", advance)
+    monkeypatch.setattr(TrainingLog, "advance", advance)

@@ -8,8 +8,8 @@ import jax
 
 from llm4rec_jax import peft
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.training.loop import train
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 
 def main(workdir: Path, steps: int, index: int = 0, count: int = 1, port: int = 0, workers: int = 0) -> None:

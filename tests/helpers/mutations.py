@@ -136,8 +136,8 @@ def plain(
 
     return [
         (
-            str(record[user]),
-            str(record[item]),
+            str(record[user]).strip(),
+            str(record[item]).strip(),
             number(record[rating], True) if rating in record else None,
             number(record[time], False) if time in record else None,
         )

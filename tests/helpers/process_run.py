@@ -15,8 +15,8 @@ from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.evaluation import evaluate
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.training.loop import train
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 
 def main(workdir: Path, losses: str, index: int, count: int, port: int) -> None:

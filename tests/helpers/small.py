@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import erf
 
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
-from llm4rec_jax.sharding import path_name
+from llm4rec_jax.trees import flatten
 
 V, P, T, D, F, N, HEADS = 24, 12, 2, 16, 32, 2, 4
 CONFIG = {
@@ -86,4 +86,4 @@ def moved(delta, seed: int, by: float = 0.2):
 
 
 def named(tree) -> dict[str, np.ndarray]:
-    return {path_name(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: np.asarray(a) for path, a in flatten(tree).items()}

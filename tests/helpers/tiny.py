@@ -76,7 +76,7 @@ def split(**options: int) -> Split:
 
 
 def encoder_folder(folder: Path, positions: int = 37) -> Path:
-    """A random BERT of 2 layers and so many positions; a WordPiece tokenizer that knows the tiny dataset's words."""
+    """Writes a random BERT of 2 layers, and a WordPiece tokenizer that knows the words of the tiny dataset."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "user", "bought", ":", ";", ".", *COLOURS, *THINGS]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What tests against torch share: one batch, a method's run on either side, and how far the two may be apart."""
+"""Common parts of tests against torch: one batch, a method's run on either side, and the largest difference."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ import torch
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.bert import BERT, Bert
 from llm4rec_jax.peft import Delta, Peft, forward
+from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
 
 NAMES = pretrained.names_of(BERT)
@@ -120,7 +121,7 @@ def assert_states(states: np.ndarray, want: np.ndarray, plain_ours: Ours) -> Non
 def assert_merged(merged: dict[str, Any], model: hf.PeftModel) -> None:
     """Every parameter is that of the model into which peft has merged its method."""
     theirs = dict(model.merge_and_unload().named_parameters())
-    flat = pretrained.flatten(merged)
+    flat = flatten(merged)
     assert len(flat) == len(theirs)
     for path, a in flat.items():
         want = theirs[NAMES.tensor(path)].detach().numpy()

@@ -115,23 +115,23 @@ def test_sampled_losses_match_torch_with_gradients(loss, scores):
     np.testing.assert_allclose(gradients[1], on_negative, rtol=1e-5, atol=1e-6)
 
 
-def test_catalogue_softmax_matches_optax_with_gradients(scores):
+def test_full_softmax_matches_optax_with_gradients(scores):
     _, x = scores
     target = np.arange(B) % K
 
     def reference(s: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(s, target)
 
-    np.testing.assert_allclose(losses.catalogue_softmax(x, target), reference(jnp.asarray(x)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses.full_softmax(x, target), reference(jnp.asarray(x)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        jax.grad(lambda s: losses.catalogue_softmax(s, target).sum())(x),
+        jax.grad(lambda s: losses.full_softmax(s, target).sum())(x),
         jax.grad(lambda s: reference(s).sum())(jnp.asarray(x)),
         rtol=1e-5,
         atol=1e-6,
     )
 
 
-def test_catalogue_softmax_keeps_a_masked_target(scores):
+def test_full_softmax_keeps_a_masked_target(scores):
     _, x = scores
     target = np.arange(B) % K
     kept = KEEP | (np.arange(K) == target[:, None])
@@ -139,7 +139,7 @@ def test_catalogue_softmax_keeps_a_masked_target(scores):
         -np.log(np.exp(np.float64(s[t])) / np.exp(s[k].astype(np.float64)).sum())
         for s, t, k in zip(x, target, kept, strict=True)
     ]
-    np.testing.assert_allclose(losses.catalogue_softmax(x, target, where=KEEP), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses.full_softmax(x, target, where=KEEP), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_in_batch_softmax_corrects_every_score_and_drops_accidental_negatives():
@@ -195,8 +195,8 @@ def test_masked_candidates_of_the_catalogue_get_no_gradient(garbage, scores):
     target = np.arange(B) % K
     kept = KEEP | (np.arange(K) == target[:, None])
     dirty = np.where(kept, x, np.float32(garbage))
-    value, gradient = jax.value_and_grad(lambda s: losses.catalogue_softmax(s, target, where=KEEP).sum())(dirty)
-    np.testing.assert_allclose(value, losses.catalogue_softmax(x, target, where=KEEP).sum())
+    value, gradient = jax.value_and_grad(lambda s: losses.full_softmax(s, target, where=KEEP).sum())(dirty)
+    np.testing.assert_allclose(value, losses.full_softmax(x, target, where=KEEP).sum())
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient)[~kept] == 0).all()
 
@@ -265,3 +265,8 @@ def test_wrong_calls_say_what_is_missing():
         LOSSES.lookup("in_batch")(jnp.zeros((2, 3)), jnp.zeros(2, int))
     with pytest.raises(ValueError, match="hinge"):
         LOSSES.lookup("hinges")
+
+
+def test_the_former_name_of_the_full_softmax_still_works():
+    with pytest.warns(FutureWarning, match="'catalogue' is now called 'full_softmax'"):
+        assert LOSSES.lookup("catalogue") is LOSSES["full_softmax"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.models.rating import RATING_HEADS
-from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks import rating_scoring
 from llm4rec_jax.tasks.rating_scoring import Questions, logits
 
 RNG = np.random.default_rng(0)
@@ -20,14 +20,14 @@ ASKED = Questions(
 
 def moved(head, scale: float = 1.0):
     """Parameters away from the start."""
-    start = answering.start(head, 6, jax.random.key(0))
+    start = rating_scoring.start(head, 6, jax.random.key(0))
     return jax.tree.map(lambda a: a + scale * RNG.normal(size=a.shape).astype(np.float32), start)
 
 
 @pytest.mark.parametrize("name", RATING_HEADS)
 def test_the_start_is_the_liked_share(name):
     head = RATING_HEADS.build(name)
-    params = answering.start(head, 6, jax.random.key(0))
+    params = rating_scoring.start(head, 6, jax.random.key(0))
     asked = ASKED if head.reads_history else ASKED._replace(history=None)
     scores, labels, counts = logits(head, params, CENTRE, VECTORS, asked)
     likes = (ASKED.liked * MASK).sum(1)

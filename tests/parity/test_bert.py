@@ -9,6 +9,7 @@ import transformers
 
 from llm4rec_jax.data import assets
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
 from tests.helpers.torch_side import NAMES
 
@@ -52,7 +53,7 @@ def test_states_and_all_gradients_equal_torch(tmp_path, config, remat):
     (_, ours), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(ours[mask], states.detach().numpy()[mask], atol=1e-5)
     theirs = {n: p.grad.numpy() for n, p in model.named_parameters()}
-    flat = pretrained.flatten(grads)
+    flat = flatten(grads)
     assert len(flat) == len(theirs)
     for path, grad in flat.items():
         want = theirs[NAMES.tensor(path)]

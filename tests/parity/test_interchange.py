@@ -26,9 +26,9 @@ IDS = np.random.default_rng(0).integers(1, 97, MASK.shape) * MASK
 WANT = np.random.default_rng(1).normal(size=(*MASK.shape, D)).astype(np.float32)
 
 pytestmark = [
-    # What peft says of every layer norm that it trains.
+    # peft warns of every layer norm that it trains.
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm:UserWarning"),
-    # What peft says when AdaLoRA has pruned a module down to nothing, which it may.
+    # peft warns when AdaLoRA has pruned a module down to nothing, which it may.
     pytest.mark.filterwarnings("ignore:Adapter 'default'. . LoRA tensor.s. have invalid shape:UserWarning"),
 ]
 
@@ -198,7 +198,7 @@ def test_trained_in_peft_loads_here(ours, plain, tmp_path, case):
     assert loaded.others is None
     if case.name == "adalora":
         assert {len(own["lambda"]) for own in loaded.delta.values()} != {4}
-    # What the folder says of itself is enough.
+    # The folder alone is enough.
     alone = load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, alone.delta, loaded.delta)
     # And back again.

@@ -108,7 +108,7 @@ def test_vera_draws_by_seed():
 
 
 def test_vera_sites_share_one_pair():
-    """As slices of the largest pair, but for A's scale: each site has its own √(6 / in), where peft has the largest."""
+    """Sites take slices of the largest pair, with a scale of A of their own: √(6 / in), where peft has the largest."""
     a, b = draw_projections(7, 0, 40, 40)
     narrow_a, narrow_b = draw_projections(7, 0, 24, 24)
     np.testing.assert_allclose(narrow_a, a[:24] * (40 / 24) ** 0.5, rtol=1e-6)

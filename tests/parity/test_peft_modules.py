@@ -12,6 +12,7 @@ import torch
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create
+from llm4rec_jax.trees import flatten
 from tests.helpers.torch_side import (
     ADALORA,
     LORA,
@@ -195,7 +196,7 @@ def test_merged_equals_peft_merged(ours, case):
     randomise(model, case.around)
     delta = jax.tree.map(array, tensors(model, start, case.layout))
     merged = method.merge(ours[1], delta)
-    before, after = pretrained.flatten(ours[1]), pretrained.flatten(merged)
+    before, after = flatten(ours[1]), flatten(merged)
     changed = {path.rpartition("/")[0] for path in before if np.abs(before[path] - after[path]).max() > 0.05}
     assert changed == set(start)
     assert_merged(merged, model)

@@ -1,4 +1,4 @@
-"""What methods change about training against Hugging Face peft: AdaLoRA's penalty and budget, LoRA+'s two rates."""
+"""Changes of training by methods, against Hugging Face peft: AdaLoRA's penalty and budget, LoRA+'s two rates."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Why our popularity row differs from RecBole's: its counts saturate.
+"""The difference of our popularity row to RecBole's: its counts saturate.
 
 RecBole 1.2.1 with its defaults prints HR@10 .0710 and NDCG@10 .0354 for `Pop` on MovieLens-100k (leave-one-out by time,
 full ranking, seen items masked, test set). Its counts are not counts. `cnt[item] = cnt[item] + 1` with repeated indices

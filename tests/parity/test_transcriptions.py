@@ -13,7 +13,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create, forward
-from llm4rec_jax.sharding import path_name
+from llm4rec_jax.trees import flatten, path_name, unflatten
 from tests.conftest import random_bert
 from tests.helpers.torch_side import IDS, MASK, NAMES, WEIGHTS, D, N, array, assert_grads, assert_states, run_torch
 
@@ -45,7 +45,7 @@ def relu(z: torch.Tensor) -> torch.Tensor:
 
 
 def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return flatten(tree)
 
 
 def transposed(path: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ def beside(model: BertModel, change: Callable[[tuple[torch.Tensor, ...]], torch.
 
 @pytest.mark.parametrize(("layers", "blocks", "width", "heads"), [((0, -1), 2, 8, 2), ((1,), 1, 12, 3)])
 def test_k_adapter(ours, layers, blocks, width, heads):
-    """Of every adapter a ← f + T(f D + d) U + u with f = H + a, T of transformers' own blocks; [H_N; a] W + c."""
+    """Every adapter is a ← f + T(f D + d) U + u with f = H + a, T of transformers' own blocks; [H_N; a] W + c."""
     draw = Draw(3)
     config = BertConfig(
         hidden_size=width,
@@ -202,10 +202,10 @@ def test_k_adapter(ours, layers, blocks, width, heads):
                     p.copy_(draw(*p.shape) + (1.0 if name.endswith("LayerNorm.weight") else 0.0))
             names = {
                 path: NAMES.tensor(f"layer_0/{path}").removeprefix("encoder.layer.0.")
-                for path in pretrained.flatten(ours[1]["layer_0"])
+                for path in flatten(ours[1]["layer_0"])
             }
             assert sorted(names.values()) == sorted(own)
-            w[f"block_{j}"] = pretrained.unflatten({path: own[name] for path, name in names.items()})
+            w[f"block_{j}"] = unflatten({path: own[name] for path, name in names.items()})
     hidden = torch.zeros(len(MASK), 1, 1, MASK.shape[1]).masked_fill(~torch.tensor(MASK)[:, None, None], -1e30)
 
     def change(states: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -21,11 +21,13 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.methods.adalora import AdaLoraState
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
-from llm4rec_jax.training.loop import train
+from llm4rec_jax.sharding import digest
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.optimizer import optimizer
-from llm4rec_jax.training.runs import separate
+from llm4rec_jax.training.task import partition_params
+from llm4rec_jax.trees import unflatten
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 R, RANK = 6, 2
 SIZES = {
@@ -47,7 +49,7 @@ def adalora(**options: Any) -> Peft:
 def start() -> dict[str, Any]:
     """The delta at the start, over matrices of `SIZES`."""
     flat = {f"{site}/kernel": jnp.zeros(size) for site, size in SIZES.items()}
-    return jax.jit(adalora().init)(jax.random.key(0), pretrained.unflatten(flat))
+    return jax.jit(adalora().init)(jax.random.key(0), unflatten(flat))
 
 
 def loss(method: Peft):
@@ -90,7 +92,7 @@ class Reference:
         return math.floor(RANK * len(NAMES) + (TOTAL - RANK * len(NAMES)) * (1 - done) ** 3)
 
     def step(self, delta: Mapping[str, Any], grads: Mapping[str, Any]) -> np.ndarray | None:
-        """Which triplets of all sites stay, [sites, R]; None when none is to be pruned at this step."""
+        """The triplets of all sites that stay, [sites, R]; None when this step prunes nothing."""
         learning = self.t < self.total - self.t_f
         for site in NAMES:
             for name in ("p", "lambda", "q"):
@@ -213,7 +215,7 @@ def test_in_the_last_share_sensitivities_rest():
     assert kept.sum() == RANK * len(NAMES)
     for step in history[last + 1 :]:
         np.testing.assert_array_equal(lambdas(step.after) != 0, kept)
-        # What stays is still trained.
+        # The rest is still trained.
         np.testing.assert_array_equal(lambdas(step.after) != lambdas(step.before), kept)
 
 
@@ -257,7 +259,7 @@ def test_equal_scores_below_a_higher_one():
 
 
 def test_what_was_pruned_can_come_back():
-    """By the sensitivity of its P and Q; its Λ goes on from 0."""
+    """Its P and Q are sensitive enough; its Λ goes on from 0."""
     method = create("adalora", {"adalora": {"init_rank": 2, "rank": 1, "initial": 0.0, "final": 0.1}})
     delta = {"layer_0/query": {"p": jnp.ones((3, 2)), "lambda": jnp.ones(2), "q": jnp.ones((2, 4))}}
     steps = 60
@@ -281,7 +283,7 @@ def test_what_was_pruned_can_come_back():
 
 
 def pruning(state: Any) -> list[AdaLoraState]:
-    """What is AdaLoRA's in the state of an optimizer."""
+    """The part of an optimizer's state that is AdaLoRA's."""
 
     def its(part: Any) -> bool:
         return isinstance(part, AdaLoraState)
@@ -340,11 +342,11 @@ def test_in_training(tmp_path: Path):
         model, method, params, split, workdir, tokens=tokens, steps=20, batch_size=16, history=8, learning_rate=1e-2,
         eval_every=20, metric="ndcg@5", mesh=sharding.make_mesh(devices=jax.devices()[:1]),
     )  # fmt: skip
-    # What `train` returns is the best by validation, which is not always the last.
-    trainable, frozen = separate(method, params, jax.random.key(0))
+    # `train` returns the best state by validation, which is not always the last.
+    trainable, frozen = partition_params(method, params, jax.random.key(0))
     tx = optimizer(method, trainable, learning_rate=1e-2, steps=20)
     like = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": tx.init(trainable)}
-    checkpoints = Checkpoints(workdir, digest(frozen["params"]))
+    checkpoints = Checkpoints(workdir, digest(frozen))
     state = checkpoints.restore("last", like).state
     checkpoints.close()
     assert state["step"] == 20

@@ -226,7 +226,7 @@ ITEMS_MASK = np.arange(5) < np.array([5, 2])[:, None]
 
 
 def calls(model):
-    """By scope, a module that has it, and a call of it."""
+    """A module for each scope, and a call of it."""
     return {
         "encoder": (model.text, "__call__", IDS, MASK),
         "users": (model.matcher, "user_embeddings", UserInputs(ITEMS, ITEMS_MASK)),

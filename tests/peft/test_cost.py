@@ -1,4 +1,4 @@
-"""What a training step costs against full fine-tuning, in floating-point operations as XLA counts them."""
+"""The cost of a training step against full fine-tuning, in floating-point operations as XLA counts them."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -28,7 +28,7 @@ ENCODER = Bert(
 
 
 def flops(name: str, options: Mapping[str, Any] | None = None, cached: str | None = None) -> float:
-    """Of one step: the loss, its gradient in the delta, and the update. Nothing is run.
+    """Counts one step: the loss, its gradient in the delta, and the update. Nothing is run.
 
     Args:
       cached: "all" when the states of every block are at hand, "last" when those before the last block are.
@@ -60,9 +60,9 @@ def flops(name: str, options: Mapping[str, Any] | None = None, cached: str | Non
         return value, optax.apply_updates(delta, updates), state
 
     lowered = jax.jit(step).lower(delta, jax.eval_shape(tx.init, delta), params, known, mask, weights)
-    # What comes after XLA's own passes takes time and changes no count.
+    # The passes after XLA's own take time and change no count.
     compiled = lowered.compile({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True})
-    # Of a loop one turn would be counted, and of a call nothing.
+    # XLA would count one turn of a loop, and nothing of a call.
     assert not any(word in compiled.as_text() for word in ("custom-call", " while(", " conditional("))
     return compiled.cost_analysis()["flops"]
 

@@ -50,7 +50,7 @@ START, TARGETS = draw(0), draw(1)
 
 
 def gradient(name: str, w: np.ndarray, t: int) -> np.ndarray:
-    """Of Σ (tanh w − target)² / 2, with targets that change."""
+    """Gradients of Σ (tanh w − target)² / 2, with targets that change."""
     return (np.tanh(w) - TARGETS[name] * np.cos(0.3 * t)) / np.cosh(w) ** 2
 
 
@@ -127,7 +127,7 @@ def test_trajectory_is_algorithm_2s(decay):
 
 @pytest.mark.parametrize("signs", [(-1, -1, -1), (1, -1, 1)])
 def test_signs_of_singular_vectors_do_not_matter(signs):
-    """As long as a basis is in use: with other signs the reference goes the same way."""
+    """The same steps as long as a basis is in use: with other signs the reference goes the same way."""
     history = run(galore().optimizer(adamw(0.3), 10), EVERY)
     for name in PROJECTED:
         reference = Reference(START[name], decay=0.3)
@@ -178,7 +178,7 @@ def test_the_state_is_of_low_rank():
 
 
 def test_a_rank_beyond_every_side_is_plain_adam():
-    """Of every matrix it is the smaller side that decides."""
+    """The smaller side of every matrix decides."""
     ours = run(galore(rank=7).optimizer(adamw(0.3), 10), 6)
     for (arrays, _), (want, _) in zip(ours, run(adamw(0.3), 6), strict=True):
         for name in SHAPES:

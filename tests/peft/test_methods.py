@@ -1,4 +1,4 @@
-"""What every registered method must do. A new method joins by a row in `ROWS`."""
+"""The duties of every registered method. A new method joins by a row in `ROWS`."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from tests.helpers.small import IDS, MASK, WEIGHTS, D, F, N, P, T, V, encoder, m
 
 
 class Row(NamedTuple):
-    """What the table says of a method.
+    """A method's row of the table.
 
     Attributes:
       count: trainable scalars, as the paper's arithmetic has them.

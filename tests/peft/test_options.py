@@ -1,4 +1,4 @@
-"""Options of methods: what is impossible, what a target reaches, and dropout."""
+"""Options of methods that are refused, the reach of a target, and dropout."""
 
 import jax
 import numpy as np

@@ -18,6 +18,8 @@ def test_match():
         match("(", names)
     with pytest.raises(ValueError, match="there are: no sites at all"):
         match(".*", [])
+    with pytest.raises(ValueError, match=r"target .* repeats what repeats, or has more than 4"):
+        match(r"([\w/]+)+!", names)
 
 
 def test_sites():

@@ -15,13 +15,14 @@ def test_every_command_on_a_run_finds_its_method(config, tmp_path, monkeypatch):
     result = last_line(command("train", f"--config={config}:frozen", f"--workdir={run}", *asked))
     # Two arrays in two blocks, over four outputs of 16 and one of 32.
     assert result["parameters"]["delta"] == 2 * 2 * (4 * 16 + 32)
-    assert last_line(command("evaluate", f"--workdir={run}"))["test"] == result["test"]
-    assert len(command("recommend", f"--workdir={run}", "--user=u1", "--k=2").stdout.splitlines()) == 3
-    command("encode", f"--workdir={run}", f"--out={tmp_path / 'items.npy'}")
+    named = [f"--workdir={run}", "--trust_imports=mine"]
+    assert last_line(command("evaluate", *named))["test"] == result["test"]
+    assert len(command("recommend", *named, "--user=u1", "--k=2").stdout.splitlines()) == 3
+    command("encode", *named, f"--out={tmp_path / 'items.npy'}")
     assert np.load(tmp_path / "items.npy").shape == (40, 16)
-    command("export", f"--workdir={run}", f"--out={tmp_path / 'merged'}", "--merge")
+    command("export", *named, f"--out={tmp_path / 'merged'}", "--merge")
     pretrained.load(tmp_path / "merged")
     monkeypatch.delenv("PYTHONPATH")
-    lost = command("evaluate", f"--workdir={run}", check=False)
+    lost = command("evaluate", *named, check=False)
     assert lost.returncode == 2
     assert "there is no module 'mine'" in lost.stderr

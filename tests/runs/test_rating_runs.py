@@ -13,6 +13,7 @@ import pytest
 from configs import tallrec_movie
 from experiments import tables, train
 from experiments.sweeps import trials
+from llm4rec_jax.data.features.prompts import rating_prompts
 from llm4rec_jax.evaluation.metrics import auc
 from llm4rec_jax.inference import text_vectors
 from llm4rec_jax.runs import folder as run_folder
@@ -121,19 +122,19 @@ def test_what_is_trained_is_a_run_too(place, tmp_path, arg):
 def test_a_prompt_tells_likes_dislikes_and_target(place):
     assembly = pointwise_assembly.PointwiseAssembly(config(place, "text"))
     rows = assembly.whole.test
-    (written,) = pointwise_assembly.prompts(rows.take(np.array([3])), assembly.titles, assembly.config.text.user)
+    (written,) = rating_prompts(rows.take(np.array([3])), assembly.titles, assembly.config.text.user)
     liked, disliked = (
         "; ".join(assembly.titles[i] for i in rows.history[3][rows.liked[3] == want]) for want in (True, False)
     )
     assert written == f"Liked: {liked}. Disliked: {disliked}. Next: {assembly.titles[rows.target[3]]}."
-    # Of what is not there nothing is said.
+    # An empty list of dislikes takes its clause along.
     all_liked = rows.take(np.array([3]))._replace(liked=np.ones((1, 10), bool))
-    assert "Disliked" not in pointwise_assembly.prompts(all_liked, assembly.titles, assembly.config.text.user)[0]
+    assert "Disliked" not in rating_prompts(all_liked, assembly.titles, assembly.config.text.user)[0]
 
 
 def test_vectors_are_read_once(place, monkeypatch):
     assembly = pointwise_assembly.PointwiseAssembly(config(place, "gp"))
-    tokens = pointwise_assembly.tokenise(["red lamp", "blue door"], assembly._tokenizer_folder, 8)
+    tokens = pointwise_assembly.tokenise(["red lamp", "blue door"], assembly._folder.model, 8)
     first = assembly.vectors(tokens)
     files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npz")}
     monkeypatch.setattr(text_vectors, "RecommenderScorer", None)

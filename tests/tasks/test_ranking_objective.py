@@ -69,7 +69,7 @@ def one(name: str, positive: float, negative: np.ndarray, wanted: float) -> floa
             return float(-np.log(sigmoid(positive)) - np.log(1 - sigmoid(negative)).mean())
         case "hinge":
             return float(np.maximum(0, 1 - positive + negative).mean())
-        case "softmax" | "in_batch" | "catalogue":
+        case "softmax" | "in_batch" | "full_softmax":
             return float(np.log(np.exp(positive) + np.exp(negative).sum()) - positive)
         case "bce_pointwise":
             probability = sigmoid(positive)
@@ -194,11 +194,11 @@ def test_the_penalty_is_added_and_an_empty_batch_costs_nothing_else():
     batch = make("catalogue")
     method = METHOD._replace(penalty=lambda delta: jnp.float32(2.5))
     plain, more = (
-        Objective(MODEL, m, LOSSES.lookup("catalogue"))(trainable(), FROZEN, batch, None) for m in (METHOD, method)
+        Objective(MODEL, m, LOSSES.lookup("full_softmax"))(trainable(), FROZEN, batch, None) for m in (METHOD, method)
     )
     np.testing.assert_allclose(more - plain, 2.5, rtol=1e-6)
     empty = batch._replace(target_mask=np.zeros((B, H), bool))
-    assert objective("catalogue")(trainable(), FROZEN, empty, None) == 0
+    assert objective("full_softmax")(trainable(), FROZEN, empty, None) == 0
 
 
 @pytest.mark.parametrize("name", sorted(MODES))
@@ -226,7 +226,7 @@ def test_each_part_has_a_dropout_of_its_own():
     twice = batch._replace(
         **{f: np.repeat(v, 2, axis=0) for f, v in batch._asdict().items() if isinstance(v, np.ndarray) and len(v) == B}
     )
-    parts = Objective(model, METHOD, LOSSES["catalogue"], micro_batches=2)
+    parts = Objective(model, METHOD, LOSSES["full_softmax"], micro_batches=2)
     losses = np.asarray(parts.losses(tree, FROZEN, twice, jax.random.key(3)))
     assert not np.allclose(losses[::2], losses[1::2])
     still = np.asarray(parts.losses(tree, FROZEN, twice, None))
@@ -235,7 +235,7 @@ def test_each_part_has_a_dropout_of_its_own():
 
 def test_only_a_key_turns_dropout_on():
     model = recommender(num_items=ITEMS, users="transformer", width=6, options={"users": {"dropout": 0.5, "layers": 1}})
-    whole = jax.jit(Objective(model, METHOD, LOSSES.lookup("catalogue")).__call__)
+    whole = jax.jit(Objective(model, METHOD, LOSSES.lookup("full_softmax")).__call__)
     tree, batch = {"delta": {}, "params": init(model, jax.random.key(0))}, make("catalogue")
     keys = [None, None, *jax.random.split(jax.random.key(1))]
     off, again, first, second = (float(whole(tree, FROZEN, batch, key)) for key in keys)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, separate
 
 from llm4rec_jax import peft
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
@@ -20,7 +21,6 @@ from llm4rec_jax.tasks import rating_scoring as answering
 from llm4rec_jax.tasks import rating_training as pointwise_train
 from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training.metric_writer import read
-from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, separate
 from tests.helpers import tiny
 from tests.helpers.interrupting import terminate_at
 

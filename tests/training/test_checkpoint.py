@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from llm4rec_jax import checksums
+from llm4rec_jax import checksums, io
 from llm4rec_jax.checksums import MANIFEST
-from llm4rec_jax.sharding import make_mesh, place
-from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, adopt, digest, latest_step
+from llm4rec_jax.sharding import digest, make_mesh, place
+from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, adopt, latest_step
 
 BASE = digest({"encoder": np.arange(3.0)})
 
@@ -97,12 +97,12 @@ def test_files_are_written_while_training_goes_on(checkpoints, monkeypatch):
 
 def test_what_cannot_be_written_is_told_at_the_latest_when_it_must_be_there(checkpoints, monkeypatch):
     def full(folder: Path) -> None:
-        raise checksums.unwritten(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        raise io.not_written(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     monkeypatch.setattr(checksums, "write_manifest", full)
     for tell in (checkpoints.finish, lambda: checkpoints.save("last", 2, state(2), {})):
         checkpoints.save("last", 1, state(1), {})
-        with pytest.raises(checksums.NotWritten, match=r"last/1.* \(No space left on device"):
+        with pytest.raises(io.NotWritten, match=r"last/1.* \(No space left on device"):
             tell()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data.batching.batch import Batch
-from llm4rec_jax.training.compiled_steps import Programs
+from llm4rec_jax.training.compiled_steps import CompiledSteps
 
 
 def batch(rows: int) -> Batch:
@@ -23,7 +23,7 @@ WEIGHTS = np.ones((3, 5), np.float32)
 
 def test_there_is_one_program_a_shape():
     traced = []
-    programs = Programs(jax.jit(lambda weights, batch: (traced.append(1), function(weights, batch))[1]))
+    programs = CompiledSteps(jax.jit(lambda weights, batch: (traced.append(1), function(weights, batch))[1]))
     assert (len(programs), batch(4) in programs) == (0, False)
     program = programs.compile(WEIGHTS, batch(4))
     assert float(program(WEIGHTS, batch(4))) == 60
@@ -35,7 +35,7 @@ def test_there_is_one_program_a_shape():
 def test_one_is_begun_from_shapes_and_waited_for():
     traced = []
     jitted = jax.jit(lambda weights, batch: (traced.append(1), function(weights, batch))[1])
-    programs = Programs(jitted)
+    programs = CompiledSteps(jitted)
     programs.begin(jax.ShapeDtypeStruct(WEIGHTS.shape, WEIGHTS.dtype), batch(4))
     assert batch(4) not in programs
     programs.compile(WEIGHTS, batch(4))
@@ -45,13 +45,13 @@ def test_one_is_begun_from_shapes_and_waited_for():
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_waited_for():
-    programs = Programs(jax.jit(function))
+    programs = CompiledSteps(jax.jit(function))
     programs.begin(np.ones((4, 5), np.float32), batch(4))
     with pytest.raises(TypeError, match="dot_general"):
         programs.compile(np.ones((4, 5), np.float32), batch(4))
 
 
 def test_what_loops_hide_is_not_counted():
-    programs = Programs(jax.jit(function), loops=True)
+    programs = CompiledSteps(jax.jit(function), loops=True)
     programs.compile(WEIGHTS, batch(4))
     assert programs.flops(batch(4)) == 0

@@ -20,22 +20,22 @@ from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.sharding import (
     FULLY_SHARDED,
     ITEM_RULE,
-    PEOPLE_RULE,
-    Spread,
+    USER_TABLE_RULE,
+    ShardLongestAxis,
+    digest,
     make_mesh,
     place,
     shardings,
     specs,
 )
 from llm4rec_jax.training import metric_writer as journal
-from llm4rec_jax.training.checkpoint import Checkpoints, digest
-from llm4rec_jax.training.loop import train
+from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.optimizer import optimizer
-from llm4rec_jax.training.runs import Trained
 from tests.helpers import tiny
+from tests.helpers.training import train
 
 # Everything here is small, so nothing is too small to be cut.
-ALL = (r".*", Spread("data"))
+ALL = (r".*", ShardLongestAxis("data"))
 ONE, EIGHT, BOTH = (
     (make_mesh(devices=jax.devices()[:1]), ()),
     (make_mesh(), (ALL,)),
@@ -62,7 +62,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(split, tokens, model, init(model, jax.random.key(0), weights))
 
 
-def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 3, **options: Any) -> Trained:
+def run(parts: Parts, method: str, where: tuple, workdir: Path, steps: int = 3, **options: Any) -> Any:
     mesh, rules = where
     options = {"eval_every": 3, "log_every": 1, "metric": "ndcg@5", "batch_size": 16, "history": 8, **options}
     return train(
@@ -179,7 +179,11 @@ def test_what_is_spread_is_cut_along_the_longest_axis_that_divides():
         name: jax.ShapeDtypeStruct(shape, jnp.float32)
         for name, shape in {"a": (6, 8, 16), "b": (6, 4), "c": (6, 3), "d": (), "e": (40,), "f": (2, 2)}.items()
     }
-    rules = (("a", PartitionSpec(None, None, "model")), (r".*", Spread("data", smallest=8)), ("[bf]", Spread("model")))
+    rules = (
+        ("a", PartitionSpec(None, None, "model")),
+        (r".*", ShardLongestAxis("data", smallest=8)),
+        ("[bf]", ShardLongestAxis("model")),
+    )
     assert specs(shapes, mesh, rules) == {
         "a": PartitionSpec(None, "data", "model"),
         "b": PartitionSpec("model", "data"),
@@ -209,7 +213,7 @@ def test_tables_of_items_and_people_have_rules(users):
     edges = Edges(np.zeros(1, np.int32), np.zeros(1, np.int32))
     model = recommender(num_items=24, num_users=15, edges=edges, users=users, width=8)
     params = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
-    rules = [PEOPLE_RULE] if users == "lightgcn" else [ITEM_RULE, PEOPLE_RULE]
+    rules = [USER_TABLE_RULE] if users == "lightgcn" else [ITEM_RULE, USER_TABLE_RULE]
     cut = {str(spec) for spec in jax.tree.leaves(specs({"params": params}, make_mesh(8), rules))}
     # 24 items are cut by rows, 15 people by width.
     assert cut >= {str(PartitionSpec("model", None)), str(PartitionSpec(None, "model"))}

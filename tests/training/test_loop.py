@@ -1,11 +1,11 @@
 """The training loop on a small problem: every method, loss and user model learns, and nothing is lost on the way."""
 
-import importlib
 import json
 import signal
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,10 +26,12 @@ from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.tasks.ranking_objective import Objective
 from llm4rec_jax.training import metric_writer as journal
 from llm4rec_jax.training.checkpoint import CheckpointError
-from llm4rec_jax.training.loop import train
-from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, Trained, separate
+from llm4rec_jax.training.log import TrainingLog
+from llm4rec_jax.training.preemption import Preempted
+from llm4rec_jax.training.task import NonFiniteLoss, partition_params
 from tests.helpers import tiny
 from tests.helpers.interrupting import terminate_at
+from tests.helpers.training import train
 
 QUICK = {"batch_size": 16, "history": 8, "learning_rate": 1e-2, "eval_every": 10, "log_every": 5, "metric": "ndcg@5"}
 
@@ -54,7 +56,7 @@ def one_device() -> jax.sharding.Mesh:
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Trained:
+def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Any:
     training, people = split.training()[0], split.dataset.num_users
     edges = Edges(np.repeat(np.arange(people), np.diff(training.offsets)), training.items)
     model = recommender(num_items=split.dataset.num_items, num_users=people, edges=edges, users=users, width=16)
@@ -82,8 +84,8 @@ def same_bits(a, b) -> None:
 @pytest.mark.parametrize("method", [*sorted(peft.METHODS), "lora+bitfit"])
 def test_every_trainable_array_moves_and_every_frozen_one_stays(split, tokens, encoder_folder, tmp_path, method):
     chosen, params, trained = train_text(split, tokens, encoder_folder, tmp_path, method)
-    before, frozen = separate(chosen, params, jax.random.fold_in(jax.random.key(0), 1))
-    same_bits(frozen["params"], trained.frozen["params"])
+    before, frozen = partition_params(chosen, params, jax.random.fold_in(jax.random.key(0), 1))
+    same_bits(frozen, trained.frozen["params"])
     same_bits(params["encoder"], trained.frozen["params"]["encoder"])
     assert trained.best_step > 0
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, trained.trainable)
@@ -142,7 +144,7 @@ def test_a_run_that_breaks_off_ends_with_the_same_bits(split, tmp_path, monkeypa
             if step == at:
                 raise Stop
 
-        monkeypatch.setattr(journal.Journal, "advance", advance)
+        monkeypatch.setattr(TrainingLog, "advance", advance)
         with pytest.raises(Stop):
             train_ids(split, tmp_path / "broken", **options)
     monkeypatch.undo()
@@ -203,12 +205,12 @@ def test_patience_stops_early_and_the_best_is_kept(split, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "loss", "said"),
     [
-        ("lora", "catalogue", "nothing to train in its first 1 blocks"),
+        ("lora", "full_softmax", "nothing to train in its first 1 blocks"),
         ("lora", "bpr", "nothing to train in its first 1 blocks"),
-        ("compacter", "catalogue", "nothing to train in its first 1 blocks"),
-        ("last_k", "catalogue", "nothing to train in its first 1 blocks"),
+        ("compacter", "full_softmax", "nothing to train in its first 1 blocks"),
+        ("last_k", "full_softmax", "nothing to train in its first 1 blocks"),
         ("side", "bpr", "only read from beside"),
-        ("k_adapter", "catalogue", "only read from beside"),
+        ("k_adapter", "full_softmax", "only read from beside"),
     ],
 )
 def test_states_that_training_does_not_change_are_computed_once(
@@ -242,14 +244,15 @@ def test_groups_of_texts_change_no_dropout_of_users(split, encoder_folder):
     lengths = rng.integers(1, 25, items, dtype=np.int32)
     texts = Tokens(np.where(np.arange(24) < lengths[:, None], rng.integers(1, vocabulary, (items, 24)), 0), lengths)
     method = peft.within(peft.create("bitfit"), "encoder")
-    trainable, frozen = separate(method, init(model, jax.random.key(0), params), jax.random.key(1))
-    objective = jax.jit(Objective(model, method, LOSSES["catalogue"]).__call__)
+    trainable, frozen = partition_params(method, init(model, jax.random.key(0), params), jax.random.key(1))
+    held = {"params": frozen, "text": None, "states": None}
+    objective = jax.jit(Objective(model, method, LOSSES["full_softmax"]).__call__)
     values, groups = [], []
     for cost in (0, 10**6):
         options = BatchOptions(batch_size=8, negatives="catalogue", group_cost=cost)
         batch = next(iter(training_batches(split, options, tokens=texts)[1]))
         groups.append(len(batch.tokens))
-        values.append([float(objective(trainable, frozen, batch, jax.random.key(seed))) for seed in range(3)])
+        values.append([float(objective(trainable, held, batch, jax.random.key(seed))) for seed in range(3)])
     assert groups[0] > 1 == groups[1]
     assert np.isfinite(values).all()
     np.testing.assert_allclose(*values, rtol=1e-5)
@@ -291,7 +294,7 @@ def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path,
 
 
 @pytest.mark.parametrize("method", ["frozen", "lora"])
-@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+@pytest.mark.parametrize("loss", ["full_softmax", "in_batch", "bpr"])
 def test_eight_devices_train_as_one(split, tokens, encoder_folder, tmp_path, method, loss):
     curves, ends = [], []
     for name, mesh in (("one", one_device()), ("eight", sharding.make_mesh())):
@@ -345,7 +348,7 @@ def test_another_base_and_another_model_are_refused(split, tokens, encoder_folde
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "catalog"}, "catalogue"),
+        ({"loss": "ful_softmax"}, "full_softmax"),
         ({"schedule": "cosin"}, "cosine"),
         ({"metric": "ndcg@7"}, "ndcg@10"),
         ({"batch_size": 0}, "batch_size is 0: 1 devices on the data axis cannot share that; give a multiple of 1"),
@@ -417,7 +420,7 @@ def test_the_best_state_is_that_of_the_least_where_less_is_better(split, tmp_pat
     assert ranks[trained.best_step] == trained.best_value
 
 
-@pytest.mark.parametrize("loss", ["catalogue", "in_batch", "bpr"])
+@pytest.mark.parametrize("loss", ["full_softmax", "in_batch", "bpr"])
 def test_texts_may_be_as_long_as_the_encoder_has_positions(split, tmp_path, loss):
     """Thirteen tokens are padded to no more than thirteen: the encoder has no position for a fourteenth."""
     folder = tiny.encoder_folder(tmp_path / "encoder", positions=13)
@@ -436,7 +439,8 @@ def test_a_batch_in_parts_trains_as_a_whole_one(split, tmp_path):
 
 
 def test_a_base_that_changed_is_an_error(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("llm4rec_jax.training.loop"), "digest", lambda params: "another")
+    digests = iter(("one", "another"))
+    monkeypatch.setattr(sharding, "digest", lambda params: next(digests))
     with pytest.raises(RuntimeError, match="a frozen parameter has changed"):
         train_ids(split, tmp_path, steps=1)
 

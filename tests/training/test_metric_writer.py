@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from llm4rec_jax.checksums import Damaged
-from llm4rec_jax.training.metric_writer import Journal, read
-from llm4rec_jax.training.throughput import Work
+from llm4rec_jax.training.log import TrainingLog
+from llm4rec_jax.training.metric_writer import read
+from llm4rec_jax.training.throughput import BatchStats
 
-WORK = Work(tokens=6, token_places=8, items=3, mentions=12, flops=1e6)
+WORK = BatchStats(tokens=6, token_places=8, items=3, mentions=12, flops=1e6)
 
 
 def test_records_are_lines_and_events(tmp_path):
-    with Journal(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
-        journal.train(2, {"loss": 0.5, "grad_norm": 2.0}, [WORK, WORK], 1e9, 1)
-        journal.record("validation", 2, {"ndcg@10": 0.25})
+    with TrainingLog(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
+        journal.write_training(2, {"loss": 0.5, "grad_norm": 2.0}, [WORK, WORK], 1e9, 1)
+        journal.write("validation", 2, {"ndcg@10": 0.25})
     first, second = read(tmp_path / "metrics.jsonl")
     assert {name: first[name] for name in ("kind", "step", "loss", "grad_norm")} == {
         "kind": "train",
@@ -41,9 +42,9 @@ def test_torch_is_neither_imported_nor_hidden(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from llm4rec_jax.training.metric_writer import Journal
-with Journal(Path({str(tmp_path)!r}), -1, 10, 4, 0.0) as journal:
-    journal.record("train", 0, {{"loss": 1.0}})
+from llm4rec_jax.training.log import TrainingLog
+with TrainingLog(Path({str(tmp_path)!r}), -1, 10, 4, 0.0) as journal:
+    journal.write("train", 0, {{"loss": 1.0}})
 assert "tensorboardX" in sys.modules and "torch" not in sys.modules
 import torch
 """
@@ -52,18 +53,18 @@ import torch
 
 
 def test_a_record_is_on_disk_at_once(tmp_path):
-    with Journal(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
-        journal.record("train", 1, {"loss": 1.0})
+    with TrainingLog(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
+        journal.write("train", 1, {"loss": 1.0})
         assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_a_run_that_goes_on_drops_what_it_will_do_again(tmp_path):
-    with Journal(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
+    with TrainingLog(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
         for step in range(1, 6):
-            journal.record("train", step, {"loss": float(step)})
-    with Journal(tmp_path, 3, 10, 4, time.perf_counter()) as journal:
+            journal.write("train", step, {"loss": float(step)})
+    with TrainingLog(tmp_path, 3, 10, 4, time.perf_counter()) as journal:
         assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-        journal.record("train", 4, {"loss": 40.0})
+        journal.write("train", 4, {"loss": 40.0})
     assert [record["loss"] for record in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 40]
     assert not (tmp_path / "metrics.tmp").exists()
 
@@ -74,10 +75,10 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     whole = {"kind": "train", "step": 1, "seconds": 2.0}
     file.write_text(json.dumps(whole) + "\n" + torn)
     assert read(file) == [whole]
-    with Journal(tmp_path, 5, 10, 4, time.perf_counter()) as journal:
+    with TrainingLog(tmp_path, 5, 10, 4, time.perf_counter()) as journal:
         assert read(file) == [whole]
         assert file.read_text().count("\n") == 1
-        journal.record("train", 6, {})
+        journal.write("train", 6, {})
     assert [record["step"] for record in read(file)] == [1, 6]
 
 
@@ -89,9 +90,9 @@ def test_a_broken_line_in_the_middle_is_no_torn_one(tmp_path):
 
 
 def written(workdir: Path, count: int) -> list[str]:
-    with Journal(workdir, -1, 10, 4, time.perf_counter()) as journal:
+    with TrainingLog(workdir, -1, 10, 4, time.perf_counter()) as journal:
         for step in range(1, count + 1):
-            journal.record("train", step, {"loss": float(step)})
+            journal.write("train", step, {"loss": float(step)})
     return (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
 
 
@@ -117,9 +118,9 @@ def test_records_that_a_checkpoint_knew_of_must_be_there(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
     assert len(read(tmp_path / "metrics.jsonl")) == 2
     with pytest.raises(Damaged, match=r"2 of the 3 records up to step 3 are left; .* or remove it"):
-        Journal(tmp_path, 3, 10, 4, time.perf_counter(), records=3)
+        TrainingLog(tmp_path, 3, 10, 4, time.perf_counter(), records=3)
     (tmp_path / "metrics.jsonl").unlink()
-    with Journal(tmp_path, 3, 10, 4, time.perf_counter(), records=3) as journal:
+    with TrainingLog(tmp_path, 3, 10, 4, time.perf_counter(), records=3) as journal:
         assert journal.records == 0
 
 
@@ -128,18 +129,18 @@ def test_no_file_has_no_records(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path, capsys):
-    with Journal(tmp_path, 0, 10, 4, time.perf_counter(), write=False) as journal:
-        journal.say("hello")
+    with TrainingLog(tmp_path, 0, 10, 4, time.perf_counter(), write=False) as journal:
+        journal.log("hello")
         journal.advance(1)
-        journal.train(1, {"loss": 1.0}, [WORK], 1e9, 1)
-        journal.record("validation", 1, {"mrr": 1.0})
+        journal.write_training(1, {"loss": 1.0}, [WORK], 1e9, 1)
+        journal.write("validation", 1, {"mrr": 1.0})
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
 
 
 def test_what_is_said_goes_to_standard_error_as_it_is(tmp_path, capsys):
-    with Journal(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
-        journal.say("[bold] 0.5 of [/path]")
+    with TrainingLog(tmp_path, 0, 10, 4, time.perf_counter()) as journal:
+        journal.log("[bold] 0.5 of [/path]")
     assert "[bold] 0.5 of [/path]" in capsys.readouterr().err
 
 
@@ -147,10 +148,10 @@ def test_what_is_done_aside_is_left_out_of_the_rate(tmp_path, monkeypatch):
     """And only that: the steps before it count."""
     now = iter([0.0, 1.0, 3.0, 103.0, 104.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    with Journal(tmp_path, 0, 10, batch_size=4, started=time.perf_counter()) as journal:
-        with journal.aside():
+    with TrainingLog(tmp_path, 0, 10, batch_size=4, started=time.perf_counter()) as journal:
+        with journal.exclude_from_timing():
             pass
         monkeypatch.setattr(journal, "record", lambda kind, step, figures: rates.append(figures["examples_per_second"]))
         rates: list[float] = []
-        journal.train(5, {"loss": 1.0}, 5 * [WORK], 1e9, 1)
+        journal.write_training(5, {"loss": 1.0}, 5 * [WORK], 1e9, 1)
     assert rates == [pytest.approx(4 * 5 / (104.0 - 1.0 - 100.0))]

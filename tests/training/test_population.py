@@ -14,9 +14,12 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training import metric_writer as journal
-from llm4rec_jax.training.loop import train, train_together
-from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, Run, Trained
+from llm4rec_jax.training.log import TrainingLog
+from llm4rec_jax.training.preemption import Preempted
+from llm4rec_jax.training.task import NonFiniteLoss
+from llm4rec_jax.trees import path_name
 from tests.helpers import tiny
+from tests.helpers.training import Run, train, train_together
 
 STEPS = 50
 OPTIONS = {"batch_size": 16, "history": 8, "steps": STEPS, "eval_every": 25, "log_every": 1, "metric": "ndcg@5"}
@@ -62,7 +65,7 @@ def curve(workdir: Path, name: str) -> list[float]:
     [
         pytest.param("ids", "bpr", 2, marks=pytest.mark.long),
         ("frozen", "in_batch", 1),
-        ("lora", "catalogue", 2),
+        ("lora", "full_softmax", 2),
         pytest.param("adalora", "softmax", 1, marks=pytest.mark.long),
     ],
 )
@@ -72,7 +75,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
     runs = [Run(params(s["seed"]), split, tmp_path / f"together-{s['seed']}", **s) for s in SETTINGS]
     together = train_together(model, chosen, runs, **options)
     for run, setting, outcome in zip(runs, SETTINGS, together, strict=True):
-        assert isinstance(outcome, Trained)
+        assert not isinstance(outcome, NonFiniteLoss)
         folder = tmp_path / f"alone-{setting['seed']}"
         alone = train(model, chosen, run.params, split, folder, **setting, **options)
         assert len(curve(folder, "loss")) == STEPS
@@ -81,7 +84,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
         assert outcome.best_step == alone.best_step
         theirs = jax.tree.leaves(alone.trainable)
         for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(outcome.trainable), theirs, strict=True):
-            name = sharding.path_name(path)
+            name = path_name(path)
             # The bias of the keys changes no attention: its gradient is rounding, of which Adam makes steps.
             if not name.endswith("key/bias"):
                 # Elsewhere, too, a gradient can be little but rounding for some steps, in a few places of thousands.
@@ -92,7 +95,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
     assert abs(curves[0][-1] - curves[1][-1]) > 1e-3
 
 
-@pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("catalogue", 3, (0, 19))])
+@pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("full_softmax", 3, (0, 19))])
 def test_runs_may_have_splits_of_their_own(split, text, tmp_path, loss, drawn, seeds):
     """Of three targets, all of the one split are in windows of two inputs, and not all of the other."""
     model, chosen, tokens, params = parts(split, text, "lora")
@@ -116,21 +119,21 @@ def test_what_breaks_off_goes_on_together(split, text, tmp_path, monkeypatch):
         return [Run(params(s["seed"]), split, tmp_path / f"{name}-{s['seed']}", **s) for s in SETTINGS[:2]]
 
     whole = train_together(model, chosen, runs("whole"), **options)
-    advance = journal.Journal.advance
+    advance = TrainingLog.advance
 
     def stop(self, step):
         if step == 7:
             raise Preempted(step)
         advance(self, step)
 
-    monkeypatch.setattr(journal.Journal, "advance", stop)
+    monkeypatch.setattr(TrainingLog, "advance", stop)
     with pytest.raises(Preempted):
         train_together(model, chosen, runs("broken"), **options)
     monkeypatch.undo()
     broken = train_together(model, chosen, runs("broken"), **options)
     for ours, theirs in zip(broken, whole, strict=True):
-        assert isinstance(ours, Trained)
-        assert isinstance(theirs, Trained)
+        assert not isinstance(ours, NonFiniteLoss)
+        assert not isinstance(theirs, NonFiniteLoss)
         jax.tree.map(np.testing.assert_array_equal, ours.trainable, theirs.trainable)
     assert curve(tmp_path / "broken-1", "loss") == curve(tmp_path / "whole-1", "loss")
 
@@ -143,7 +146,7 @@ def test_one_that_diverges_does_not_end_the_others(split, text, tmp_path):
     model, chosen, _, params = parts(split, text, "ids")
     runs = [Run(params(0), split, tmp_path / "good"), Run(params(1), split, tmp_path / "bad", learning_rate=1e38)]
     good, bad = train_together(model, chosen, runs, **{**OPTIONS, "steps": 10, "mesh": mesh()}, clip=None)
-    assert isinstance(good, Trained)
+    assert not isinstance(good, NonFiniteLoss)
     assert good.step == 10
     assert isinstance(bad, NonFiniteLoss)
     assert "Lower the learning rate" in str(bad)
@@ -155,7 +158,7 @@ def test_one_that_cannot_be_validated_does_not_end_the_others(split, text, tmp_p
     lost = jax.tree.map(lambda a: np.full_like(a, np.nan), params(1))
     runs = [Run(params(0), split, tmp_path / "good"), Run(lost, split, tmp_path / "bad")]
     good, bad = train_together(model, chosen, runs, **{**OPTIONS, "steps": 5, "mesh": mesh()})
-    assert isinstance(good, Trained)
+    assert not isinstance(good, NonFiniteLoss)
     assert good.step == 5
     assert isinstance(bad, NonFiniteLoss)
     assert "validation at step 0: " in str(bad)
@@ -170,8 +173,8 @@ def test_each_stops_early_by_itself(split, text, tmp_path):
     still, moving = train_together(
         model, chosen, runs, **{**OPTIONS, "steps": 30, "eval_every": 5, "mesh": mesh()}, patience=2
     )
-    assert isinstance(still, Trained)
-    assert isinstance(moving, Trained)
+    assert not isinstance(still, NonFiniteLoss)
+    assert not isinstance(moving, NonFiniteLoss)
     assert (still.best_step, still.step) == (0, 10)
     assert moving.step > 10
     assert len(curve(tmp_path / "still", "ndcg@5")) == 3

@@ -63,7 +63,7 @@ def test_two_processes_train_and_rank_as_one(ran, loss):
 
 @pytest.mark.long
 def test_two_processes_train_against_the_catalogue_as_one(tmp_path):
-    check(both_ways(tmp_path, ["catalogue"]), "catalogue")
+    check(both_ways(tmp_path, ["full_softmax"]), "full_softmax")
 
 
 def check(ran: Path, loss: str) -> None:

@@ -32,34 +32,34 @@ def batch() -> Batch:
 
 
 def test_a_batch_is_counted():
-    assert speed.work(batch(), 5.0) == speed.Work(
-        tokens=3 + 2 + 6, token_places=3 * 4 + 2 * 8, items=3, mentions=5 + 4 + 2 * 4, flops=5.0
+    assert speed.batch_stats(batch()) == speed.BatchStats(
+        tokens=3 + 2 + 6, token_places=3 * 4 + 2 * 8, items=3, mentions=5 + 4 + 2 * 4
     )
 
 
 def test_prompts_are_tokens_and_ids_are_none():
     only_ids = batch()._replace(tokens=(), negatives=None)
-    assert speed.work(only_ids, 0.0)[:4] == (0, 0, 3, 9)
+    assert speed.batch_stats(only_ids)[:4] == (0, 0, 3, 9)
     prompt = mask(5, 2, width=6)
     assert speed.work(only_ids._replace(prompt=TokenGroup(prompt.astype(int), prompt)), 0.0)[:2] == (7, 12)
 
 
 def test_figures_are_sums_over_the_time():
-    steps = [speed.Work(60, 80, 10, 40, 1e9), speed.Work(40, 120, 10, 60, 3e9)]
-    assert speed.figures(steps, 2.0, peak=8e9) == pytest.approx(
+    steps = [speed.BatchStats(60, 80, 10, 40, 1e9), speed.BatchStats(40, 120, 10, 60, 3e9)]
+    assert speed.rates(steps, 2.0, peak=8e9) == pytest.approx(
         {"tokens_per_second": 50, "padding_share": 0.5, "unique_share": 0.2, "mfu": 0.25}
     )
-    assert "padding_share" not in speed.figures([speed.Work(0, 0, 10, 40, 1e9)], 2.0, peak=8e9)
+    assert "padding_share" not in speed.rates([speed.BatchStats(0, 0, 10, 40, 1e9)], 2.0, peak=8e9)
 
 
 def test_a_line_has_what_is_known():
     counts = {"examples_per_second": 10.0, "programs": 2, "peak_bytes": 2**30}
-    steps = [speed.Work(0, 0, 10, 40, 4e9)]
-    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    steps = [speed.BatchStats(0, 0, 10, 40, 4e9)]
+    shown = speed.line({**counts, **speed.rates(steps, 2.0, peak=8e9)})
     assert shown == "10 examples/s, 25% unique, MFU 25%, 2 programs, 1.00 GiB"
     # The whole catalogue is compared with, and what a loop repeats is not counted.
-    steps = [speed.Work(60, 80, 100, 40, 0.0)]
-    shown = speed.line({**counts, **speed.figures(steps, 2.0, peak=8e9)})
+    steps = [speed.BatchStats(60, 80, 100, 40, 0.0)]
+    shown = speed.line({**counts, **speed.rates(steps, 2.0, peak=8e9)})
     assert shown == "10 examples/s, 30 tokens/s (25% padding), 2 programs, 1.00 GiB"
 
 

@@ -33,13 +33,13 @@ PromptWriter: TypeAlias = Callable[[list[np.ndarray], np.ndarray], TokenGroup]
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a batch holds.
+    """The content of a batch.
 
     Attributes:
       batch_size: number of examples B, over all processes.
       history: length of the longest history H.
       every_position: whether every position of a window is trained on; else there is one example a target.
-      negatives: what the loss compares a target with (`Loss.negatives`).
+      negatives: candidates that the loss compares a target with (`Loss.negatives`).
       num_negatives: number of drawn items a target, K; read for "sampled" only.
       alpha: power of popularity by which negatives are drawn.
       ratings: whether to give the targets' ratings.
@@ -70,7 +70,7 @@ class BatchBuilder:
 
     Args:
       split: the data to train on.
-      options: what a batch holds.
+      options: content of a batch.
       tokens, prompts: see `training_batches`.
       multiple_of: divisor of the number of items of a batch.
       num_processes: number of processes that share a batch. Several must run one program, so their shapes are fixed.
@@ -280,7 +280,7 @@ def _examples(split: Split, options: BatchOptions) -> tuple[Examples, int]:
     assert_within_users(sequences, *examples)
     held_out = [split.targets_of("validation"), split.targets_of("test")]
     assert_no_leakage(split.dataset, sequences, held_out, "the training sequence")
-    # Of all examples, so that few-shot draws of one sequence do not differ in it.
+    # Taken over all examples, so that few-shot draws of one sequence do not differ in it.
     longest = int((examples.stop - examples.start).max(initial=1))
     # Windows without a single training target (few-shot) teach nothing.
     counts = np.concatenate([[0], np.cumsum(is_target)])
@@ -310,7 +310,7 @@ def training_batches(
 
     Args:
       split: the data to train on.
-      options: what a batch holds.
+      options: content of a batch.
       tokens: texts of all items; None where item embeddings need none (ids, or text vectors computed beforehand).
       prompts: writes histories as texts, for a user encoder that reads text.
       seed: seed of order and negatives.

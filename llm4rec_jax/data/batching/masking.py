@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ClozeMasking(NamedTuple):
-    """How positions of a window are hidden, as in BERT4Rec (Sun et al. 2019, CIKM).
+    """The masking of positions of a window, as in BERT4Rec (Sun et al. 2019, CIKM).
 
     Attributes:
       mask_prob: probability that a position is hidden.

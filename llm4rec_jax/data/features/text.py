@@ -1,4 +1,4 @@
-"""Texts of items and users from templates.
+"""Texts of items and users, written from templates.
 
 A template is a Python format string over columns, such as "{title} ({year}). {genres}". It is read as clauses parted by
 punctuation (`. ! ? ; , |`, spaced dashes, line breaks), and brackets hold clauses of their own. A bracket or clause
@@ -28,13 +28,17 @@ _HISTORY_FIELDS = ("history", "liked", "disliked")
 
 
 class UserTemplate:
-    """Text of a user from the titles of a history and the columns of the user table.
+    """A template that writes a user as text, from the titles of a history and the columns of the user table.
 
     Fields are {history}, the titles of all items kept; {liked} and {disliked}, those titles split by a mask; and any
     user column. `max_items` keeps the most recent, before the split.
 
     Raises:
         ValueError: for a malformed template, or max_items below 1.
+
+    Example:
+        >>> UserTemplate("Liked: {liked}. Disliked: {disliked}.")(["Heat", "Jaws"], liked_mask=[True, True])
+        'Liked: Heat; Jaws.'
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class UserTemplate:
         user_row: Mapping[str, object] | None = None,
         liked_mask: Sequence[bool] | NDArray[np.bool_] | None = None,
     ) -> str:
-        """Text of one user, "" if all fields are empty. titles [H], most recent last; liked_mask bool [H].
+        """Writes one user; "" if all fields are empty. titles [H], most recent last; liked_mask bool [H].
 
         Raises:
             ValueError: for a field that is neither a history field nor in `user_row`, {liked} or {disliked} without a
@@ -80,31 +84,55 @@ class UserTemplate:
         return self._separator.join(title for title in titles if title.strip())
 
 
-def item_texts(items: pl.DataFrame, template: str = "{title} ({year}). {genres}") -> list[str]:
-    """Text of each item. Lists are joined by ", ", and whole floats read 1995, unless the field has a format.
+def item_texts(
+    items: pl.DataFrame, template: str = "{title} ({year}). {genres}", rows: slice = slice(None)
+) -> list[str]:
+    """Writes the text of each item. Lists are joined by ", ".
+
+    Whole floats read 1995 unless the field has a format, also in a column of text such as "1995.0" and "", which is
+    how a table with missing whole numbers is often written.
+
+    Args:
+        items: the item table.
+        template: a format string over its columns.
+        rows: the items that are written; all by default.
 
     Raises:
         ValueError: for a malformed template, or a field that is not a column.
-        DataError: for an item with all fields empty, or a value which its format cannot take.
+        DataError: for an item with all fields empty, or a value that is no text or that its format cannot take.
+
+    Example:
+        >>> item_texts(pl.DataFrame({"title": ["Heat", "Casino"], "year": [1995.0, None]}), "{title} ({year})")
+        ['Heat (1995)', 'Casino']
     """
     compiled = _Template(template)
     for field in compiled.fields:
         if field not in items.columns:
             raise ValueError(unknown_name("template field", field, items.columns))
     texts = []
-    for index, row in enumerate(items.select(compiled.fields).iter_rows(named=True)):
+    columns = items.select(_without_point_zero(items[field]) for field in compiled.fields)[rows]
+    for index, row in enumerate(columns.iter_rows(named=True), rows.start or 0):
         where = f"item {items['item_id'][index]!r}" if "item_id" in items.columns else f"item table, row {index}"
         try:
             text = compiled(row)
         except ValueError as error:
-            raise DataError(f"{where}: {error}; change the format in template {template!r}") from error
+            raise DataError(f"{where}: {error}; change template {template!r}") from error
         if text is None:
             raise DataError(
-                f"{where}: {', '.join(compiled.fields)} are all empty, which leaves no text; "
-                f"fill one of them, drop the item, or add another column to template {template!r}"
+                f"{where}: {', '.join(compiled.fields)} are all empty, which leaves no text; fill one of them, drop "
+                f"the item, add another column to template {template!r}, or give the source the option no_text"
             )
         texts.append(text)
     return texts
+
+
+def _without_point_zero(column: pl.Series) -> pl.Series:
+    """Returns a column of text whose values all are whole numbers written as floats as whole numbers."""
+    if column.dtype != pl.String:
+        return column
+    present = column.fill_null("").str.strip_chars()
+    whole = present.filter(present != "").str.contains(r"^-?[0-9]+\.0$")
+    return present.str.strip_suffix(".0").alias(column.name) if len(whole) and whole.all() else column
 
 
 class _Field(NamedTuple):
@@ -121,6 +149,11 @@ class _Field(NamedTuple):
         return self._format(value)
 
     def _format(self, value: object) -> str | None:
+        if isinstance(value, (bytes, Mapping)):
+            kind = "binary data" if isinstance(value, bytes) else "a record"
+            raise ValueError(
+                f"field {self.name!r} holds {kind}, {value!r:.80}, and no text; make a column of text of it"
+            )
         is_float = isinstance(value, (float, np.floating))
         if value is None or (is_float and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
             return None
@@ -166,7 +199,7 @@ class _Clauses(NamedTuple):
                 text += rendered
                 started, pending = True, []
             pending.append(separator)
-        # What is left over stood before clauses that vanished: the sentence still ends, a list does not go on.
+        # Separators before clauses that vanished are left over: the sentence still ends, a list does not go on.
         if len(pending) > 1 and _SENTENCE_END.match(_separator(pending)):
             text += _separator(pending).rstrip()
         return text if filled else None

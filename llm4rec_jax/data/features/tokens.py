@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 _FORMAT_VERSION = 1
 _ENCODE_AT_ONCE = 8192
-
-VOCABULARY_FILES = (
+_VOCABULARIES = (
     "tokenizer.json",
     "vocab.txt",
     "vocab.json",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "spm.model",
 )
-"""Files of which a tokenizer's folder has at least one."""
+
+VOCABULARY_FILES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
+"""Patterns of the files that hold a tokenizer's vocabulary; its folder has at least one."""
 
 
 class Tokens(NamedTuple):
@@ -47,8 +47,14 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         check_vocabulary(Path(path_or_name))
     from transformers import AutoTokenizer  # Takes seconds to import
 
+    if Path(path_or_name).is_dir() and not any((Path(path_or_name) / name).is_file() for name in _VOCABULARIES):
+        # transformers would make a tokenizer without a vocabulary, to which every word is unknown.
+        raise ValueError(
+            f"no tokenizer at {str(path_or_name)!r}: the folder has none of {', '.join(_VOCABULARIES)}; copy the "
+            "tokenizer's files of the model there"
+        )
     try:
-        # Of a folder nothing is asked from the hub, and of neither is code run.
+        # A folder asks nothing from the hub, and neither a folder nor the hub runs code.
         loaded = AutoTokenizer.from_pretrained(
             path_or_name, trust_remote_code=False, local_files_only=Path(path_or_name).is_dir()
         )
@@ -68,7 +74,7 @@ def check_vocabulary(folder: Path) -> None:
     Raises:
         ValueError: if it has none of the `VOCABULARY_FILES`.
     """
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARY_FILES):
         raise ValueError(
             f"{folder} holds no tokenizer (none of {', '.join(VOCABULARY_FILES)}): copy the files of the "
             "tokenizer that the model was trained with into it, `tokenizer.save_pretrained(folder)` in transformers"
@@ -81,14 +87,20 @@ def tokenise(
     max_length: int,
     cache_dir: str | Path | None = None,
 ) -> Tokens:
-    """Tokens of the texts with the tokenizer's special tokens, each cut to max_length tokens with these kept.
+    """Tokenizes texts, with special tokens, each cut to `max_length` tokens of which the special ones are kept.
 
-    A tokenizer may be given by its folder: it is loaded when there is something to tokenise, which takes seconds.
+    The result is cached under a hash of texts, tokenizer and max_length. A damaged cache file is rebuilt, and a folder
+    that cannot be written is done without, both with a warning. Leave TOKENIZERS_PARALLELISM unset, or false, where
+    forked workers tokenize too: if true, they deadlock.
 
-    The result is kept in `cache_dir` (by default llm4rec_jax/tokens in $XDG_CACHE_HOME or ~/.cache) under a hash of
-    texts, tokenizer and max_length. A damaged file is rebuilt, and a folder that cannot be written is done without,
-    both with a warning. A tokenizer without a padding token pads with 0. Leave
-    TOKENIZERS_PARALLELISM unset, or false, where forked workers tokenise too: if true, they deadlock.
+    Args:
+        texts: the texts [n].
+        tokenizer: the tokenizer, or its folder, from which it is loaded only if the cache lacks the texts.
+        max_length: largest number of tokens of a text.
+        cache_dir: folder of the cache; by default llm4rec_jax/tokens in $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+        The tokens, padded with the tokenizer's padding token, or 0 if it has none.
 
     Raises:
         ValueError: if max_length leaves no room beside the special tokens, or a folder has no tokenizer.
@@ -116,26 +128,43 @@ def _loaded(given: "PreTrainedTokenizerFast | Path") -> "PreTrainedTokenizerFast
     return tokenizer(given) if isinstance(given, Path) else given
 
 
+def tokenizer_fingerprint(path: str | Path) -> str:
+    """Returns the SHA-256, in hex, of all that a tokenizer's output depends on.
+
+    A folder is hashed by its tokenizer's settings as they are loaded, so that equal tokenizers have one fingerprint
+    whatever other files lie beside them. Compare it before tokens of two runs are taken for the same.
+
+    Args:
+        path: a local model folder, or the name of a model on the Hugging Face hub.
+
+    Raises:
+        ValueError: if there is no fast tokenizer.
+    """
+    return settings_hash(tokenizer(path), max_length=0).hexdigest()
+
+
 def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":
-    """SHA-256 of all that the tokens of a folder's tokenizer depend on beside the texts."""
+    """Returns the SHA-256 of a folder's tokenizer files, the library's version and the length."""
     digest = hashlib.sha256(f"{_FORMAT_VERSION} {max_length} {importlib.metadata.version('transformers')}".encode())
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model", ".codes")):
+    for file in sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model", ".codes", ".tiktoken")
+    ):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest
 
 
 def settings_hash(tokenizer: "PreTrainedTokenizerFast", max_length: int) -> "hashlib._Hash":
-    """SHA-256 of all that the tokens depend on beside the texts."""
+    """Returns the SHA-256 of all settings that the tokens of a text depend on."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Left over from the tokenizer's latest call, and set anew by the next.
+    # Left over from the latest call; the next call sets them.
     del model["truncation"], model["padding"]
     settings = [_FORMAT_VERSION, max_length, tokenizer.truncation_side, tokenizer.pad_token_id, model]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
 
 
 def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", max_length: int) -> Tokens:
-    """As `tokenise`, without the cache and its checks."""
+    """Tokenizes texts as `tokenise` does, without the cache and its checks."""
     rows = [np.empty(0, np.int32)]
     for start in range(0, len(texts), _ENCODE_AT_ONCE):
         encoded = tokenizer(

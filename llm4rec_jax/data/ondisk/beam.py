@@ -1,4 +1,4 @@
-"""Preparation as an Apache Beam pipeline, with the result of `preparation.local` to the byte.
+"""Preparation as an Apache Beam pipeline, with the result of `writer.local` to the byte.
 
 The workers must see the folder that is prepared under the same path, as on one machine or a shared file system. Comes
 with the extra "beam".
@@ -21,7 +21,7 @@ Columns = dict[str, NDArray]
 
 
 def pipeline(options: Sequence[str] = ()) -> Engine:
-    """An engine for `prepare`: a pipeline with these options, such as "--runner=DirectRunner"."""
+    """Returns an engine for `prepare`: a pipeline with these options, such as "--runner=DirectRunner"."""
 
     def engine(plan: Plan, dataset: Dataset) -> None:
         with beam.Pipeline(options=PipelineOptions(list(options))) as p:
@@ -44,7 +44,7 @@ def pipeline(options: Sequence[str] = ()) -> Engine:
 
 
 def _by_range(at: slice, plan: Plan) -> Iterator[tuple[int, Columns]]:
-    """A chunk of the interactions by range of users, with the rows that they stand in."""
+    """Yields the interactions of a chunk by range of users, with their row numbers."""
     columns = {"row": np.arange(at.start, at.stop), **{name: column[at] for name, column in plan.open().items()}}
     range_of = np.searchsorted(plan.bounds, columns["user"], side="right") - 1
     for k in np.unique(range_of):
@@ -52,12 +52,12 @@ def _by_range(at: slice, plan: Plan) -> Iterator[tuple[int, Columns]]:
 
 
 def _write_range(grouped: tuple[int, Iterable[Columns]], plan: Plan) -> None:
-    k, held = grouped[0], list(grouped[1])
-    write_range(plan, k, {name: np.concatenate([chunk[name] for chunk in held]) for name in held[0]})
+    k, pieces = grouped[0], list(grouped[1])
+    write_range(plan, k, {name: np.concatenate([chunk[name] for chunk in pieces]) for name in pieces[0]})
 
 
 def _write_tokens(chunk: tuple[int, slice], plan: Plan) -> None:
     assert plan.texts is not None
     number, at = chunk
     items = pl.read_ipc(plan.folder / "items.arrow")
-    write_tokens(plan, number, item_texts(items[at], plan.texts.template))
+    write_tokens(plan, number, item_texts(items, plan.texts.template, at))

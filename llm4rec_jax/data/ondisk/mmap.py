@@ -1,4 +1,4 @@
-"""Arrays in files that are opened without being read, and what tells that a file is what was written."""
+"""Memory-mapped arrays in .npy files, with checks that a file holds what was written."""
 
 import hashlib
 import io
@@ -18,12 +18,12 @@ _AT_ONCE = 1 << 20
 
 
 def join(parts: Sequence[Path], out: Path, fill: int = 0) -> None:
-    """Writes the arrays of .npy files, one after the other, as one; one part is held at a time.
+    """Concatenates the arrays of .npy files into one file, holding one part in memory at a time.
 
     Args:
         parts: [n_k] or [n_k, L_k] of one dtype; at least one.
         out: [sum of n_k] or [sum of n_k, largest L_k], narrower rows padded on the right.
-        fill: what pads them.
+        fill: value that pads them.
     """
     shapes = [_load(part).shape for part in parts]
     rows, width = sum(shape[0] for shape in shapes), [max(shape[1] for shape in shapes)] if len(shapes[0]) == 2 else []
@@ -37,7 +37,7 @@ def join(parts: Sequence[Path], out: Path, fill: int = 0) -> None:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file: its bytes and SHA-256 and, of an .npy file, dtype and shape."""
+    """Returns a file's entry in a manifest: its size and SHA-256 and, for an .npy file, dtype and shape."""
     entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     if path.suffix == ".npy":
         array = _load(path)
@@ -46,10 +46,11 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, entry: dict[str, Any], content: bool) -> None:
-    """Raises DataError unless a file is as `described`: its size, and with `content` its SHA-256.
+    """Checks that a file has the size of its manifest entry and, with `content`, its SHA-256.
 
     Raises:
-        FileNotFoundError: the file is missing.
+        FileNotFoundError: if the file is missing.
+        DataError: if it differs.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; prepare the data again")
@@ -60,7 +61,7 @@ def check(path: Path, entry: dict[str, Any], content: bool) -> None:
 
 
 def opened(path: Path, entry: dict[str, Any]) -> NDArray[Any]:
-    """The array of an .npy file, mapped; DataError where its header isn't as `described`."""
+    """Maps the array of an .npy file; raises DataError if its header differs from its manifest entry."""
     try:
         array = _load(path)
     except ValueError as error:
@@ -74,30 +75,35 @@ def opened(path: Path, entry: dict[str, Any]) -> NDArray[Any]:
 
 
 def chunks(total: int, size: int = _AT_ONCE) -> Iterator[slice]:
-    """Slices of at most `size` that cover `total`."""
+    """Yields slices of at most `size` that cover `total`.
+
+    Example:
+        >>> list(chunks(5, 3))
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
 class _ByName(cloudpickle.Pickler):
-    """Pickles an array that is a whole mapped file by the file's name."""
+    """A pickler that stores an array which is a whole mapped file by the file's name."""
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is np.memmap and isinstance(obj.base, mmap.mmap) and obj.mode == "r" and obj.filename is not None:
-            # The order is C's: `join` and np.save of one-dimensional columns write no other.
+            # `join`, and np.save of one-dimensional columns, write in C order only.
             return np.memmap, (str(obj.filename), obj.dtype, "r", obj.offset, obj.shape)
         return super().reducer_override(obj)
 
 
 def dumps(value: Any) -> bytes:
-    """Pickles for a process on this machine, where mapped files are mapped again instead of copied."""
+    """Pickles for a process on this machine, which maps mapped files again instead of receiving copies."""
     buffer = io.BytesIO()
     _ByName(buffer).dump(value)
     return buffer.getvalue()
 
 
 def loads(content: bytes) -> Any:
-    """What `dumps` was given, in the process that this one started or was started by."""
+    """Restores the output of `dumps` in a process that this one started, or that started this one."""
     return pickle.loads(content)
 
 

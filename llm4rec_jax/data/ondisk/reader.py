@@ -1,4 +1,4 @@
-"""Opens what `preparation.prepare` wrote: arrays stay in their files, and nothing is computed over the interactions."""
+"""Opening of prepared folders: arrays stay in their files, and nothing is computed over the interactions."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ROLES = ("train", "history", "validation", "test")
-"""What sequences are kept of: training, test histories, and the phases' targets."""
+"""Sequences that are stored: training, test histories, and the targets of each phase."""
 SEQUENCES = ("item", "rating", "timestamp")
 
 
 class PreparedDataset(Dataset):
     """A `Dataset` whose columns are mapped files, checked when they were written and by their digests since.
 
-    Copies with other columns, as filters make them, are checked like any data set and have none of what is stored.
+    Copies with other columns, as filters make them, are checked like any data set and lose the stored statistics.
     """
 
     # Not annotated, so no fields: dataclasses.replace leaves them behind.
@@ -70,12 +70,13 @@ def open_dataset(folder: Path, verify: bool = True) -> PreparedDataset:
     """Opens a prepared folder.
 
     Args:
-        folder: what `prepare` wrote.
-        verify: read every file once and compare its SHA-256, about a second a GB; else sizes and headers only.
+        folder: a folder written by `prepare`.
+        verify: whether to read every file once and compare its SHA-256, which takes about a second a GB; else only
+            sizes and headers are compared.
 
     Raises:
-        FileNotFoundError: the folder, or a file in it, is missing.
-        DataError: a file is damaged, or of another format.
+        FileNotFoundError: if the folder, or a file in it, is missing.
+        DataError: if a file is damaged, or of another format.
     """
     manifest = _manifest(folder / "manifest.json")
     files = manifest["files"]
@@ -100,7 +101,7 @@ def open_dataset(folder: Path, verify: bool = True) -> PreparedDataset:
 
 
 def stored_split(dataset: Dataset, name: str, options: Any) -> Split | None:
-    """The split that was prepared with a data set, if it is this one."""
+    """Returns the split prepared with a data set if it is the one of this name and these options, else None."""
     if not isinstance(dataset, PreparedDataset) or dataset.manifest is None or dataset.folder is None:
         return None
     if name != "leave_one_out" or {"order": "time", **options} != {"order": dataset.manifest["order"]}:
@@ -109,7 +110,7 @@ def stored_split(dataset: Dataset, name: str, options: Any) -> Split | None:
 
 
 def opened_split(dataset: Dataset, folder: Path, manifest: dict[str, Any]) -> PreparedSplit:
-    """The split in a folder, as its manifest describes it."""
+    """Opens the split in a folder, as its manifest describes it."""
     files = manifest["files"]
 
     def array(name: str) -> Any:
@@ -143,9 +144,9 @@ def opened_split(dataset: Dataset, folder: Path, manifest: dict[str, Any]) -> Pr
 def stored_tokens(
     dataset: Dataset, template: str, tokenizer: Callable[[], "PreTrainedTokenizerFast"], max_tokens: int
 ) -> Tokens | None:
-    """The items' tokens that were prepared with a data set, if they are of this template, tokenizer and length.
+    """Returns the tokens prepared with a data set if template, tokenizer and length are the same, else None.
 
-    The tokenizer is asked for only if there are some.
+    `tokenizer` is called only if tokens are stored.
     """
     if not isinstance(dataset, PreparedDataset) or dataset.manifest is None or dataset.folder is None:
         return None
@@ -161,8 +162,8 @@ def _manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: make the folder with experiments.prepare")
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        manifest, digest = held["manifest"], held["sha256"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        manifest, digest = stored["manifest"], stored["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); prepare the data again") from error
     if hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest() != digest:

@@ -1,14 +1,16 @@
 """Writes a data set, its leave-one-out split and its tokens as files that training maps instead of reading.
 
 Users are cut into ranges, each of which is sorted by itself, and the ranges' results are joined in order: what is in
-memory at a time is one range, and the result does not depend on where they are cut nor on who works on them.
+memory at a time is one range, and the result depends neither on the cuts nor on the engine.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from llm4rec_jax.data.ondisk import mmap
 from llm4rec_jax.data.ondisk.reader import FORMAT, ROLES, SEQUENCES, opened_split
 from llm4rec_jax.data.splits.protocols import leave_one_out_protocol
 from llm4rec_jax.data.splits.split import Order, times
+from llm4rec_jax.io import replacing, writing
 
 # Interactions in memory at a time, and items whose texts are.
 PART, ITEMS = 4_000_000, 65_536
@@ -31,7 +34,7 @@ _MOST_FILES = 100_000
 
 
 class Texts(NamedTuple):
-    """How items become tokens: the template, the folder or name of the tokenizer, and the most tokens."""
+    """The making of tokens: the template, the folder or name of the tokenizer, and the largest number of tokens."""
 
     template: str
     tokenizer: str
@@ -39,14 +42,14 @@ class Texts(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be done, cut into pieces that can be worked on apart.
+    """The work of a preparation, cut into independent pieces.
 
     Attributes:
-      folder: holds the interactions' columns and the tables; pieces go to its folder "parts".
+      folder: folder with the interactions' columns and the tables; pieces go to its folder "parts".
       bounds: users from bounds[k] to bounds[k + 1] are range k.
-      columns: the interactions' columns that exist.
+      columns: names of the interactions' columns.
       order, texts: see `prepare`.
-      num_items: I.
+      num_items: number of items I.
     """
 
     folder: Path
@@ -57,7 +60,7 @@ class Plan(NamedTuple):
     num_items: int
 
     def open(self) -> dict[str, NDArray[Any]]:
-        """The columns, mapped."""
+        """Maps the columns."""
         return {
             name: np.load(self.folder / f"interactions.{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in self.columns
@@ -74,7 +77,7 @@ Engine = Callable[[Plan, Dataset], None]
 
 
 def local(plan: Plan, dataset: Dataset) -> None:
-    """Works on one piece after the other, in this process."""
+    """Processes one piece after the other in this process."""
     columns = plan.open()
     for k in plan.ranges():
         first, last = plan.bounds[k : k + 2]
@@ -87,7 +90,7 @@ def local(plan: Plan, dataset: Dataset) -> None:
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
     if plan.texts is not None:
         for number, at in enumerate(plan.item_chunks()):
-            write_tokens(plan, number, item_texts(dataset.items[at], plan.texts.template))
+            write_tokens(plan, number, item_texts(dataset.items, plan.texts.template, at))
 
 
 def prepare(
@@ -103,15 +106,16 @@ def prepare(
 
     Args:
         dataset: the data.
-        folder: what to write; it appears when it is whole.
+        folder: folder to write; it appears when it is complete.
         order: see `leave_one_out`.
-        texts: tokenise the items, too.
-        engine: who works on the pieces; the result is the same to the byte.
-        part: interactions in a range of users; a user's are never parted.
+        texts: how items are tokenised; None stores no tokens.
+        engine: processes the pieces; the result is the same to the byte.
+        part: number of interactions in a range of users; a user's interactions stay together.
 
     Raises:
-        DataError: the data has no timestamps and the order is by time, or no user has 3 interactions.
-        ValueError: the folder exists, or a template or tokenizer cannot be used.
+        DataError: if the data has no timestamps and the order is by time, or no user has 3 interactions.
+        ValueError: if the folder exists, another process prepares it, or a template or tokenizer cannot be used.
+        OSError: if the folder cannot be written; the message names it.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: remove it, or name another folder to prepare")
@@ -123,12 +127,11 @@ def prepare(
     if texts is not None:
         key = settings_hash(tokenizer(texts.tokenizer), texts.max_tokens).hexdigest()
         tokens = {"template": texts.template, "settings": key}
-        item_texts(dataset.items[:1], texts.template)  # A wrong template is found before the long work
+        item_texts(dataset.items, texts.template, slice(1))  # A wrong template is found before the long work
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
-    scratch.mkdir()
-    try:
-        columns = dataset.interactions.columns()
+    with _scratch_folder(folder) as scratch:
+        # A part of a split that came with the data is not what is prepared.
+        columns = {name: column for name, column in dataset.interactions.columns().items() if name != "part"}
         for name, column in columns.items():
             np.save(scratch / f"interactions.{name}.npy", column)
         dataset.items.write_ipc(scratch / "items.arrow")
@@ -152,13 +155,52 @@ def prepare(
         manifest["split"] = opened_split(dataset, scratch, manifest).statistics()
         _write_manifest(scratch / "manifest.json", manifest)
         os.rename(scratch, folder)
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`, which nobody else uses, and removes it after an error.
+
+    It is locked by the system, so that a killed process leaves nothing that stops the next one.
+
+    Raises:
+        ValueError: if another process prepares the same folder.
+        NotWritten: if the disk is full or cannot be written; the message names the folder.
+    """
+    scratch = folder.with_name(f"{folder.name}.tmp")
+    scratch.mkdir(exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The process that had the lock may have finished since: then this is the inode of its result.
+        if folder.exists():
+            raise ValueError(f"{folder} exists: remove it, or name another folder to prepare")
+        with writing(folder):
+            _clear(scratch)
+            yield scratch
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is being prepared by another process: wait for it, or name another folder"
+        ) from None
     except BaseException:
-        shutil.rmtree(scratch)
+        if not folder.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a killed process left in a folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Writes the parts of the split of a range of users, from its interactions: "row" and the plan's columns."""
+    """Writes the parts of the split of a range of users, from its interactions: the column "row" and the plan's."""
     first, last = plan.bounds[k : k + 2]
     time = columns["row"] if plan.order == "input" else columns["timestamp"]
     at = np.lexsort((columns["row"], time, columns["user"]))
@@ -183,17 +225,17 @@ def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None
 def write_tokens(plan: Plan, number: int, texts: list[str]) -> None:
     """Writes the tokens of a chunk of the items' texts."""
     assert plan.texts is not None
-    found = encode(texts, _tokenizer(plan.texts.tokenizer), plan.texts.max_tokens)
+    tokens = encode(texts, _tokenizer(plan.texts.tokenizer), plan.texts.max_tokens)
     folder = _made(plan.folder / "parts" / f"tokens{number:06d}")
-    _save(folder, "tokens.ids", found.ids)
-    _save(folder, "tokens.lengths", found.lengths)
+    _save(folder, "tokens.ids", tokens.ids)
+    _save(folder, "tokens.lengths", tokens.lengths)
 
 
 _tokenizer = cache(tokenizer)
 
 
 def _ranges(dataset: Dataset, part: int) -> tuple[list[int], int]:
-    """Bounds of ranges of users with about `part` interactions each, and the most interactions of a user."""
+    """Returns bounds of ranges of users with about `part` interactions each, and the most interactions of a user."""
     counts = np.zeros(dataset.num_users, np.int64)
     for at in mmap.chunks(len(dataset.interactions)):
         counts += np.bincount(dataset.interactions.user[at], minlength=dataset.num_users)
@@ -225,9 +267,8 @@ def _made(folder: Path) -> Path:
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
-    scratch = folder / f"{name}.{os.getpid()}.tmp.npy"
-    np.save(scratch, array)
-    os.replace(scratch, folder / f"{name}.npy")
+    with replacing(folder / f"{name}.npy", durable=False) as scratch:
+        np.save(scratch, array)
 
 
 def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:

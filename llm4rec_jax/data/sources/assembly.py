@@ -84,7 +84,7 @@ def assemble(
         _rows(table, user, "user", users),
         _rows(table, item, "item", items),
         None if ratings is None else ratings.astype(np.float32),
-        None if timestamp is None else numbers(table, timestamp),
+        None if timestamp is None else numbers(table, timestamp, dates=True),
     )
     return Dataset(name, interactions, items.frame, users.frame)
 
@@ -108,9 +108,9 @@ def _rows(table: Table, column: str, kind: str, known: Catalogue) -> NDArray[np.
     missing = rows.is_null().arg_true()
     if len(missing):
         row = missing[0]
-        raise table.error(
-            row,
-            f"{kind} {keys[row]!r} is not in {known.path} ({len(missing)} such rows); "
-            f"add the {kind} there or remove the interactions",
-        )
+        twin = keys[row].removesuffix(".0") if keys[row].endswith(".0") else f"{keys[row]}.0"
+        remedy = f"add the {kind} there or remove the interactions"
+        if twin in known.frame[f"{kind}_id"]:
+            remedy = f"{twin!r} is, so write the ids of both files as whole numbers"
+        raise table.error(row, f"{kind} {keys[row]!r} is not in {known.path} ({len(missing)} such rows); {remedy}")
     return rows.cast(pl.Int32).to_numpy()

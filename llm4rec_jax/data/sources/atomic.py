@@ -6,7 +6,8 @@ import polars as pl
 
 from llm4rec_jax.data.interactions import DataError, Dataset
 from llm4rec_jax.data.sources.assembly import Catalogue, assemble, catalogue, observed
-from llm4rec_jax.data.sources.reading import Table, read_delimited, require
+from llm4rec_jax.data.sources.delimited import read_delimited
+from llm4rec_jax.data.sources.reading import Table, require
 from llm4rec_jax.data.sources.registry import register
 
 KINDS = ("token", "token_seq", "float", "float_seq")
@@ -89,9 +90,9 @@ def _inter_file(path: Path) -> Path:
     named = path / f"{path.absolute().name}.inter"
     if named.is_file():
         return named
-    found = sorted(path.glob("*.inter"))
-    if len(found) == 1:
-        return found[0]
+    inter_files = sorted(path.glob("*.inter"))
+    if len(inter_files) == 1:
+        return inter_files[0]
     there = ", ".join(sorted(entry.name for entry in path.iterdir())) or "(nothing)"
     raise FileNotFoundError(
         f"{path} should hold one .inter file, or {named.name}, but holds: {there}. Give the path of the .inter file"

@@ -9,7 +9,8 @@ from llm4rec_jax.data import assets
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.sources.assembly import Catalogue, assemble, catalogue, observed
 from llm4rec_jax.data.sources.atomic import read_atomic
-from llm4rec_jax.data.sources.reading import read_delimited
+from llm4rec_jax.data.sources.delimited import read_delimited
+from llm4rec_jax.data.sources.reading import Table
 from llm4rec_jax.data.sources.registry import register
 
 _ARTICLES = r"The|A|An|La|Le|Les|L'|Il|Lo|Los|Las|El|Der|Die|Das|Det|Den|De|Un|Une|Una|O|I"
@@ -99,6 +100,43 @@ def load_movielens_small(path: Path, *, natural_titles: bool = True, encoding: s
         Catalogue(_tidy(frame, natural_titles), items.path),
         user="userId",
         item="movieId",
+        rating="rating",
+        timestamp="timestamp",
+    )
+
+
+@register("movielens_1m")
+def load_movielens_1m(path: Path, *, natural_titles: bool = True, encoding: str = "latin-1") -> Dataset:
+    """Loads the official files of MovieLens-1M: ratings.dat, movies.dat and users.dat.
+
+    Items have title (string), year (int32) and genres (string, separated by ", "). Users have gender, age, occupation
+    and zip_code, in the codes of the data's README.
+
+    Args:
+        path: the folder of the files.
+        natural_titles: whether to move trailing articles to the front.
+        encoding: text encoding of the files.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        DataError: if a file is malformed or a rating refers to a user or movie that the other files lack.
+    """
+
+    def read(name: str, *columns: str) -> Table:
+        return read_delimited(path / name, "::", quoted=False, columns=columns, encoding=encoding)
+
+    table = read("ratings.dat", "user_id", "item_id", "rating", "timestamp")
+    users = catalogue(read("users.dat", "user_id", "gender", "age", "occupation", "zip_code"), "user", "user_id")
+    items = catalogue(read("movies.dat", "item_id", "title", "genres"), "item", "item_id")
+    genres = pl.col("genres").str.replace_all("|", ", ", literal=True)
+    frame = items.frame.select("item_id", "title", pl.lit(None, pl.String).alias("year"), genres)
+    return assemble(
+        "movielens_1m",
+        table,
+        users,
+        Catalogue(_tidy(frame, natural_titles), items.path),
+        user="user_id",
+        item="item_id",
         rating="rating",
         timestamp="timestamp",
     )

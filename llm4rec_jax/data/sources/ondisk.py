@@ -9,5 +9,5 @@ from llm4rec_jax.data.sources.registry import register
 
 @register("prepared")
 def load_prepared(path: Path, *, verify: bool = True) -> Dataset:
-    """Opens a prepared folder; see `prepared.open_dataset`."""
+    """Opens a prepared folder; see `ondisk.reader.open_dataset`."""
     return open_dataset(path, verify)

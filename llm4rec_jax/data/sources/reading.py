@@ -1,12 +1,11 @@
 """Reading of files into columns of text, with errors that name the file, the line and the remedy."""
 
-import csv
-import io
-import json
+import gzip
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,18 @@ from numpy.typing import NDArray
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.registry import unknown_name
 
-# How many names an error message lists before it cuts off.
+# Number of names that an error message lists.
 LISTED = 20
 
-# What Polars raises over a file; its Rust code panics over some damaged ones, with what is no Exception.
+# Errors of Polars over a file. Its Rust code panics over some damaged ones, with a BaseException.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
-_BARE_RETURN = re.compile(rb"\r(?!\n)")
 _CONTROL = r"[\x00-\x1f\x7f]"
+_ISO_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_TOO_FINE = re.compile(r"\.[0-9]{7,}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Whole floats below this are exact.
+_EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,20 @@ def require(path: Path) -> Path:
 def read_text(path: Path, encoding: str) -> bytes:
     """Returns a file's content as UTF-8, without byte order mark and without the newlines at its end.
 
+    Files that end in .gz or .zst are decompressed.
+
     Raises:
         FileNotFoundError: if the file is missing.
-        DataError: if it is empty or holds bytes that are not of that encoding.
+        DataError: if it is empty, damaged, or holds bytes that are not of that encoding.
+        ValueError: if there is no such encoding.
     """
-    content = require(path).read_bytes()
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ValueError(
+            f"unknown encoding {encoding!r}: give one that Python knows, such as 'utf-8' or 'latin-1'"
+        ) from None
+    content = _decompressed(require(path))
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -82,118 +94,22 @@ def read_text(path: Path, encoding: str) -> bytes:
     return content
 
 
-def read_delimited(path: Path, separator: str, *, quoted: bool, encoding: str = "utf-8") -> Table:
-    """Reads a delimited file with a header line; all columns are text, and empty fields are null.
-
-    Args:
-        path: the file.
-        separator: the character between fields.
-        quoted: whether double quotes enclose fields, as in CSV, or are ordinary characters.
-        encoding: the file's text encoding.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        DataError: if it is empty, not text of that encoding, or a row has more or fewer fields than the header.
-    """
-    content = read_text(path, encoding)
-
-    def records() -> Iterator[tuple[int, list[str]]]:
-        """Yields each record with the number of the line where it starts. Slow: only used to locate errors."""
-        mode = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        lines = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="")
-        reader = csv.reader(lines, delimiter=separator, quoting=mode, strict=True)
-        start = 1
-        try:
-            for record in reader:
-                yield start, record
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {start}: malformed row ({error}); correct its quotes and separators"
-            ) from error
-
-    def locate(row: int) -> str:
-        # Row 0 of the frame is the record after the header.
-        return f"line {next(line for index, (line, _) in enumerate(records()) if index == row + 1)}"
-
-    def check_widths(width: int) -> None:
-        for line, record in records():
-            if len(record) != width:
-                raise DataError(
-                    f"{path}, line {line}: malformed row of {len(record)} fields where the header has {width}; "
-                    f"correct the row (fields are separated by {separator!r})"
-                )
-
-    def check_quotes() -> None:
-        lines, found = content.split(b"\n"), [*records(), (content.count(b"\n") + 2, [])]
-        for (line, _), (end, _) in pairwise(found):
-            if b"\n".join(lines[line - 1 : end - 1]).count(b'"') % 2:
-                raise DataError(
-                    f"{path}, line {line}: malformed row, a double quote within a field; enclose the field in double "
-                    "quotes and write the one within twice"
-                )
-
-    _, header = next(records())
-    if not header:
-        raise DataError(f"{path}, line 1: empty, where the header should be; remove the line")
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise DataError(f"{path}, line 1: column {min(repeated)!r} occurs twice in the header; rename one of them")
-    quote = '"' if quoted else None
-    try:
-        frame = pl.read_csv(content, separator=separator, quote_char=quote, infer_schema=False)
-    except UNREADABLE as error:
-        check_widths(len(header))
-        if quoted:
-            check_quotes()
-        raise DataError(f"{path}: cannot be parsed ({error}); correct the file") from error
-    # Polars closes a quote at the end of the file, drops an empty field there, and reads on after a closing quote.
-    if (quoted and b'"' in content) or content.endswith(separator.encode()):
-        check_widths(len(header))
-        if quoted and content.count(b'"') % 2:
-            check_quotes()
-    # Polars takes a carriage return for part of a field, the csv module for the end of a row: only text in quotes may
-    # have one.
-    if bare := _BARE_RETURN.search(content):
-        check_widths(len(header))
-        if sum(1 for _ in records()) != frame.height + 1:
-            line = content.count(b"\n", 0, bare.start()) + 1
-            raise DataError(f"{path}, line {line}: a carriage return without a newline; convert the file's line ends")
-    # Polars fills up short rows with nulls, which cannot be told from empty last fields without a second look.
-    if frame[:, -1].null_count():
-        check_widths(len(header))
-    if frame.is_empty():
-        raise DataError(f"{path} is empty below its header; give a file with data")
-    return Table(path, frame, locate)
-
-
-def read_json_lines(path: Path, *, encoding: str = "utf-8") -> Table:
-    """Reads a file of one JSON object a line; columns take the types of the values.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        DataError: if it is empty, not text of that encoding, or a line is no object of matching types.
-    """
-    content = read_text(path, encoding)
-    # Polars skips blank lines.
-    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-    try:
-        frame = pl.read_ndjson(content, infer_schema_length=None)
-    except UNREADABLE as error:
-        for number, line in lines:
+def _decompressed(path: Path) -> bytes:
+    match path.suffix.lower():
+        case ".gz":
             try:
-                # As text: of bytes with zeros json guesses another encoding.
-                value = json.loads(line.decode())
-            except (ValueError, RecursionError) as wrong:
+                return gzip.decompress(path.read_bytes())
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"{path} is a damaged gzip file ({error}); fetch it again") from error
+        case ".zst":
+            try:
+                # Polars decompresses what it reads; lines are taken as they are.
+                return "\n".join(pl.read_lines(path)["line"].fill_null("")).encode()
+            except (*UNREADABLE, OSError) as error:
                 raise DataError(
-                    f"{path}, line {number}: malformed row, not JSON ({wrong}); write one JSON object a line"
-                ) from wrong
-            if not isinstance(value, dict):
-                raise DataError(
-                    f"{path}, line {number}: malformed row, not a JSON object; write one JSON object a line"
+                    f"{path} is a damaged zstd file, or not UTF-8 text ({error}); decompress it with `unzstd`"
                 ) from error
-        raise DataError(f"{path}: the types of a key differ between lines ({error}); give it one type") from error
-    return Table(path, frame, lambda row: f"line {lines[row][0]}")
+    return path.read_bytes()
 
 
 def read_parquet(path: Path) -> Table:
@@ -214,70 +130,75 @@ def read_parquet(path: Path) -> Table:
     return Table(path, frame, lambda row: f"row {row + 1}")
 
 
-def read_table(path: Path, *, encoding: str = "utf-8") -> Table:
-    """Reads a file by its extension: .csv, .tsv, .parquet, .jsonl or .ndjson.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        DataError: if the extension is another, or the content is malformed.
-    """
-    match path.suffix:
-        case ".csv":
-            return read_delimited(path, ",", quoted=True, encoding=encoding)
-        case ".tsv":
-            return read_delimited(path, "\t", quoted=True, encoding=encoding)
-        case ".jsonl" | ".ndjson":
-            return read_json_lines(path, encoding=encoding)
-        case ".parquet":
-            return read_parquet(path)
-    require(path)
-    raise DataError(f"{path}: unknown extension {path.suffix!r}; give a .csv, .tsv, .parquet, .jsonl or .ndjson file")
-
-
 def column(table: Table, name: str) -> pl.Series:
     """Returns a column.
 
     Raises:
         DataError: if the file has none of that name; the message names the nearest and lists all.
     """
-    if name not in table.frame.columns:
-        raise DataError(f"{table.path}: {unknown_name('column', name, table.frame.columns)}")
+    names = table.frame.columns
+    if name not in names:
+        # Numbers are rarely names: the first row was taken for a header.
+        remedy = "; if the file has no header line, give the option columns" if any(map(str.isdigit, names)) else ""
+        raise DataError(f"{table.path}: {unknown_name('column', name, names)}{remedy}")
     return table.frame[name]
 
 
 def ids(table: Table, name: str) -> pl.Series:
-    """Returns a column of ids as strings.
+    """Returns a column of ids as strings, without surrounding white space.
 
     Raises:
-        DataError: if the column is missing, holds neither strings nor integers, or an id is empty or has a control
-            character.
+        DataError: if the column is missing, holds neither strings nor integers, an id is empty or has a control
+            character, or one id is written in two ways ("48" and "48.0").
     """
-    series = column(table, name)
+    series = _decoded(column(table, name))
     if series.dtype != pl.String and not series.dtype.is_integer():
         raise DataError(f"{table.path}: column {name!r} holds {series.dtype}; cast ids to strings or integers")
-    series = series.cast(pl.String)
-    row = _first(series.fill_null("").str.strip_chars() == "")
+    series = series.cast(pl.String).str.strip_chars()
+    row = _first(series.fill_null("") == "")
     if row is not None:
         raise table.error(row, f"empty id in column {name!r}; fill it in or remove the row")
     row = _first(series.str.contains(_CONTROL))
     if row is not None:
         raise table.error(row, f"{series[row][:80]!r} in column {name!r} has a control character; correct the id")
+    whole = series.str.strip_suffix(".0")
+    row = _first((whole != series) & whole.is_in(series.unique().implode()))
+    if row is not None:
+        raise table.error(
+            row, f"id {series[row]!r} stands beside {whole[row]!r} in column {name!r}; write ids as whole numbers"
+        )
     return series
 
 
-def numbers(table: Table, name: str, limit: float = np.inf) -> NDArray[np.int64] | NDArray[np.float64]:
-    """Returns a column of numbers: int64 if all are whole, else float64. Dates become seconds since 1970.
+def numbers(
+    table: Table, name: str, limit: float = np.inf, *, dates: bool = False
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Returns a column of numbers: int64 if all are whole, else float64.
+
+    Dates become seconds since 1970, or nanoseconds where seconds would make different times equal.
+
+    Args:
+        table: the rows.
+        name: the column.
+        limit: largest magnitude of a value.
+        dates: whether text may be ISO dates, such as 2017-07-23 or 2017-07-23T02:40:00Z.
 
     Raises:
-        DataError: if the column is missing, or a value is missing, no number, not finite or, in magnitude, above
-            `limit`.
+        DataError: if the column is missing, or a value is missing, no number, not finite, in magnitude above `limit`,
+            or a whole number that a float beside it cannot hold.
     """
     series = column(table, name)
-    if isinstance(series.dtype, (pl.Datetime, pl.Date)):
-        series = series.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
     if series.dtype == pl.String:
         series = series.str.strip_chars()
-    elif not series.dtype.is_numeric():
+        if dates and series.drop_nulls().head(1).str.contains(_ISO_DATE).any():
+            series = _iso_dates(table, name, series)
+    elif series.dtype.is_decimal():
+        series = series.cast(pl.String).str.replace(r"\.0+$", "")
+    if isinstance(series.dtype, (pl.Datetime, pl.Date)):
+        moments = series.cast(pl.Datetime("ns")).dt.timestamp("ns")
+        seconds = series.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
+        series = seconds if seconds.n_unique() == moments.n_unique() else moments
+    if series.dtype != pl.String and not series.dtype.is_numeric():
         raise DataError(f"{table.path}: column {name!r} holds {series.dtype}; give numbers")
     floats = series.cast(pl.Float64, strict=False)
     row = _first(floats.is_null())
@@ -293,18 +214,60 @@ def numbers(table: Table, name: str, limit: float = np.inf) -> NDArray[np.int64]
         return integers.to_numpy()
     values = floats.to_numpy()
     # Whole floats below 2^53 are exact, so that "8.8e8" and "880000000" give the same data.
-    whole = bool((values == np.floor(values)).all() and (np.abs(values) < 2.0**53).all())
+    whole = bool((values == np.floor(values)).all() and (np.abs(values) < _EXACT).all())
+    if integers is not None and not whole:
+        is_integer = series.cast(pl.String).str.contains(r"^[+-]?[0-9]+$")
+        row = _first(is_integer & (floats.abs() >= _EXACT))
+        if row is not None:
+            raise table.error(
+                row, f"{name} {series[row]} has more digits than a float holds; give whole numbers below 2^63 only"
+            )
     return values.astype(np.int64) if whole else values
+
+
+def _iso_dates(table: Table, name: str, series: pl.Series) -> pl.Series:
+    """Parses ISO dates; a time without a zone is UTC.
+
+    Raises:
+        DataError: if a value is no ISO date, or has more than six digits of a second.
+    """
+    moments: dict[str | None, int | None] = {None: None}
+    for text in series.unique().drop_nulls():
+        try:
+            if _TOO_FINE.search(text):
+                raise ValueError("more than six digits of a second")
+            moment = datetime.fromisoformat(text)
+        except ValueError as error:
+            row = (series == text).arg_true()[0]
+            raise table.error(
+                row,
+                f"{name} {text!r} is neither a number nor an ISO date ({error}); write dates as 2017-07-23T02:40:00",
+            ) from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moments[text] = (moment - _EPOCH) // timedelta(microseconds=1)
+    return pl.Series(name, [moments[text] for text in series], pl.Int64).cast(pl.Datetime("us"))
 
 
 def feature(table: Table, name: str) -> pl.Series:
     """Returns a column as a feature: missing text is the empty string, other types stay as they are.
 
+    Binary columns that hold UTF-8 text, as Hive and old Spark write strings into Parquet, become text.
+
     Raises:
         DataError: if the column is missing.
     """
-    series = column(table, name)
+    series = _decoded(column(table, name))
     return series.fill_null("") if series.dtype == pl.String else series
+
+
+def _decoded(series: pl.Series) -> pl.Series:
+    """Returns a binary column of UTF-8 text as text, and any other column as it is."""
+    if series.dtype != pl.Binary:
+        return series
+    try:
+        return series.cast(pl.String)
+    except pl.exceptions.ComputeError:  # not UTF-8: pictures, say
+        return series
 
 
 def _first(mask: pl.Series) -> int | None:

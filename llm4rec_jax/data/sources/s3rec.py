@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import polars as pl
-
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.sources.reading import require
 from llm4rec_jax.data.sources.registry import register
@@ -12,17 +10,16 @@ from llm4rec_jax.data.sources.sequences import load_sequences
 
 
 @register("s3rec")
-def load_s3rec(path: Path, *, subset: str = "Beauty", no_text: str | None = None, encoding: str = "utf-8") -> Dataset:
+def load_s3rec(path: Path, *, subset: str = "Beauty", encoding: str = "utf-8") -> Dataset:
     """Loads `<subset>_sequences.txt` and `<subset>_items.tsv`.
 
     Beauty has 22,363 users, 12,101 items and 198,502 interactions. Items have text (3 to 7 words, lower case) and asin,
     both strings. To do without texts, load the sequences alone with source `sequences`. No timestamps but positions, as
-    there.
+    there. One item of Beauty has no text: `load` has the option no_text for it.
 
     Args:
         path: the folder of the files.
         subset: which data set.
-        no_text: the text of items that have none; Beauty has one such item.
         encoding: text encoding of the files.
 
     Raises:
@@ -39,8 +36,4 @@ def load_s3rec(path: Path, *, subset: str = "Beauty", no_text: str | None = None
         item_columns={"text": "idgenrec_text", "asin": "asin"},
         encoding=encoding,
     )
-    items = dataset.items
-    if no_text is not None:
-        blank = pl.col("text").fill_null("").str.strip_chars() == ""
-        items = items.with_columns(text=pl.when(blank).then(pl.lit(no_text)).otherwise("text"))
-    return dataclasses.replace(dataset, name=f"s3rec_{subset.lower()}", items=items)
+    return dataclasses.replace(dataset, name=f"s3rec_{subset.lower()}")

@@ -1,5 +1,6 @@
 """Files of one user a line: the user's id, then item ids in order of time."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import polars as pl
 
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.sources.assembly import assemble, catalogue, observed
-from llm4rec_jax.data.sources.reading import Table, read_table, read_text
+from llm4rec_jax.data.sources.formats import read_table
+from llm4rec_jax.data.sources.reading import Table, read_text
 from llm4rec_jax.data.sources.registry import register
 
 
@@ -18,6 +20,7 @@ def load_sequences(
     items_path: str | Path | None = None,
     item: str = "item_id",
     item_columns: Mapping[str, str] | None = None,
+    header: bool = False,
     encoding: str = "utf-8",
 ) -> Dataset:
     """Loads whitespace-separated sequences. There are no ratings.
@@ -31,28 +34,34 @@ def load_sequences(
             sequences, in order of first appearance.
         item: the id column of the items' table.
         item_columns: column of the items' table by feature name; all columns by default.
+        header: whether the first line names the columns and is skipped.
         encoding: text encoding of the files.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        DataError: if a line has no items, a user has two lines, or the items' table lacks an item.
+        DataError: if a line has no items, a user has two lines, the first line looks like a header that
+            was not announced, or the items' table lacks an item.
     """
     lines = pl.Series("line", read_text(path, encoding).decode().split("\n"))
-    words = lines.str.extract_all(r"\S+")
+    first = 2 if header else 1
+    words = lines[first - 1 :].str.extract_all(r"\S+")
     table = Table(
         path,
         pl.DataFrame([words.list.first().alias("user_id"), words.list.slice(1).alias("item_id")]),
-        lambda row: f"line {row + 1}",
+        lambda row: f"line {row + first}",
     )
     short = (words.list.len() < 2).arg_true()
     if len(short):
         raise table.error(short[0], "malformed row, not a user id and item ids; complete or remove the line")
+    name = str(table.frame["user_id"][0]).lower()
+    if not header and re.fullmatch(r"user(_?id)?(:token)?|uid", name):
+        raise table.error(0, f"{name!r} looks like the header of the file and not like a user; give header=True")
     users = catalogue(table, "user", "user_id", {})
     index = table.frame.with_row_index("row").with_columns(
         pl.int_ranges(pl.col("item_id").list.len()).alias("position")
     )
     index = index.explode("item_id", "position")
-    interactions = Table(path, index, lambda row: f"line {index['row'][row] + 1}")
+    interactions = Table(path, index, lambda row: f"line {index['row'][row] + first}")
     if items_path is None:
         items = observed(interactions, "item", "item_id")
     else:

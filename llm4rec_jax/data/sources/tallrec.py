@@ -1,4 +1,4 @@
-"""TALLRec's movie task (Bao et al. 2023, arXiv 2305.00447): ten rated films, and whether the next one is liked."""
+"""TALLRec's movie task (Bao et al. 2023, arXiv 2305.00447): whether a user likes a film, given ten rated ones."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from llm4rec_jax.data.labeled import LABELED_SOURCES, LabeledData, LabeledExampl
 from llm4rec_jax.data.sources.movielens import load_movielens_100k, natural_title
 from llm4rec_jax.data.sources.reading import read_text, require
 
-# What the authors chose: films of a history, rows from the end of the list, and the rating from which a film is liked.
+# Choices of the authors: number of films in a history, number of rows kept from the end of the list, and the rating
+# from which a film is liked.
 HISTORY, KEPT, LIKED = 10, 10_000, 4
 
 FILES = {"train": "train.json", "validation": "valid.json", "test": "test.json"}
@@ -28,7 +29,7 @@ def load_tallrec_movie(
     """Makes the 8,000, 1,000 and 1,000 questions from MovieLens-100k, as the authors did.
 
     Each user's ratings are ordered by time, ties in input order; every rating after the tenth is a question, its
-    history the ten before. Users stand in order of first appearance. Of all questions the last 10,000 are kept and cut
+    history the ten before. Users stand in order of first appearance. The last 10,000 of all questions are kept and cut
     at .8 and .9. A rating of 4 or 5 is a like. So a user can stand on both sides of
     a cut: one does at each, with different questions.
 
@@ -91,10 +92,10 @@ def render(rows: LabeledExamples, titles: list[str]) -> list[dict[str, str]]:
     def quoted(items: np.ndarray) -> str:
         return ", ".join(f'"{titles[item]}"' for item in items)
 
-    found = []
+    published = []
     for row in range(rows.size):
         liked, disliked = (rows.history[row][rows.mask[row] & (rows.liked[row] == want)] for want in (True, False))
-        found.append(
+        published.append(
             {
                 "instruction": INSTRUCTION,
                 "input": f"User Preference: {quoted(liked)}\nUser Unpreference: {quoted(disliked)}\nWhether the user "
@@ -102,7 +103,7 @@ def render(rows: LabeledExamples, titles: list[str]) -> list[dict[str, str]]:
                 "output": "Yes." if rows.label[row] else "No.",
             }
         )
-    return found
+    return published
 
 
 def compare(folder: Path, parts: dict[str, LabeledExamples], titles: list[str]) -> None:
@@ -112,10 +113,10 @@ def compare(folder: Path, parts: dict[str, LabeledExamples], titles: list[str]) 
         FileNotFoundError: if it has none of them.
         DataError: if a file is not JSON, or its rows are more, fewer or others.
     """
-    found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
-    if not found:
+    files = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
+    if not files:
         raise FileNotFoundError(f"{folder} has none of {', '.join(FILES.values())}; give the folder that holds them")
-    for name, path in found.items():
+    for name, path in files.items():
         try:
             published = json.loads(read_text(path, "utf-8").decode())
         except (ValueError, RecursionError) as error:

@@ -38,13 +38,13 @@ def load_unisrec(path: Path, *, window: int = 50, encoding: str = "utf-8") -> Da
     """
     if window < 1:
         raise ValueError(f"window must be positive, not {window}")
-    found = sorted(require(path).glob("*.test.inter"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
+    test_files = sorted(require(path).glob("*.test.inter"))
+    if len(test_files) != 1:
+        names = ", ".join(file.name for file in test_files) or "none"
         raise FileNotFoundError(
             f"{path} should hold one .test.inter file and holds {names}; give the data set's folder"
         )
-    name = found[0].name.removesuffix(".test.inter")
+    name = test_files[0].name.removesuffix(".test.inter")
     sequences = _sequences(path, name, window, encoding)
     asins = _index(path / f"{name}.item2index", encoding)
     users = _index(path / f"{name}.user2index", encoding)
@@ -64,9 +64,11 @@ def load_unisrec(path: Path, *, window: int = 50, encoding: str = "utf-8") -> Da
         pl.col("item").replace_strict(asins, return_dtype=pl.String).alias("item_id"),
     )
     table = Table(
-        found[0], frame, lambda row: f"user {frame['user'][row]}, position {frame['timestamp'][row]} of the sequence"
+        test_files[0],
+        frame,
+        lambda row: f"user {frame['user'][row]}, position {frame['timestamp'][row]} of the sequence",
     )
-    ordered = Table(found[0], frame.select("user_id").unique(maintain_order=True), table.locate)
+    ordered = Table(test_files[0], frame.select("user_id").unique(maintain_order=True), table.locate)
     return assemble(
         name,
         table,
@@ -91,22 +93,22 @@ def _sequences(folder: Path, name: str, window: int, encoding: str) -> dict[str,
                 raise table.error(row, f"user {user} has a line already; a user has one item to hold out")
     table, lines = tables["test"]
     for part in ("train", "valid"):
-        for user, own in rows[part].items():
+        for user, lines_of_user in rows[part].items():
             if user not in rows["test"]:
                 raise tables[part][0].error(
-                    own[0], f"user {user} is not in {table.path.name}; take files of one version"
+                    lines_of_user[0], f"user {user} is not in {table.path.name}; take files of one version"
                 )
     sequences = {}
     for user, [last] in rows["test"].items():
         if user not in rows["valid"]:
             raise table.error(last, f"user {user} is not in {name}.valid.inter; take files of one version")
         # The authors write a user's longest history first.
-        own = [("train", row) for row in reversed(rows["train"].get(user, []))]
-        own += [("valid", rows["valid"][user][0]), ("test", last)]
-        part, row = own[0]
+        steps = [("train", row) for row in reversed(rows["train"].get(user, []))]
+        steps += [("valid", rows["valid"][user][0]), ("test", last)]
+        part, row = steps[0]
         # Training items that are no target: the first alone, or all there are if training has no line.
         sequence = list(tables[part][1][row][1])
-        for part, row in own:
+        for part, row in steps:
             _, history, target = tables[part][1][row]
             if history != sequence[-window:]:
                 raise tables[part][0].error(

@@ -1,4 +1,4 @@
-"""That nothing which is to be predicted can be read: asserted in every run, on the arrays that it reads."""
+"""Leakage checks: verify on the actual input arrays that no held-out target appears in a user's history."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,36 +9,49 @@ from llm4rec_jax.data.interactions import DataError, Dataset
 from llm4rec_jax.data.ondisk.mmap import chunks
 from llm4rec_jax.data.splits.split import Sequences
 
-# So few that what is computed of them stays in a processor's cache.
+# Number of entries whose intermediate results stay in a processor's cache.
 _AT_ONCE = 1 << 18
 
 Columns = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 
 class Leak(DataError):
-    """A history that holds what is to be predicted from it."""
+    """Raised for a history that holds a target which is to be predicted from it."""
 
 
 def assert_no_leakage(dataset: Dataset, history: Sequences, targets: Iterable[Sequences], what: str) -> None:
-    """Compares what is read with what is predicted, pair by pair of user and item.
+    """Raises `Leak` if a history holds a held-out target, comparing pairs of user and item.
 
-    An item that a user returns to may stand in both, but no more often than the data has it: a history that took a
-    target in has one too many. `Split` itself checks that every row has one role, and this, what was made of the rows.
-    Time and memory grow as the interactions do: some ten nanoseconds each, and a few bytes.
+    An item that a user returns to may stand in both, but no more often than in the data: a history that took a target
+    in has one too many. `Split` checks that every row has one role; this checks the arrays made from the rows. It takes
+    some ten nanoseconds and a few bytes an interaction.
 
     Args:
         dataset: all interactions.
-        history, targets: users in the order of the user table.
-        what: what the history is, for the message.
+        history: sequences that are read, users in the order of the user table.
+        targets: sequences that are predicted.
+        what: name of the history in the message, such as "the test history".
 
     Raises:
-        Leak: naming the first user and item.
+        Leak: if a target is in a history; the message names the first user and item.
+
+    Example:
+        >>> import polars as pl
+        >>> from llm4rec_jax.data.interactions import Interactions
+        >>> data = Interactions(np.zeros(2, np.int32), np.array([0, 1], np.int32))
+        >>> dataset = Dataset("toy", data, pl.DataFrame({"item_id": ["a", "b"]}), pl.DataFrame({"user_id": ["u"]}))
+        >>> offsets = np.array([0, 1])
+        >>> history, target = (Sequences(offsets, np.array([i], np.int32), None, None) for i in (0, 1))
+        >>> assert_no_leakage(dataset, history, [target], "the test history")
+        >>> assert_no_leakage(dataset, target, [target], "the test history")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        llm4rec_jax.data.splits.leakage.Leak: the test history of user 'u' holds item 'b', ...
     """
     size = (dataset.num_users, dataset.num_items)
     pairs = [_pair(*part, dataset.num_items) for each in targets for part in _entries(each)]
     wanted, predicted = np.unique(np.concatenate([np.zeros(0, np.int64), *pairs]), return_counts=True)
     read = _times(wanted, _entries(history), *size)
-    # Of few pairs, if of any, it is to be counted how often the data has them.
+    # Only these pairs need to be counted in the data.
     twice = np.flatnonzero(read)
     if not twice.size:
         return
@@ -54,10 +67,10 @@ def assert_no_leakage(dataset: Dataset, history: Sequences, targets: Iterable[Se
 
 
 def assert_within_users(sequences: Sequences, user: np.ndarray, start: np.ndarray, stop: np.ndarray) -> None:
-    """Checks examples [E]: what is read, from `start`, lies before the last target, at `stop`, and all of one user.
+    """Raises `Leak` unless every example [E] reads entries of one user, from `start`, before its target at `stop`.
 
     Raises:
-        Leak: naming the first example.
+        Leak: if one does not; the message names the first.
     """
     wrong = (start < sequences.offsets[user]) | (stop < start) | (stop >= sequences.offsets[user + 1])
     if wrong.any():
@@ -74,7 +87,7 @@ def _pair(user: NDArray[np.integer], item: NDArray[np.integer], num_items: int) 
 
 
 def _entries(sequences: Sequences) -> Iterator[Columns]:
-    """User and item of all entries, so many at a time."""
+    """Yields user and item of all entries in chunks."""
     for part in chunks(len(sequences.items), _AT_ONCE):
         first, last = np.searchsorted(sequences.offsets, (part.start, part.stop - 1), side="right") - 1
         lengths = np.diff(np.clip(sequences.offsets[first : last + 2], part.start, part.stop))
@@ -82,10 +95,10 @@ def _entries(sequences: Sequences) -> Iterator[Columns]:
 
 
 def _times(wanted: NDArray[np.int64], parts: Iterable[Columns], num_users: int, num_items: int) -> NDArray[np.int64]:
-    """How often each of the wanted pairs, ascending, occurs in all parts together [W].
+    """Counts how often each of the wanted pairs [W], ascending, occurs in all parts together.
 
-    Each user has 64 flags, of which an item sets one: most pairs that are not wanted meet none, and are not searched
-    for. (A Bloom filter, Bloom 1970, of one function.)
+    Each user has 64 flags, of which an item sets one. Most pairs that are not wanted meet no flag and are not searched
+    for: a Bloom filter (Bloom 1970) of one hash function.
     """
     count = np.zeros(len(wanted), np.int64)
     if not len(wanted):

@@ -1,21 +1,22 @@
 """Splits of a data set's interactions into training, validation and test."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llm4rec_jax.data.interactions import DataError, Dataset
+from llm4rec_jax.data.splits.registry import (
+    SPLITS,
+    check_shares,
+    describe_order,
+    make_split,
+    register,
+    with_candidates,
+)
 from llm4rec_jax.data.splits.split import Order, Split, in_order, positions, sequences, times
-from llm4rec_jax.registry import Registry
 
-# A splitter takes the data set first, then its parameters as keywords.
-Splitter = Callable[..., Split]
-
-SPLITS: Registry[Splitter] = Registry("split")
-register = SPLITS.register
+__all__ = ["SPLITS", "cold_items", "few_shot", "global_time", "leave_one_out", "ratio", "register"]
 
 # Added before rounding down, so that a share of 0.29 of 100 interactions is 29.
 _EPSILON = 1e-9
@@ -34,7 +35,7 @@ def leave_one_out(dataset: Dataset, *, order: Order = "time") -> Split:
     rows, position, count = positions(dataset, order)
     held_out = count >= 3
     from_end = count - position
-    return _split(
+    return make_split(
         dataset,
         train=rows[~held_out | (from_end > 2)],
         validation=rows[held_out & (from_end == 2)],
@@ -46,13 +47,13 @@ def leave_one_out(dataset: Dataset, *, order: Order = "time") -> Split:
 
 def leave_one_out_protocol(num_items: int, order: Order) -> str:
     """The protocol of `leave_one_out` over a catalogue."""
-    return _with_candidates(_leave_one_out(order), num_items)
+    return with_candidates(_leave_one_out(order), num_items)
 
 
 def _leave_one_out(order: Order) -> str:
     return (
         "leave-one-out: each user's last interaction tests, the one before validates, users with fewer than 3 "
-        f"only train; {_describe(order)}"
+        f"only train; {describe_order(order)}"
     )
 
 
@@ -67,20 +68,20 @@ def ratio(dataset: Dataset, *, validation: float = 0.1, test: float = 0.1, order
         ValueError: if the shares are not sensible.
         DataError: if the data has no timestamps and the order is by time, or nothing falls into the test.
     """
-    _check_shares(validation, test)
+    check_shares(validation, test)
     rows, position, count = positions(dataset, order)
     num_test = np.floor(count * test + _EPSILON)
     num_validation = np.floor(count * validation + _EPSILON)
     from_end = count - position
     is_test = from_end <= num_test
     is_validation = ~is_test & (from_end <= num_test + num_validation)
-    return _split(
+    return make_split(
         dataset,
         train=rows[~is_test & ~is_validation],
         validation=rows[is_validation],
         test=rows[is_test],
         protocol=f"ratio: of each user's interactions the last {test:g} (rounded down) test, the {validation:g} before "
-        f"validate; {_describe(order)}",
+        f"validate; {describe_order(order)}",
         order=order,
     )
 
@@ -97,7 +98,7 @@ def global_time(dataset: Dataset, *, validation: float = 0.1, test: float = 0.1,
         ValueError: if the shares are not sensible.
         DataError: if the data has no timestamps and the order is by time, or train or test is empty.
     """
-    _check_shares(validation, test)
+    check_shares(validation, test)
     time = times(dataset, order)
     ascending = np.sort(time)
     first_validation, first_test = (
@@ -106,13 +107,13 @@ def global_time(dataset: Dataset, *, validation: float = 0.1, test: float = 0.1,
     rows = in_order(dataset, np.arange(len(time)), order)
     in_train, in_test = time[rows] < first_validation, time[rows] >= first_test
     train = rows[in_train]
-    return _split(
+    return make_split(
         dataset,
         train=train,
         validation=rows[~in_train & ~in_test],
         test=rows[in_test],
         protocol=f"global time: validation from {first_validation} (share {validation:g}), test from {first_test} "
-        f"(share {test:g}), equal times in one part; known items have training interactions; {_describe(order)}",
+        f"(share {test:g}), equal times in one part; known items have training interactions; {describe_order(order)}",
         order=order,
         known=np.bincount(dataset.interactions.item[train], minlength=dataset.num_items) > 0,
     )
@@ -164,7 +165,7 @@ def cold_items(dataset: Dataset, *, share: float = 0.2, seed: int = 0, order: Or
         test_candidates=in_test,
         protocol=f"cold items: {num_cold // 2} validation and {num_cold - num_cold // 2} test items (share {share:g}, "
         f"seed {seed}) have no training interaction and are ranked among themselves; histories hold no cold item; "
-        f"{_describe(order)}",
+        f"{describe_order(order)}",
         order=order,
         validation_in_history=False,
     )
@@ -175,7 +176,7 @@ def few_shot(split: Split, k: int, *, per: Literal["user", "total"] = "user", se
 
     Args:
         split: the split to reduce.
-        k: how many training interactions are left.
+        k: number of training interactions that are left.
         per: "user" keeps the latest k training interactions of each user, in histories too. "total" draws k training
             targets that have an earlier training interaction of their user; histories stay whole.
         seed: seed of the draw of "total".
@@ -205,44 +206,3 @@ def few_shot(split: Split, k: int, *, per: Literal["user", "total"] = "user", se
             protocol = f"{split.protocol}; few-shot: {k} training targets drawn with seed {seed}, histories whole"
             return dataclasses.replace(split, targets=targets, protocol=protocol)
     raise ValueError(f"per must be 'user' or 'total', not {per!r}")
-
-
-def _split(
-    dataset: Dataset,
-    *,
-    train: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    test: NDArray[np.int64],
-    protocol: str,
-    order: Order,
-    known: NDArray[np.bool_] | None = None,
-) -> Split:
-    """Makes a split in which all training interactions are targets and all items are ranked and, by default, known."""
-    every = np.ones(dataset.num_items, bool)
-    return Split(
-        dataset,
-        train,
-        validation,
-        test,
-        targets=np.ones(len(train), bool),
-        known=every if known is None else known,
-        validation_candidates=every,
-        test_candidates=every,
-        protocol=_with_candidates(protocol, dataset.num_items),
-        order=order,
-    )
-
-
-def _with_candidates(protocol: str, num_items: int) -> str:
-    return f"{protocol}; all {num_items} items are candidates"
-
-
-def _describe(order: Order) -> str:
-    return "order by time, ties by input order" if order == "time" else "order by input"
-
-
-def _check_shares(validation: float, test: float) -> None:
-    if not (validation >= 0 and test > 0 and validation + test < 1):  # a NaN is refused, too
-        raise ValueError(
-            f"validation={validation} must be at least 0, test={test} above 0, and their sum below 1; give other shares"
-        )

@@ -34,7 +34,7 @@ class Sequences(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which interactions train, validate and test, and which items are ranked.
+    """The role of each interaction, in training, validation or test, and the items that are ranked.
 
     Attributes:
         dataset: the data, with E interactions, U users and I items.

@@ -24,7 +24,7 @@ class DecoderConfig(EncoderConfig):
       norm: "rms", "rms_offset" for weights 1 + w as Gemma has them, or "layer".
       norm_eps: ε of the norms.
       qk_norm: Each head of queries and keys is normed before it is rotated.
-      post_norms: What a sublayer gives is normed, too, before it is added.
+      post_norms: The output of a sublayer is normed too, before it is added.
       query_bias, output_bias, ffn_bias: Biases of query, key and value; of the attention's output; of the network.
       learned_positions: Positions have a table of embeddings instead of rotary angles.
       rope: Rotary positions.
@@ -91,7 +91,7 @@ class DecoderConfig(EncoderConfig):
             raise ValueError(f"head_dim {self.head_dim} has an odd number of features to rotate")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} blocks, num_hidden_layers {self.num_hidden_layers}"
+                f"layer_types has {len(self.layer_types)} blocks, but num_hidden_layers is {self.num_hidden_layers}"
             )
         if unknown := sorted(set(self.layer_types) - {FULL, SLIDING}):
             raise ValueError(f"layer_types has {unknown[0]!r}; only {FULL} and {SLIDING} are supported")
@@ -106,7 +106,7 @@ class DecoderConfig(EncoderConfig):
         return self.head_dim
 
     def layer_type(self, index: int) -> str:
-        """What block `index` attends to: `FULL` or `SLIDING`."""
+        """Returns the attention of block `index`: `FULL` or `SLIDING`."""
         return self.layer_types[index] if self.layer_types else FULL
 
     def rope_of(self, layer_type: str) -> Rope:
@@ -233,7 +233,8 @@ def read_windows(raw: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[s
     if (listed := raw.get("layer_types")) is not None:
         layer_types = tuple(listed)
     if SLIDING not in layer_types:
-        return {"layer_types": () if set(layer_types) <= {FULL} else layer_types, "sliding_window": None}
+        everywhere = layer_types in ((), (FULL,) * raw["num_hidden_layers"])
+        return {"layer_types": () if everywhere else layer_types, "sliding_window": None}
     return {"layer_types": layer_types, "sliding_window": raw.get("sliding_window")}
 
 

@@ -206,7 +206,7 @@ class Decoder(Encoder):
         return x
 
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
-        """Which keys each token may attend to, [B, L, L], and angles of the rotation, both by type of block."""
+        """Returns the keys that each token may attend to, [B, L, L], and angles of the rotation, by type of block."""
         c, at = self.config, self.positions(mask)
         distance = at[:, :, None] - at[:, None, :]
         real = mask[:, None, :]

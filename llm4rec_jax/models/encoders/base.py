@@ -1,4 +1,4 @@
-"""What every language model offers, whatever its family: `Encoder`, its configuration, and the `Family` record.
+"""The common parts of all language models: `Encoder`, its configuration, and the `Family` record.
 
 A family is a Hugging Face `model_type`. Its module registers one record, and everything that works with language models
 (loading, PEFT, adapters' files, sharding, pruning) asks that record. All families use the same names for the same
@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 
 from llm4rec_jax.models.encoders.weights import Rule
 from llm4rec_jax.registry import Registry, import_all
-from llm4rec_jax.sharding import Rules, Spread
+from llm4rec_jax.sharding import Rules, ShardLongestAxis
 
 OURS = ("compute_dtype", "remat", "attention")
 """Fields of a configuration that say how to compute and not what; a `config.json` has no say in them."""
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """Where a family has the parts that all language models have, below a block `layer_N`; None: it has no such part.
+    """Places of the parts that all language models have, below a block `layer_N`; None for a missing part.
 
     Names are the same in every family (see the module's docstring); the record says which of them there are.
     """
@@ -263,7 +263,7 @@ def megatron_rules(bias: bool = True, scope: str = ".*") -> Rules:
         (f"{into}/kernel", PartitionSpec(None, "model")),
         *(((f"{into}/bias", PartitionSpec("model")),) if bias else ()),
         (rf"{scope}layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
-        (r".*/word/embedding", Spread("model")),
+        (r".*/word/embedding", ShardLongestAxis("model")),
     )
 
 

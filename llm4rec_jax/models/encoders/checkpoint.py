@@ -1,8 +1,6 @@
 """The tensors of a checkpoint in safetensors files, each read when it is asked for."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders.weights import some
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -119,6 +118,5 @@ def _header(file: Path) -> dict[str, Place]:
 
 def write_weights(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes `model.safetensors`, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(tensors, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
-        os.replace(Path(scratch) / WEIGHTS, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as scratch:
+        save_file(tensors, scratch, metadata={"format": "pt"})

@@ -21,6 +21,7 @@ from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, fam
 from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError, write_weights
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.trees import flatten, unflatten
 
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
@@ -29,9 +30,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
     "bpe.codes",
-    "chat_template.jinja",
+    "chat_template*",
 )
-"""All that a tokenizer in transformers reads from a folder."""
+"""Patterns of all files that a tokenizer in transformers reads from a folder."""
 _SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/*.json",
                    "*_*/model.safetensors")  # fmt: skip
 
@@ -163,11 +164,15 @@ def save(
     # The weights go last and by rename, so that a folder with weights is a whole one.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_from is not None:
-        for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
-            if source.is_file():
-                shutil.copyfile(source, folder / source.name)
+        copy_tokenizer(Path(tokenizer_from), folder)
     write_weights(folder, tensors)
     return folder
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer from one folder to another."""
+    for file in {file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()}:
+        shutil.copyfile(file, folder / file.name)
 
 
 def names_of(family: Family) -> Names:
@@ -201,29 +206,6 @@ def parameter_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     wanted = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids)["params"]
     return {path: tuple(array.shape) for path, array in flatten(wanted).items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries to {"a/b/c": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} to nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def read_config(folder: Path) -> tuple[Family, EncoderConfig]:

@@ -1,29 +1,34 @@
-"""The parts of an adapter of Hugging Face's peft, read strictly: its fields, its arrays, the modules that they name."""
+"""The fields, arrays and modules of an adapter of Hugging Face's peft, read strictly."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import Family, families
 from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.peft.patterns import matching
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, sites
 
 
 class InterchangeError(ValueError):
-    """An adapter that cannot be written, or read as what it claims to be. The message says what, where, the remedy."""
+    """An adapter that cannot be written, or read as what it claims to be.
+
+    The message names the fault, the file and a remedy.
+    """
 
 
 Tensors = dict[str, np.ndarray]
 Size = int | str
-"""Of an axis: a number, or the name of one that is not known until an array has been seen."""
+"""The size of an axis: a number, or a name for a size that is not known until an array has been seen."""
 Shapes = dict[str, tuple[Size, ...] | None]
-"""Of arrays by name; None is any shape."""
+"""Shapes of arrays by name; None allows any shape."""
 
 ROOT = "base_model.model."
 AGAIN = "save it again with peft's save_pretrained, or fetch it again"
@@ -39,22 +44,25 @@ _HARMLESS = {
     "peft_version",
     "inference_mode",
 }
-"""Fields that say nothing of what an adapter computes."""
+"""Fields that do not change the function that an adapter computes."""
 
 
 class Modules(NamedTuple):
     """The modules of an encoder that an adapter can change.
 
     Attributes:
-      linear, norms: torch's names to sites.
-      sizes: of the sites, (in, out) of a linear layer and (width,) of a norm.
-      depth: the number of blocks; without parameters, as many as the arrays speak of.
-      width: D.
-      family: the encoder's.
+      linear, norms: Sites of linear layers and norms by the name of torch's module.
+      others: Sites that adapters are not read or written for, by the name of torch's module: embedding tables, and
+        parts of modules that hold several projections at once.
+      sizes: Shapes by site, (in, out) of a linear layer and (width,) of a norm.
+      depth: Number of blocks; without parameters, the number that the names of the arrays need.
+      width: Width D of the encoder.
+      family: The encoder's family.
     """
 
     linear: dict[str, str]
     norms: dict[str, str]
+    others: dict[str, str]
     sizes: dict[str, tuple[Size, ...]]
     depth: int
     width: Size
@@ -62,21 +70,24 @@ class Modules(NamedTuple):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Modules that torch's model may have and no hidden state depends on; nor is what an adapter holds for them."""
+        """Modules of torch's model that no hidden state depends on, so that adapters of them are ignored."""
         return self.family.unused_modules
 
     def torch_name(self, site: str) -> str:
-        """`layer_3/attention/query` to `encoder.layer.3.attention.self.query`."""
-        return pretrained.names_of(self.family).module(site)
+        """Returns torch's name of a site: "encoder.layer.3.output.dense" for "layer_3/ffn/down"."""
+        name = pretrained.names_of(self.family).module(site)
+        if name in self.others:
+            raise InterchangeError(f"peft adapts {name} only as a whole, and this adapts {site}: write it with `merge`")
+        return name
 
 
 def modules_of(params: Params, family: Family | None = None) -> Modules:
-    """Those of an encoder's parameters, whose family is found by their names unless it is given."""
+    """Returns the modules of an encoder's parameters; their names tell its family unless it is given."""
     linear = {site: tuple(arrays["kernel"].shape) for site, arrays in sites(params, "kernel").items()}
     norms = {site: tuple(arrays["scale"].shape) for site, arrays in sites(params, "scale").items()}
     try:
         width = params["embeddings"]["word"]["embedding"].shape[1]
-        return _modules(linear, norms, width, family or pretrained.family_of(params))
+        return _modules(linear, norms, list(sites(params, "embedding")), width, family or pretrained.family_of(params))
     except (ValueError, KeyError) as error:
         raise InterchangeError(
             f"these are not the parameters of an encoder, but {some(params)} ({error}): give those of the encoder "
@@ -85,7 +96,10 @@ def modules_of(params: Params, family: Family | None = None) -> Modules:
 
 
 def modules_spoken_of(keys: Iterable[str]) -> Modules:
-    """Those of the smallest encoder that has every block in the names of arrays, of the family that knows most."""
+    """Returns the modules of the smallest encoder that has every block that the names of arrays need.
+
+    Its family is the one that knows most of the names.
+    """
     keys = [key.removeprefix(ROOT) for key in keys]
 
     def sites_in(family: Family) -> list[str]:
@@ -93,7 +107,7 @@ def modules_spoken_of(keys: Iterable[str]) -> Modules:
         return [site for key in keys if (site := names.site(key)) is not None]
 
     family = max(families().values(), key=lambda family: len(sites_in(family)))
-    numbers = [int(found[1]) for site in sites_in(family) if (found := re.match(r"layer_(\d{1,3})/", site))]
+    numbers = [int(m[1]) for site in sites_in(family) if (m := re.match(r"layer_(\d{1,3})/", site))]
     depth, has = max(numbers, default=-1) + 1, family.sites
     into, key, inner = ("query", "key", "inner") if has.grouped else ("width", "width", "inner")
     sizes: dict[str, tuple[Size, ...]] = {
@@ -102,41 +116,73 @@ def modules_spoken_of(keys: Iterable[str]) -> Modules:
     }  # fmt: skip
     linear = {f"layer_{i}/{site}": sizes[name] for i in range(depth) for name, site in has.linear.items()}
     norms = {f"layer_{i}/{name}": ("width",) for i in range(depth) for name in has.norms}
-    return _modules(linear, {"embeddings/norm": ("width",), **norms}, "width", family)
+    return _modules(linear, {"embeddings/norm": ("width",), **norms}, ["embeddings/word"], "width", family)
 
 
-def _modules(linear: dict[str, Any], norms: dict[str, Any], width: Size, family: Family) -> Modules:
-    blocks = {site.split("/")[0] for site in linear}
+def _modules(
+    linear: dict[str, Any], norms: dict[str, Any], tables: Iterable[str], width: Size, family: Family
+) -> Modules:
+    blocks = {site.split("/")[0] for site in linear if site.startswith("layer_")}
     names = pretrained.names_of(family)
-    named, named_norms = ({names.module(site): site for site in kind} for kind in (linear, norms))
-    return Modules(named, named_norms, linear | norms, len(blocks), width, family)
+    fused = {site for site in linear if len(names.source(f"{site}/kernel").paths) > 1}
+
+    def by_name(some_sites: Iterable[str]) -> dict[str, str]:
+        return {names.module(site): site for site in sorted(some_sites)}
+
+    sizes, single = linear | norms, linear.keys() - fused
+    return Modules(by_name(single), by_name(norms), by_name({*tables, *fused}), sizes, len(blocks), width, family)
+
+
+def without_head(tensors: Tensors, family: Family) -> tuple[str, Tensors]:
+    """Returns the prefix of the encoder's modules in the model that peft wrapped, and the encoder's arrays without it.
+
+    An adapter of `BertForMaskedLM` has "bert.encoder.layer.0…" beside arrays for the head, which are dropped.
+    """
+    names = pretrained.names_of(family)
+    for prefix in family.prefixes:
+        if any(key.startswith(ROOT + prefix) and names.site(key.removeprefix(ROOT)) for key in tensors):
+            head = [key for key in tensors if names.paths(key.removeprefix(ROOT)) == ()]
+            kept = {key: array for key, array in tensors.items() if key not in head}
+            return prefix, {ROOT + key.removeprefix(ROOT).removeprefix(prefix): array for key, array in kept.items()}
+    return "", tensors
 
 
 def some(names: Iterable[Any]) -> str:
-    """The first of many, and how many they are; names from a file may be anything."""
+    """Lists the first names of many and their number; names from a file may hold any character."""
     return pretrained.some(
         str(name) if str(name).isprintable() and len(str(name)) < 200 else short(name) for name in names
     )
 
 
 def short(value: Any) -> str:
-    """How a value is printed, cut to a line."""
+    """Returns the value as an error message shows it, cut to one line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 class Fields:
-    """The fields of an `adapter_config.json`; those that are asked for must be of the right type."""
+    """The fields of an `adapter_config.json`. Each one that is read must be of the right type.
 
-    def __init__(self, file: Path, raw: Mapping[str, Any]) -> None:
-        self._file, self._raw = file, raw
+    Args:
+      file: The file, for messages.
+      raw: The fields.
+      prefix: Beginning of torch's module names in the model that peft wrapped, "bert." in one with a head.
+      head: Regular expressions for the modules of that head.
+    """
+
+    def __init__(self, file: Path, raw: Mapping[str, Any], prefix: str = "", head: Iterable[str] = ()) -> None:
+        self._file, self._raw, self._prefix, self._head = file, raw, prefix, tuple(head)
         self._asked: set[str] = set()
+
+    def within(self, prefix: str, family: Family) -> "Fields":
+        """Returns the fields of an adapter of a model in which the encoder's modules have this prefix."""
+        return Fields(self._file, self._raw, prefix, family.dropped if prefix else ())
 
     def error(self, what: str, remedy: str = AGAIN) -> InterchangeError:
         return InterchangeError(f"{self._file}: {what}; {remedy}")
 
     def raw(self, name: str) -> Any:
-        """As it is; None when it is missing."""
+        """Returns the field unchecked, or None when it is missing."""
         self._asked.add(name)
         return self._raw.get(name)
 
@@ -166,15 +212,15 @@ class Fields:
         return self._get(name, default, lambda value: isinstance(value, bool), "true or false")
 
     def names(self, name: str) -> str | list[str]:
-        """A regular expression, or a list of names."""
+        """Returns a regular expression or a list of names."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
 
         return self._get(name, None, fits, "a list of names or a regular expression")
 
-    def settle(self, *harmless: str) -> None:
-        """Refuses every other field that is set: what it would change is not known here."""
+    def refuse_others(self, *harmless: str) -> None:
+        """Refuses every field that is set and has not been read, because it may change the function."""
         if self.raw("bias") not in (None, "none"):
             raise self.error(f"bias is {short(self.raw('bias'))}, and trained biases are not read", INSTEAD)
         for name, value in self._raw.items():
@@ -182,36 +228,51 @@ class Fields:
                 raise self.error(f"{short(name)} is {short(value)}, and an adapter that sets it is not read", INSTEAD)
 
     def matching(self, name: str, available: Iterable[str], linear: Iterable[str]) -> list[str]:
-        """The modules that a field names, as peft understands it.
+        """Returns the modules that a field names, as peft reads it.
 
-        A string is a regular expression that matches a name in full, or "all-linear"; a list holds names, in full or
-        from some point on.
+        A string is a regular expression that matches a name in full, or "all-linear". A list holds whole names, or ends
+        of names after a point.
         """
-        target = self.names(name)
-        endings = {module: {module, *(module[m.end() :] for m in re.finditer(r"\.", module))} for module in available}
+        target, modules = self.names(name), list(available)
         if isinstance(target, list):
-            if stray := sorted(set(target) - set().union(*endings.values())):
-                raise self.error(f"{name} lists what no module of this encoder is called: {some(stray)}")
-            matched = [module for module, own in endings.items() if not own.isdisjoint(target)]
+            endings = {module: self._endings(module) for module in modules}
+            unknown = set(target) - set().union(*endings.values())
+            if stray := sorted(n for n in unknown if not any(re.fullmatch(head, n) for head in self._head)):
+                raise self.error(f"{name} lists what no module of this encoder is called: {some(stray)}", INSTEAD)
+            matched = [module for module in modules if not endings[module].isdisjoint(target)]
         elif target.lower() == "all-linear":
             return list(linear)
         else:
-            try:
-                matched = [module for module in endings if re.fullmatch(target, module)]
-            except (re.error, RecursionError, OverflowError) as error:
-                raise self.error(f"{name} {short(target)} is not a regular expression ({error})") from error
+            matched = self.matching_pattern(name, target, modules)
         if not matched:
             raise self.error(f"{name} {short(target)} matches no module of this encoder")
         return matched
 
+    def matching_pattern(self, name: str, pattern: str, modules: Iterable[str]) -> list[str]:
+        """Returns the modules that the regular expression of a field matches."""
+        try:
+            whole = matching(pattern, [self._prefix + module for module in modules])
+        except ValueError as error:
+            raise self.error(f"{name} {short(pattern)} {error}", INSTEAD) from error
+        return [self.bare(module) for module in whole]
+
+    def bare(self, module: str) -> str:
+        """Returns torch's name of a module without the prefix."""
+        return module.removeprefix(self._prefix)
+
+    def _endings(self, module: str) -> set[str]:
+        whole = self._prefix + module
+        return {whole, *(whole[m.end() :] for m in re.finditer(r"\.", whole))}
+
 
 class Adapter(NamedTuple):
-    """An adapter as it lies in its folder.
+    """The content of an adapter's folder.
 
     Attributes:
-      fields: its configuration.
-      file, tensors: its arrays and where they come from.
-      modules: those of the encoder, or of the arrays when there is none.
+      fields: The configuration.
+      file: The file of the arrays, for messages.
+      tensors: The arrays by name.
+      modules: The modules of the encoder, or without one those that the arrays need.
     """
 
     fields: Fields
@@ -233,33 +294,37 @@ class Adapter(NamedTuple):
         beside: Iterable[str] = (),
         norms: bool = False,
     ) -> dict[str, Tensors]:
-        """The arrays of every module that `target_modules` names, {site: {name: array}}; nothing else may be there.
+        """Returns the arrays of every module that `target_modules` names, {site: {name: array}}.
 
         Args:
-          shapes: (torch's name, sizes) of a module to the shapes of its arrays.
-          beside: arrays that belong to no module.
-          norms: the modules are norms and not linear layers.
+          shapes: Function from torch's name and the sizes of a module to the shapes of its arrays.
+          beside: Names of arrays that belong to no module.
+          norms: The modules are norms and not linear layers.
+
+        Raises:
+          InterchangeError: an array is missing, misshapen or not finite, or there is one beyond these.
         """
-        unused = self.modules.unused
-        linear = [*self.modules.linear, *unused]
-        matched = self.fields.matching("target_modules", [*linear, *self.modules.norms], linear)
-        kind = self.modules.norms if norms else self.modules.linear
+        modules, unused = self.modules, self.modules.unused
+        linear = [*modules.linear, *unused]
+        matched = self.fields.matching("target_modules", [*linear, *modules.norms, *modules.others], linear)
+        kind = modules.norms if norms else modules.linear
         if stray := [name for name in matched if name not in kind and (norms or name not in unused)]:
             raise self.fields.error(f"target_modules includes what this type is not read for: {some(stray)}", INSTEAD)
-        own = {name: shapes(name, self.modules.sizes[kind[name]]) for name in matched if name in kind}
-        if not own:
+        adapted = {name: shapes(name, modules.sizes[kind[name]]) for name in matched if name in kind}
+        if not adapted:
             raise self.fields.error("target_modules names nothing that hidden states depend on")
         expected: Shapes = dict.fromkeys(beside)
-        for name, arrays in own.items():
+        for name, arrays in adapted.items():
             expected |= {f"{ROOT}{name}.{leaf}": shape for leaf, shape in arrays.items()}
         beyond = {name: shapes(name, ("unused", "unused")) for name in unused if name in matched}
         self.expect(expected, {f"{ROOT}{name}.{leaf}" for name, arrays in beyond.items() for leaf in arrays})
         return {
-            kind[name]: {leaf: self.tensors[f"{ROOT}{name}.{leaf}"] for leaf in arrays} for name, arrays in own.items()
+            kind[name]: {leaf: self.tensors[f"{ROOT}{name}.{leaf}"] for leaf in arrays}
+            for name, arrays in adapted.items()
         }
 
     def expect(self, expected: Shapes, ignored: Iterable[str] = ()) -> None:
-        """Compares names and shapes, and refuses what is not finite."""
+        """Compares the names and shapes of arrays, and refuses values that are not finite."""
         if missing := sorted(expected.keys() - self.tensors.keys()):
             raise self.error(f"arrays that the configuration speaks of are missing: {some(missing)}")
         if unused := sorted(self.tensors.keys() - expected.keys() - set(ignored)):
@@ -280,9 +345,11 @@ class Adapter(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Attributes:
-    fields: the configuration, but for what all types share.
-    tensors: by peft's names.
+    """An adapter to be written.
+
+    Attributes:
+      fields: The configuration without the fields that all types share.
+      tensors: The arrays by peft's names.
     """
 
     fields: dict[str, Any]
@@ -290,7 +357,7 @@ class Written(NamedTuple):
 
 
 def build(adapter: Adapter, name: str, **options: Any) -> Peft:
-    """A method with the options that an adapter has."""
+    """Returns a method with the options of an adapter."""
     try:
         return METHODS.build(name, **options)
     except ValueError as error:
@@ -298,22 +365,24 @@ def build(adapter: Adapter, name: str, **options: Any) -> Peft:
 
 
 def to_delta(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Delta:
-    return {site: {name: jnp.asarray(a, jnp.float32) for name, a in own.items()} for site, own in arrays.items()}
+    """Returns the arrays {site: {name: array}} as a delta."""
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), {site: dict(w) for site, w in arrays.items()})
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A regular expression that matches exactly these; one that matches nothing when there are none."""
+    """Returns a regular expression that matches exactly these names, none of them when there are none."""
     return "|".join(map(re.escape, names)) or r"(?!)"
 
 
 def targets(delta: Mapping[str, Any], modules: Modules) -> dict[str, Any]:
+    """Returns the field `target_modules` for the sites of a delta."""
     return {"target_modules": sorted(map(modules.torch_name, delta))}
 
 
 def by_torch_name(delta: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], modules: Modules) -> Tensors:
-    """{site: {name: array}} to peft's names, matrices transposed."""
+    """Returns the arrays {site: {name: array}} by peft's names, matrices transposed."""
     return {
         f"{ROOT}{modules.torch_name(site)}.{names[name]}": array.T
-        for site, own in delta.items()
-        for name, array in own.items()
+        for site, arrays in delta.items()
+        for name, array in arrays.items()
     }

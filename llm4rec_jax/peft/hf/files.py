@@ -1,6 +1,7 @@
-"""The files of an adapter, read and made strictly: JSON and safetensors, and nothing that runs code."""
+"""The files of an adapter, JSON and safetensors, read strictly and without running code."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from llm4rec_jax.checksums import MANIFEST, Damaged, check_manifest
+from llm4rec_jax.data.features.tokens import check_vocabulary
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import MODES
 from llm4rec_jax.peft.hf.adapter import AGAIN, InterchangeError, short, some
+from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.sharding import fetch
 
 CONFIG, WEIGHTS, OTHERS = "adapter_config.json", "adapter_model.safetensors", "recommender.safetensors"
@@ -24,7 +30,15 @@ DTYPES = {name: np.dtype(t) for name, t in (
 
 
 def flat_names(others: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Nested dictionaries to {"a/b/c": array}, every array finite."""
+    """Returns nested dictionaries as {"a/b/c": array}.
+
+    Raises:
+      InterchangeError: a name or a type that safetensors cannot hold, or an array that is not finite.
+
+    Example:
+      >>> flat_names({"head": {"scale": np.float32(2)}})
+      {'head/scale': array(2., dtype=float32)}
+    """
     flat: dict[str, np.ndarray] = {}
 
     def visit(path: str, node: Mapping[str, Any]) -> None:
@@ -46,13 +60,13 @@ def flat_names(others: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are all different."""
-    found: dict[str, Any] = {}
+    """Returns a JSON object, whose names must differ."""
+    fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in fields:
             raise ValueError(f"{short(name)} stands there twice")
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def _no_number(name: str) -> float:
@@ -60,7 +74,7 @@ def _no_number(name: str) -> float:
 
 
 def check_files(folder: Path) -> None:
-    """Compares an adapter with the checksums that `save` has left beside it; one by another program has none."""
+    """Compares an adapter with the checksums that `save` wrote. An adapter of another program has none."""
     if not (folder / MANIFEST).exists():
         return
     try:
@@ -72,7 +86,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of the adapter in a folder."""
+    """Returns the fields of the adapter in a folder."""
     file = folder / CONFIG
     if not file.is_file():
         there = some(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ""
@@ -90,7 +104,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a safetensors file, and the texts beside them."""
+    """Returns the arrays of a safetensors file and its metadata."""
     if not file.is_file():
         if file.with_suffix(".bin").exists():
             raise InterchangeError(
@@ -100,12 +114,12 @@ def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise InterchangeError(f"{file} is missing; {AGAIN}")
     try:
         content = file.read_bytes()
-        # It checks that the header and every array lie within the file, one after the other.
-        found = deserialize(content)
+        # `deserialize` checks that the header and every array lie within the file, one after the other.
+        views = deserialize(content)
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size], object_pairs_hook=_once)
         tensors = {
-            name: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(view["shape"]) for name, view in found
+            name: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(view["shape"]) for name, view in views
         }
     except KeyError as error:
         raise InterchangeError(f"{file} has arrays of type {error}, which are not read; {AGAIN} as float32") from error
@@ -117,7 +131,7 @@ def read_tensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def read_others(file: Path) -> dict[str, Any] | None:
-    """What `flat_names` has made flat, None when there is no file."""
+    """Returns the nested dictionaries that `flat_names` flattened, or None when there is no file."""
     if not file.exists():
         return None
     tensors, _ = read_tensors(file)
@@ -133,3 +147,46 @@ def read_others(file: Path) -> dict[str, Any] | None:
             raise InterchangeError(f"{file}: {path} has values that are not finite; go back to a checkpoint")
         node[name] = array
     return tree
+
+
+# ---------------------------------------------------------------------------------- tokenizer and sentence-transformers
+def tokenizer_folder(path: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a path or hub name, which must hold a tokenizer."""
+    folder = pretrained.resolve(path)
+    try:
+        check_vocabulary(folder)
+    except ValueError as error:
+        raise InterchangeError(str(error)) from error
+    return folder
+
+
+def check_pooling(pooling: str) -> None:
+    """Raises InterchangeError when sentence-transformers has no such pooling."""
+    if pooling in POOLINGS and pooling not in MODES:
+        raise InterchangeError(
+            f"sentence-transformers has no pooling {pooling!r}, only {', '.join(MODES)}: choose one of them, which "
+            "gives other vectors, or keep the run's own checkpoint"
+        )
+    if pooling not in MODES:
+        raise InterchangeError(unknown_name("pooling", pooling, MODES))
+
+
+def write_sentence_transformer(folder: Path, width: int, pooling: str, max_tokens: int) -> None:
+    """Writes the files that make a model's folder one of sentence-transformers.
+
+    They have the form of its first releases, which all later ones read.
+    """
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    modes = {flag: name == pooling for name, (_, flag) in MODES.items()}
+    contents = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},
+        "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": None},
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The types of adapters of Hugging Face's peft that a method and its delta can be read from and written as."""
+"""Readers and writers of the types of adapters of Hugging Face's peft that have a method here."""
 
 import math
 import re
@@ -15,6 +15,7 @@ from llm4rec_jax.peft.hf.adapter import (
     Adapter,
     InterchangeError,
     Modules,
+    Size,
     Written,
     build,
     by_torch_name,
@@ -33,28 +34,23 @@ def _read_ia3(adapter: Adapter) -> tuple[Peft, Delta]:
     fields = adapter.fields
     fields.names("target_modules")
     inputs = fields.names("feedforward_modules")
-    fields.settle("init_ia3_weights")
+    fields.refuse_others("init_ia3_weights")
 
     def scales_input(name: str) -> bool:
         # Unlike target_modules, a name in this list may begin anywhere.
         if isinstance(inputs, list):
             return any(name.endswith(entry) for entry in inputs)
-        try:
-            return re.fullmatch(inputs, name) is not None
-        except re.error as error:
-            raise fields.error(f"feedforward_modules is not a regular expression ({error})") from error
+        return bool(fields.matching_pattern("feedforward_modules", inputs, [name]))
 
-    found = adapter.by_site(lambda name, size: {"ia3_l": (1, size[0]) if scales_input(name) else (size[1], 1)})
-    feedforward = [site for site in found if scales_input(adapter.modules.torch_name(site))]
-    method = build(adapter, "ia3", target=one_of(found), feedforward=one_of(feedforward))
-    return method, to_delta({site: {"scale": own["ia3_l"].reshape(-1)} for site, own in found.items()})
+    arrays = adapter.by_site(lambda name, size: {"ia3_l": (1, size[0]) if scales_input(name) else (size[1], 1)})
+    feedforward = [site for site in arrays if scales_input(adapter.modules.torch_name(site))]
+    method = build(adapter, "ia3", target=one_of(arrays), feedforward=one_of(feedforward))
+    return method, to_delta({site: {"scale": w["ia3_l"].reshape(-1)} for site, w in arrays.items()})
 
 
 def _write_ia3(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
     inputs = {site for site in delta if re.fullmatch(options["feedforward"], site)}
-    arrays = {
-        site: {"scale": own["scale"][:, None] if site in inputs else own["scale"][None]} for site, own in delta.items()
-    }
+    arrays = {site: {"scale": w["scale"][:, None] if site in inputs else w["scale"][None]} for site, w in delta.items()}
     fields = {"peft_type": "IA3", "feedforward_modules": sorted(map(modules.torch_name, inputs))}
     return Written(fields | targets(delta, modules), by_torch_name(arrays, {"scale": "ia3_l"}, modules))
 
@@ -71,13 +67,13 @@ def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
         raise fields.error(
             "peft before 0.18 had another series under use_cayley_neumann", "train it again with a newer"
         )
-    # Dropout of blocks is for training alone, eps for coft alone, and the number of terms for the series.
-    fields.settle("init_weights", "module_dropout", "eps", "num_cayley_neumann_terms")
-    found = adapter.by_site(lambda name, size: {"oft_R.weight": None})
+    # Block dropout matters in training only, eps for coft only, and the number of terms for the series only.
+    fields.refuse_others("init_weights", "module_dropout", "eps", "num_cayley_neumann_terms")
+    arrays = adapter.by_site(lambda name, size: {"oft_R.weight": None})
     blocks: set[int] = set()
     known: dict[str, int] = {}
-    for site, own in found.items():
-        shape = own["oft_R.weight"].shape
+    for site, w in arrays.items():
+        shape = w["oft_R.weight"].shape
         block = (1 + math.isqrt(1 + 8 * shape[1])) // 2 if len(shape) == 2 and shape[1] else 0
         width = adapter.modules.sizes[site][0]
         if isinstance(width, str):
@@ -89,12 +85,12 @@ def _read_oft(adapter: Adapter) -> tuple[Peft, Delta]:
     if len(blocks) > 1:
         raise adapter.error(f"modules have blocks of {some(sorted(blocks))}, and one size for all can be read", INSTEAD)
     # Three terms and four are the same in peft.
-    options = {"block": blocks.pop(), "neumann": max(terms, 4) if terms else 0, "target": one_of(found)}
-    return build(adapter, "oft", **options), to_delta({s: {"skew": own["oft_R.weight"]} for s, own in found.items()})
+    options = {"block": blocks.pop(), "neumann": max(terms, 4) if terms else 0, "target": one_of(arrays)}
+    return build(adapter, "oft", **options), to_delta({site: {"skew": w["oft_R.weight"]} for site, w in arrays.items()})
 
 
 def _blocks(width: int, count: int, size: int) -> tuple[int, int]:
-    """How many blocks of what size peft makes of an input: what does not divide it becomes the nearest that does."""
+    """Returns the number and size of peft's blocks of an input, rounded to the nearest divisor of its width."""
     given = min(count or size, width)
     divisors = {d for small in range(1, math.isqrt(width) + 1) if width % small == 0 for d in (small, width // small)}
     nearest = min(divisors, key=lambda d: (abs(d - given), d))
@@ -110,7 +106,7 @@ def _write_oft(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Wr
         "num_cayley_neumann_terms": options["neumann"] or 5,
         "bias": "none",
     }
-    tensors = {f"{ROOT}{modules.torch_name(site)}.oft_R.weight": own["skew"] for site, own in delta.items()}
+    tensors = {f"{ROOT}{modules.torch_name(site)}.oft_R.weight": w["skew"] for site, w in delta.items()}
     return Written(fields | targets(delta, modules), tensors)
 
 
@@ -119,9 +115,9 @@ _NORM = {"scale": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"}
 
 def _read_layernorm(adapter: Adapter) -> tuple[Peft, Delta]:
     adapter.fields.names("target_modules")
-    adapter.fields.settle()
-    found = adapter.by_site(lambda name, size: dict.fromkeys(_NORM.values(), size), norms=True)
-    delta = {site: {name: own[theirs] for name, theirs in _NORM.items()} for site, own in found.items()}
+    adapter.fields.refuse_others()
+    arrays = adapter.by_site(lambda name, size: dict.fromkeys(_NORM.values(), size), norms=True)
+    delta = {site: {name: w[theirs] for name, theirs in _NORM.items()} for site, w in arrays.items()}
     return build(adapter, "layernorm", target=one_of(delta)), to_delta(delta)
 
 
@@ -133,8 +129,8 @@ def _write_layernorm(options: Mapping[str, Any], delta: Delta, modules: Modules)
 _TABLE = "prompt_embeddings"
 
 
-def _read_virtual(adapter: Adapter) -> tuple[int, int, int]:
-    """The number of virtual tokens, of layers, and the width."""
+def _read_virtual(adapter: Adapter, needed: Size) -> tuple[int, int, int]:
+    """Returns the number of virtual tokens, the number of layers, and the width, which must be as needed."""
     fields, modules = adapter.fields, adapter.modules
     length, layers, width = (fields.integer(name) for name in ("num_virtual_tokens", "num_layers", "token_dim"))
     heads = fields.integer("num_attention_heads", 1)
@@ -142,19 +138,19 @@ def _read_virtual(adapter: Adapter) -> tuple[int, int, int]:
         raise fields.error("num_transformer_submodules is not 1: it is for an encoder with a decoder", "use another")
     if width % heads:
         raise fields.error(f"token_dim {width} is not a multiple of num_attention_heads {heads}")
-    if isinstance(modules.width, int) and (layers, width) != (modules.depth, modules.width):
+    if isinstance(needed, int) and (layers, width) != (modules.depth, needed):
         raise fields.error(
-            f"num_layers is {layers} and token_dim {width}, but the encoder has {modules.depth} layers of "
-            f"{modules.width}",
+            f"num_layers is {layers} and token_dim {width}, but the encoder has {modules.depth} layers of {needed}",
             "give the encoder that it was trained over",
         )
     return length, layers, width
 
 
 def _read_prefix(adapter: Adapter) -> tuple[Peft, Delta]:
-    length, layers, width = _read_virtual(adapter)
-    # What is saved are the keys and values themselves, whatever network they were made by.
-    adapter.fields.settle("prefix_projection", "encoder_hidden_size", "init_weights")
+    # Keys may be narrower than states, where several heads share them.
+    length, layers, width = _read_virtual(adapter, adapter.modules.sizes.get("layer_0/attention/key", ("",))[-1])
+    # The file holds the keys and values themselves, whatever network made them.
+    adapter.fields.refuse_others("prefix_projection", "encoder_hidden_size", "init_weights")
     adapter.expect({_TABLE: (length, 2 * layers * width)})
     columns = adapter.tensors[_TABLE].reshape(length, 2 * layers, width)
     delta = {f"layer_{i}/attention": {"key": columns[:, 2 * i], "value": columns[:, 2 * i + 1]} for i in range(layers)}
@@ -170,15 +166,15 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         delta = jax.tree.map(np.asarray, plain(delta))
     if lacking := sorted({f"layer_{i}/attention" for i in range(modules.depth)} - delta.keys()):
         raise InterchangeError(
-            f"prefix: peft has one in every layer, and there is none at {some(lacking)}: train it so"
+            f"prefix: peft has a prefix in every layer, and {some(lacking)} has no prefix: train it so"
         )
     columns = [delta[f"layer_{i}/attention"][name] for i in range(modules.depth) for name in ("key", "value")]
-    # The number of heads is not in the parameters; peft asks the model for it.
+    # The parameters do not tell the number of heads; peft asks the model for it.
     fields = {
         "peft_type": "PREFIX_TUNING",
         "num_virtual_tokens": len(columns[0]),
         "num_layers": modules.depth,
-        "token_dim": modules.width,
+        "token_dim": columns[0].shape[1],
         "num_attention_heads": None,
         "num_transformer_submodules": 1,
         "prefix_projection": False,
@@ -187,8 +183,10 @@ def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
 
 
 def _read_prompt(adapter: Adapter) -> tuple[Peft, Delta]:
-    length, _, width = _read_virtual(adapter)
-    adapter.fields.settle("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")
+    length, _, width = _read_virtual(adapter, adapter.modules.width)
+    adapter.fields.refuse_others(
+        "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"
+    )
     adapter.expect({_TABLE: (length, width)})
     return build(adapter, "prompt", length=length), to_delta({"embeddings/word": {"prompt": adapter.tensors[_TABLE]}})
 
@@ -217,7 +215,7 @@ READERS: dict[str, Callable[[Adapter], tuple[Peft, Delta]]] = {
     "PREFIX_TUNING": _read_prefix,
     "PROMPT_TUNING": _read_prompt,
 }
-"""By peft's type: the method and its delta, which `forward` runs as peft does."""
+"""Functions by peft's type from an adapter to the method and the delta that `forward` runs as peft does."""
 
 WRITERS: dict[str, Callable[[Mapping[str, Any], Delta, Modules], Written]] = {
     "lora": write_lora,
@@ -231,4 +229,4 @@ WRITERS: dict[str, Callable[[Mapping[str, Any], Delta, Modules], Written]] = {
     "prefix": _write_prefix,
     "prompt": _write_prompt,
 }
-"""By method: (options, delta of numpy arrays, modules) to what is written."""
+"""Functions by method from (options, delta of numpy arrays, modules) to the adapter to be written."""

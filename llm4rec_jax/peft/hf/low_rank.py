@@ -1,7 +1,7 @@
-"""LoRA and its kin as Hugging Face's peft keeps them: the types LORA (with DoRA), ADALORA and VERA.
+"""Readers and writers of peft's types LORA (LoRA and DoRA), ADALORA and VERA.
 
-Torch has a linear layer's matrix as [out, in], so matrices are transposed on the way. They are named after the module
-that they belong to: `base_model.model.encoder.layer.0.attention.self.query.lora_A.weight`.
+Torch keeps the matrix of a linear layer as [out, in], so matrices are transposed. An array has the name of its module
+in front: `base_model.model.encoder.layer.0.attention.self.query.lora_A.weight`.
 """
 
 from collections.abc import Mapping
@@ -32,14 +32,15 @@ from llm4rec_jax.peft.sites import Delta
 
 # ------------------------------------------------------------------------------------------------------- lora and dora
 _LORA = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
-_LORA_HARMLESS = ("megatron_core", "qalora_group_size")
+_LORA_HARMLESS = ("megatron_core", "qalora_group_size", "eva_config")
+_KEEP_THE_BASE = (None, "gaussian", "orthogonal", "eva")
+"""Initialisations of LoRA that leave the weights of the base unchanged."""
 
 
 def _check_start(fields: Fields) -> None:
-    """Some of LoRA's initialisations change the base too (PiSSA, OLoRA, …); over the base as it came such an adapter
-    is another function."""
+    """Refuses initialisations that change the base (PiSSA, OLoRA, …), over which the delta is another function."""
     start = fields.raw("init_lora_weights")
-    if not isinstance(start, bool) and start not in (None, "gaussian", "orthogonal"):
+    if not isinstance(start, bool) and start not in _KEEP_THE_BASE:
         raise fields.error(
             f"init_lora_weights is {short(start)}, which changes the base's own weights",
             "convert it in peft (save_pretrained with path_initial_model_for_weight_conversion)",
@@ -47,34 +48,36 @@ def _check_start(fields: Fields) -> None:
 
 
 def read_lora(adapter: Adapter) -> tuple[Peft, Delta]:
+    """Returns lora or dora with the delta of a LORA adapter."""
     fields = adapter.fields
     rank, alpha, dropout = fields.integer("r"), fields.number("lora_alpha"), fields.number("lora_dropout", 0.0)
     rslora, dora = fields.flag("use_rslora", False), fields.flag("use_dora", False)
     fields.names("target_modules")
     _check_start(fields)
-    fields.settle(*_LORA_HARMLESS)
+    fields.refuse_others(*_LORA_HARMLESS)
 
     def shapes(name: str, size: tuple[Size, ...]) -> Shapes:
         both: Shapes = {_LORA["a"]: (rank, size[0]), _LORA["b"]: (size[1], rank)}
         return both | ({_LORA["magnitude"]: (size[1],)} if dora else {})
 
     delta = {
-        site: {name: own[theirs].T for name, theirs in _LORA.items() if theirs in own}
-        for site, own in adapter.by_site(shapes).items()
+        site: {name: w[theirs].T for name, theirs in _LORA.items() if theirs in w}
+        for site, w in adapter.by_site(shapes).items()
     }
     options: dict[str, Any] = {"rank": rank, "dropout": dropout, "target": one_of(delta)}
     if dora:
-        # Our DoRA's scale is alpha / rank.
+        # The scale of DoRA here is alpha / rank.
         return build(adapter, "dora", alpha=alpha * rank**0.5 if rslora else alpha, **options), to_delta(delta)
     return build(adapter, "lora", alpha=alpha, rslora=rslora, **options), to_delta(delta)
 
 
 def write_lora(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
+    """Returns the adapter of lora, lora_plus or dora."""
     fields = {
         "peft_type": "LORA",
         "r": options["rank"],
         "use_rslora": options.get("rslora", False),
-        "use_dora": any("magnitude" in own for own in delta.values()),
+        "use_dora": any("magnitude" in w for w in delta.values()),
     }
     return Written(fields | _lora_fields(options, delta, modules), by_torch_name(delta, _LORA, modules))
 
@@ -88,6 +91,7 @@ def _lora_fields(options: Mapping[str, Any], delta: Delta, modules: Modules) -> 
 
 # ------------------------------------------------------------------------------------------------------------- adalora
 def read_adalora(adapter: Adapter) -> tuple[Peft, Delta]:
+    """Returns adalora with the delta of an ADALORA adapter."""
     fields = adapter.fields
     init_rank, rank, alpha = fields.integer("init_r"), fields.integer("target_r", 8), fields.number("lora_alpha")
     steps = fields.integer("total_step")
@@ -99,38 +103,40 @@ def read_adalora(adapter: Adapter) -> tuple[Peft, Delta]:
     kept = _kept(fields, adapter.modules, init_rank)
     _check_start(fields)
     # peft ignores r here.
-    fields.settle(*_LORA_HARMLESS, "r")
+    fields.refuse_others(*_LORA_HARMLESS, "r")
 
     def shapes(name: str, size: tuple[Size, ...]) -> Shapes:
         rows = kept.get(name, init_rank)
         return {"lora_A": (rows, size[0]), "lora_B": (size[1], rows), "lora_E": (rows, 1)}
 
     delta = {
-        site: {"p": own["lora_A"].T, "lambda": own["lora_E"][:, 0], "q": own["lora_B"].T}
-        for site, own in adapter.by_site(shapes).items()
+        site: {"p": w["lora_A"].T, "lambda": w["lora_E"][:, 0], "q": w["lora_B"].T}
+        for site, w in adapter.by_site(shapes).items()
     }
-    # peft divides by the rank at the start also where fewer triplets are left, and takes alpha for it unless above 0.
+    # peft divides by the initial rank even where fewer triplets are left, and replaces an alpha of at most 0 by it.
     scale = {"init_rank": init_rank, "alpha": alpha if alpha > 0 else float(init_rank)}
     return build(adapter, "adalora", rank=min(rank, init_rank), target=one_of(delta), **scale, **rest), to_delta(delta)
 
 
 def _kept(fields: Fields, modules: Modules, init_rank: int) -> dict[str, int]:
-    """How many triplets the pruning left, by torch's name of the module; only those are saved."""
+    """Returns the number of triplets that pruning left, by torch's name of the module; only those are saved."""
     pattern = fields.raw("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise fields.error(f"rank_pattern is {short(pattern)}, must hold a list for every module")
+    known = {*modules.linear, *modules.unused}
     for name, marks in pattern.items():
         if not isinstance(marks, list) or len(marks) != init_rank or not all(isinstance(m, bool) for m in marks):
             raise fields.error(f"rank_pattern of {short(name)} is not a list of {init_rank} times true or false")
-        if not name.endswith(".lora_E") or name.removesuffix(".lora_E") not in [*modules.linear, *modules.unused]:
+        if not name.endswith(".lora_E") or fields.bare(name.removesuffix(".lora_E")) not in known:
             raise fields.error(f"rank_pattern speaks of {short(name)}, which no module of this encoder is called")
-    return {name.removesuffix(".lora_E"): sum(marks) for name, marks in pattern.items()}
+    return {fields.bare(name.removesuffix(".lora_E")): sum(marks) for name, marks in pattern.items()}
 
 
 def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
+    """Returns the adapter of adalora."""
     if options["alpha"] <= 0:
         raise InterchangeError(f"adalora: alpha is {options['alpha']}, which peft takes for init_r; it must be above 0")
-    # peft wants updates where the method has shares of a run: those of a run of a thousand.
+    # peft counts updates where the method has shares of a run, so the fields describe a run of a thousand updates.
     steps = 1000
     initial = min(round(options["initial"] * steps), steps - 1)
     fields = {
@@ -146,15 +152,15 @@ def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
         "orth_reg_weight": options["penalty"],
     }
     tensors = {}
-    for site, own in delta.items():
-        # Triplets that our pruning has set to zero are written as such. What comes from peft may have fewer; they are
-        # filled up with zeros, since peft warns of the rank_pattern that it writes itself.
-        fill = options["init_rank"] - len(own["lambda"])
+    for site, w in delta.items():
+        # Pruned triplets are written as zeros. An adapter from peft may have fewer triplets; they are filled up with
+        # zeros, because peft warns of its own rank_pattern.
+        fill = options["init_rank"] - len(w["lambda"])
         name = f"{ROOT}{modules.torch_name(site)}"
         tensors |= {
-            f"{name}.lora_A": np.pad(own["p"].T, ((0, fill), (0, 0))),
-            f"{name}.lora_E": np.pad(own["lambda"][:, None], ((0, fill), (0, 0))),
-            f"{name}.lora_B": np.pad(own["q"].T, ((0, 0), (0, fill))),
+            f"{name}.lora_A": np.pad(w["p"].T, ((0, fill), (0, 0))),
+            f"{name}.lora_E": np.pad(w["lambda"][:, None], ((0, fill), (0, 0))),
+            f"{name}.lora_B": np.pad(w["q"].T, ((0, 0), (0, fill))),
         }
     return Written(fields | _lora_fields(options, delta, modules), tensors)
 
@@ -165,6 +171,7 @@ _PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")
 
 
 def read_vera(adapter: Adapter) -> tuple[Peft, Delta]:
+    """Returns vera with the delta and the projections of a VERA adapter."""
     fields = adapter.fields
     rank, dropout, start = fields.integer("r"), fields.number("vera_dropout", 0.0), fields.number("d_initial", 0.1)
     fields.names("target_modules")
@@ -174,14 +181,14 @@ def read_vera(adapter: Adapter) -> tuple[Peft, Delta]:
             "torch has its numbers",
             INSTEAD,
         )
-    fields.settle("projection_prng_key", "init_weights")
-    found = adapter.by_site(lambda name, size: {_VERA["d"]: (rank,), _VERA["b"]: (size[1],)}, _PROJECTIONS)
+    fields.refuse_others("projection_prng_key", "init_weights")
+    arrays = adapter.by_site(lambda name, size: {_VERA["d"]: (rank,), _VERA["b"]: (size[1],)}, _PROJECTIONS)
     a, b = (adapter.tensors[name] for name in _PROJECTIONS)
-    sizes = [adapter.modules.sizes[site] for site in found]
-    outs = {size[1]: len(own[_VERA["b"]]) for size, own in zip(sizes, found.values(), strict=True)}
+    sizes = [adapter.modules.sizes[site] for site in arrays]
+    outs = {size[1]: len(w[_VERA["b"]]) for size, w in zip(sizes, arrays.values(), strict=True)}
     known = [size if isinstance(size, int) else outs.get(size) for size, _ in sizes]
     need = (rank, max((size for size in known if size), default=1)), (max(outs.values()), rank)
-    # They have the largest size; a pooler's may be larger, and without an encoder some sizes are not known.
+    # A and B have the largest size. An unused module's may be larger, and without an encoder some sizes are unknown.
     exact = None not in known and not any(
         key.startswith(ROOT + name) for key in adapter.tensors for name in adapter.modules.unused
     )
@@ -190,21 +197,22 @@ def read_vera(adapter: Adapter) -> tuple[Peft, Delta]:
         axis = 0 if name == _PROJECTIONS[0] else 1
         if not fits or array.shape[axis] != rank or (exact and array.shape != shape):
             raise adapter.misshapen(name, shape)
-    delta = {site: {name: own[theirs] for name, theirs in _VERA.items()} for site, own in found.items()}
+    delta = {site: {name: w[theirs] for name, theirs in _VERA.items()} for site, w in arrays.items()}
     options = {"rank": rank, "d_initial": start, "dropout": dropout, "target": one_of(delta)}
     projections = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
     return build(adapter, "vera", projections=projections, **options), to_delta(delta)
 
 
 def write_vera(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
+    """Returns the adapter of vera, with its projections."""
     ins, outs = zip(*(modules.sizes[site] for site in delta), strict=True)
     largest, rank = (max(ins), max(outs)), options["rank"]
     if options["projections"] is None:
         a, b = draw_projections(rank, options["seed"], *largest)
-        # A's entries are as large as its own site's input has them, and there is one A for all: λ_d makes up for it.
+        # Here each site's A is scaled by the width of its input. The file holds one A for all, and λ_d takes the rest.
         delta = {
-            site: own if size == largest[0] else {**own, "d": own["d"] * np.float32((largest[0] / size) ** 0.5)}
-            for (site, own), size in zip(delta.items(), ins, strict=True)
+            site: w if size == largest[0] else {**w, "d": w["d"] * np.float32((largest[0] / size) ** 0.5)}
+            for (site, w), size in zip(delta.items(), ins, strict=True)
         }
     else:
         a, b = options["projections"][0][: largest[0]], options["projections"][1][:, : largest[1]]

@@ -28,6 +28,8 @@ def bitfit(target: str = r".*") -> Peft:
 
     def init(key: jax.Array, params: Params) -> Delta:
         biased = sites(params, "bias")
+        if not biased:
+            raise ValueError("bitfit: nothing here has a bias, as in most decoders: choose layernorm or lora")
         return {site: {"bias": biased[site]["bias"].copy()} for site in match(target, biased)}
 
     return Peft(init, reparam=replace, merge=replace)

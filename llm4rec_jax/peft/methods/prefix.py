@@ -75,17 +75,22 @@ def prefix(
     def tap(delta: Delta, site: str, call: Call, *args: jax.Array) -> jax.Array:
         if shift and site == "embeddings/position":
             (at,) = args
-            if (needed := len(at) + length) > (there := len(call.params["embedding"])):
+            tokens = at.shape[-1]
+            if (needed := tokens + length) > (there := call.config.max_position_embeddings):
                 raise ValueError(
-                    f"prefix: {len(at)} tokens after a prefix of {length} need {needed} positions, but the encoder has "
+                    f"prefix: {tokens} tokens after a prefix of {length} need {needed} positions, but the encoder has "
                     f"{there}: truncate the text when tokenising, shorten the prefix, or give shift=False"
                 )
             return call(at + length)
+        if shift and site == ".positions" and "position" not in call.params["embeddings"]:
+            # Rotary positions. Those of a table are shifted where it is read.
+            return call(*args) + length
         if not site.endswith(".attend") or (pair := delta.get(site.removesuffix(".attend"))) is None:
             return call(*args)
         if "shared" in delta:
             pair = _collapse(delta["shared"], pair)
-        q, k, v, mask = args
+        # The mask is [B, S] or [B, L, S], a bias on the scores [1 or B, heads, L, S]; both end in the keys.
+        q, k, v, mask, *bias = args
         batch, _, heads, width = k.shape
 
         def before(prefix: jax.Array, states: jax.Array) -> jax.Array:
@@ -94,7 +99,8 @@ def prefix(
             return jnp.concatenate([prefix, states], axis=1)
 
         mask = jnp.concatenate([jnp.ones((*mask.shape[:-1], length), bool), mask], axis=-1)
-        return call(q, before(pair["key"], k), before(pair["value"], v), mask)
+        bias = [jnp.pad(b, ((0, 0), (0, 0), (0, 0), (length, 0))) for b in bias]
+        return call(q, before(pair["key"], k), before(pair["value"], v), mask, *bias)
 
     return Peft(init, tap=tap)
 

@@ -38,8 +38,9 @@ def prompt(length: int = 20) -> Peft:
         tables = sites(params, "embedding")
         if word not in tables:
             raise ValueError(f"prompt: only an encoder of tokens can be given one; there is no {word} here")
-        table, positions = tables[word]["embedding"], len(tables[position]["embedding"])
-        if length >= positions:
+        table = tables[word]["embedding"]
+        # Encoders with rotary positions have no table of them.
+        if position in tables and length >= (positions := len(tables[position]["embedding"])):
             raise ValueError(f"prompt: length {length} leaves no room for text: the encoder has {positions} positions")
         return {word: {"prompt": table[jax.random.choice(key, len(table), (length,))]}}
 
@@ -52,12 +53,14 @@ def prompt(length: int = 20) -> Peft:
             return jnp.concatenate([first, states], axis=1)
         if site == position:
             (at,) = args
-            if (needed := len(at) + length) > (there := len(call.params["embedding"])):
+            tokens = at.shape[-1]
+            if (needed := tokens + length) > (there := call.config.max_position_embeddings):
                 raise ValueError(
-                    f"prompt: {len(at)} tokens, padding included, and a prompt of {length} make {needed}, but the "
+                    f"prompt: {tokens} tokens, padding included, and a prompt of {length} make {needed}, but the "
                     f"encoder has {there} positions: cut texts shorter when tokenising, or shorten the prompt"
                 )
-            return call(jnp.arange(needed))
+            # A text at 0 1 2 and a prompt of two: 0 1 | 2 3 4. Some families begin at another number than 0.
+            return call(jnp.concatenate([at[..., :1] + jnp.arange(length), at + length], axis=-1))
         if site == token_type:
             # One type for all tokens, or one for each.
             return call(args[0] if args[0].ndim == 0 else jnp.pad(args[0], ((0, 0), (length, 0))))

@@ -29,7 +29,7 @@ def side(width: int = 64, every: int = 2, temperature: float = 0.1) -> Peft:
 
     Example:
       >>> from llm4rec_jax import peft
-      >>> layers = {f"layer_{i}": {"attention": {"query": {"kernel": jnp.ones((8, 8))}}} for i in range(4)}
+      >>> layers = {f"layer_{i}": {"attention": {"output": {"kernel": jnp.ones((8, 8))}}} for i in range(4)}
       >>> list(peft.create("side").init(jax.random.key(0), {"embeddings": {}, **layers}))
       ['.layers/0', '.layers/out', '.layers/1', '.layers/3']
 

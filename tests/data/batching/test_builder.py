@@ -69,7 +69,7 @@ def decoded(batch: Batch) -> list[tuple[int, list[int], list[int]]]:
 
 
 def target_rows(split: Split, batches: Iterable[Batch]) -> Counter[int]:
-    """How often each interaction is a target, told by its rating."""
+    """Counts how often each interaction is a target, told by its rating."""
     assert split.dataset.interactions.rating is not None
     row_of = {rating: row for row, rating in enumerate(split.dataset.interactions.rating.tolist())}
     counts: Counter[int] = Counter()
@@ -309,7 +309,7 @@ def test_the_stream_is_a_function_of_the_seed():
 
 
 def test_a_stream_goes_on_from_its_state():
-    """As deep into the epochs as wanted, and whatever has been read ahead."""
+    """At any depth of the epochs, and whatever has been read ahead."""
     batches = batches_of(leave_one_out(dataset()), batch_size=8, history=5)[1]
     stream = iter(batches)
     for _ in range(21):
@@ -392,12 +392,12 @@ def test_users_first_items_are_targets_where_no_history_is_read():
 
 def test_masking_hides_what_they_ask_for():
     split = leave_one_out(dataset())
-    share, only_last = 0.3, 0.25
+    share, mask_last_prob = 0.3, 0.25
     builder, batches = batches_of(
         split,
         batch_size=8,
         history=6,
-        masking=ClozeMasking(share, only_last),
+        masking=ClozeMasking(share, mask_last_prob),
         negatives="catalogue",
         compact_targets=True,
     )
@@ -424,7 +424,7 @@ def test_masking_hides_what_they_ask_for():
         positions, windows_seen = positions + 7 * long.sum(), windows_seen + long.sum()
     # Only the last: by design, by chance, or where chance hid nothing.
     none, by_chance = (1 - share) ** 7, share * (1 - share) ** 6
-    alone = only_last + (1 - only_last) * (none + by_chance)
+    alone = mask_last_prob + (1 - mask_last_prob) * (none + by_chance)
     assert lone_last / windows_seen == pytest.approx(alone, abs=4 * (alone * (1 - alone) / windows_seen) ** 0.5)
-    expected = only_last / 7 + (1 - only_last) * (share + none / 7)
+    expected = mask_last_prob / 7 + (1 - mask_last_prob) * (share + none / 7)
     assert hidden / positions == pytest.approx(expected, abs=0.03)

@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from llm4rec_jax.data.features import tokens as tokens_module
-from llm4rec_jax.data.features.tokens import tokenise
+from llm4rec_jax.data.features.tokens import tokenise, tokenizer_fingerprint
 
 TEXTS = ["toy story", "", "the story of a toy story toy", "story (1995). unseen"]
 
@@ -251,3 +251,19 @@ def test_nothing_warns_when_all_is_well(tokenizer, tmp_path):
         warnings.simplefilter("error")
         tokenise(TEXTS, tokenizer, 8, tmp_path)
         tokenise(TEXTS, tokenizer, 8, tmp_path)
+
+
+class TestFingerprint:
+    def test_it_is_of_what_the_tokens_depend_on(self, word_pieces, tmp_path):
+        same = shutil.copytree(word_pieces, tmp_path / "same")
+        (same / "README.md").write_text("another file")
+        (same / "words.txt").unlink(missing_ok=True)
+        assert tokenizer_fingerprint(same) == tokenizer_fingerprint(word_pieces)
+        (same / "tokenizer.json").write_text((same / "tokenizer.json").read_text().replace('"story"', '"tale"'))
+        assert tokenizer_fingerprint(same) != tokenizer_fingerprint(word_pieces)
+
+    def test_a_folder_without_a_vocabulary_is_refused(self, tmp_path):
+        # transformers makes a tokenizer of it, to which every word is unknown.
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(ValueError, match=r"the folder has none of tokenizer.json, vocab.txt.*copy the tokenizer"):
+            tokenizer_fingerprint(tmp_path)

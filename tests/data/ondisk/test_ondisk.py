@@ -1,8 +1,10 @@
 """A prepared folder against the same data in memory, damage to it, and batches from worker processes."""
 
 import dataclasses
+import errno
 import json
 import pickle
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import encode, tokenizer
 from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
 from llm4rec_jax.data.ondisk import mmap
-from llm4rec_jax.data.ondisk.reader import stored_split, stored_tokens
+from llm4rec_jax.data.ondisk.reader import open_dataset, stored_split, stored_tokens
 from llm4rec_jax.data.ondisk.writer import Texts, local, prepare
 from llm4rec_jax.data.splits.protocols import few_shot, leave_one_out
 from llm4rec_jax.data.splits.split import Split
@@ -212,3 +214,34 @@ def test_batches_are_the_same_from_memory_from_files_and_from_workers(folder):
         same(next(later), wanted[5])
     finally:
         later.close()
+
+
+class TestInterrupted:
+    """A killed preparation stops no later one, and two at once are told apart before any work."""
+
+    def test_a_killed_one_leaves_nothing_in_the_way(self, tmp_path):
+        scratch = tmp_path / "out.tmp"
+        (scratch / "parts" / "range000000").mkdir(parents=True)
+        (scratch / "interactions.user.npy").write_bytes(b"half")
+        for _ in range(2):
+            prepare(shuffled(), tmp_path / "out")
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+            open_dataset(tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+
+    def test_a_second_one_at_the_same_time_is_refused(self, tmp_path):
+        def engine(plan, dataset):
+            with pytest.raises(ValueError, match="is being prepared by another process"):
+                prepare(dataset, tmp_path / "out")
+            local(plan, dataset)
+
+        prepare(shuffled(), tmp_path / "out", engine=engine)
+        open_dataset(tmp_path / "out")
+
+    def test_a_full_disk_names_the_folder_and_leaves_no_scratch(self, tmp_path):
+        def engine(plan, dataset):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(OSError, match=r"cannot write .*out \(No space left on device\): make room"):
+            prepare(shuffled(), tmp_path / "out", engine=engine)
+        assert list(tmp_path.iterdir()) == []

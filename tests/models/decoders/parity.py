@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llm4rec_jax.models.decoders.decoder import Decoder
-from llm4rec_jax.models.encoders.huggingface import flatten, load, names_of, parameter_shapes
+from llm4rec_jax.models.encoders.huggingface import load, names_of, parameter_shapes
+from llm4rec_jax.trees import flatten
 
 RIGHT = np.arange(13) < np.array([13, 9, 1, 6])[:, None]
 """Mask of texts padded at their ends."""
@@ -94,7 +95,7 @@ def check_gradients(pair: Pair, mask: np.ndarray, rtol: float = 1e-4) -> None:
     assert set(ours) == set(theirs)
     for name, grad in theirs.items():
         if name.endswith("key/bias"):
-            # What it adds is the same for all keys of a softmax: its gradient is zero without rotation.
+            # It adds the same to all keys of a softmax: its gradient is zero without rotation.
             scale = max(np.abs(theirs[name.replace("key", "query")]).max(), np.abs(grad).max())
         else:
             scale = np.abs(grad).max()

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm4rec_jax.models.encoders.huggingface import flatten, load, save
+from llm4rec_jax.models.encoders.huggingface import load, save
+from llm4rec_jax.trees import flatten
 from tests.models.decoders.parity import RIGHT, Pair, check_gradients, check_states, make_pair
 
 SMALL = {"vocab_size": 41, "num_hidden_layers": 3, "intermediate_size": 29, "max_position_embeddings": 64}

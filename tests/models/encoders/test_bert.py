@@ -12,8 +12,8 @@ import pytest
 
 from llm4rec_jax.models.encoders.base import first_layers
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
-from llm4rec_jax.models.encoders.huggingface import flatten
 from llm4rec_jax.models.encoders.post_norm import Attention
+from llm4rec_jax.trees import flatten
 
 CONFIG = BertConfig(
     vocab_size=24,
@@ -143,7 +143,7 @@ def test_bfloat16_loses_no_gradient_of_what_many_tokens_share(params):
 
     exact, rounded = flatten(grads("float32")), flatten(grads("bfloat16"))
     largest = {name: float(np.abs(rounded[name] - exact[name]).max() / np.abs(exact[name]).max()) for name in exact}
-    # What a key's bias adds is the same for all keys of a softmax: its gradient is zero.
+    # A key's bias adds the same to all keys of a softmax, so its gradient is zero.
     assert {name: error for name, error in largest.items() if error > 0.05 and "key/bias" not in name} == {}
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.huggingface import PretrainedError
+from llm4rec_jax.trees import flatten
 from tests.conftest import random_bert
 from tests.helpers.torch_side import NAMES
 
@@ -34,7 +35,7 @@ def expected(bert_folder: Path) -> dict[str, np.ndarray]:
 
 
 def flat(folder: Path, **options: Any) -> dict[str, np.ndarray]:
-    return {path: np.asarray(a) for path, a in pretrained.flatten(pretrained.load(folder, **options)[1]).items()}
+    return {path: np.asarray(a) for path, a in flatten(pretrained.load(folder, **options)[1]).items()}
 
 
 def edit(folder: Path, change) -> None:

@@ -58,9 +58,13 @@ FIELDS = [
     ("lora", {"target_modules": {"query": 1}}, "target_modules is {'query': 1}, must be a list of names"),
     ("lora", {"target_modules": "(query"}, r"target_modules '\(query' is not a regular expression"),
     ("lora", {"target_modules": "query"}, "target_modules 'query' matches no module of this encoder"),
+    ("lora", {"target_modules": r"(.+\.?)+x"}, "repeats what repeats, .*may never end; merge it in peft"),
+    ("lora", {"target_modules": r".*.*.*.*.*x"}, "has more than 4 repetitions in a row"),
+    ("ia3", {"feedforward_modules": r"((a|.)+)+x"}, "feedforward_modules .* repeats what repeats"),
+    ("lora", {"target_modules": ["query", "word_embeddings"]}, r"not read for: embeddings\.word_embeddings; merge"),
     ("lora", {"target_modules": ["query"]}, r"does not speak of: .*0\.attention\.self\.value\.lora_A\.weight"),
     ("lora", {"target_modules": ["query", "key", "value"]}, r"are missing: .*0\.attention\.self\.key\.lora_A\.weight"),
-    ("lora", {"target_modules": ["query", "value", "q_proj"]}, "lists what no module of this encoder is called: q_proj"),
+    ("lora", {"target_modules": ["query", "value", "q_proj"]}, "no module of this encoder is called: q_proj; merge"),
     ("lora", {"target_modules": ["query", "value", "../../x"]}, r"no module of this encoder is called: \.\./\.\./x"),
     ("lora", {"target_modules": ["query", "value", "LayerNorm"]}, "not read for: embeddings.LayerNorm, .*; merge it"),
     ("lora", {"target_modules": ["pooler.dense"]}, "names nothing that hidden states depend on"),
@@ -82,7 +86,7 @@ FIELDS = [
     ("vera", {"save_projection": False}, "save_projection is false: .* only torch has its numbers; merge it in peft"),
     ("vera", {"r": 4}, r"vera_lambda_d is \(5,\), but must be \(4,\)"),
     ("ia3", {"feedforward_modules": None}, "feedforward_modules is missing"),
-    ("ia3", {"feedforward_modules": "("}, r"feedforward_modules is not a regular expression"),
+    ("ia3", {"feedforward_modules": "("}, r"feedforward_modules '\(' is not a regular expression"),
     ("ia3", {"feedforward_modules": ["key"]}, r"ia3_l is \(16, 1\), but must be \(1, "),
     ("ia3", {"feedforward_modules": []}, r"ia3_l is \(1, 32\), but must be \(16, 1\)"),
     ("oft", {"coft": True}, "'coft' is True"),
@@ -169,7 +173,7 @@ def test_vera_of_the_wrong_largest_size(params, copied):
 
 
 def test_oft_with_blocks_of_several_sizes(params, copied, tmp_path):
-    """Of a number of blocks, an input of another width has blocks of another size."""
+    """A fixed number of blocks gives inputs of other widths blocks of other sizes."""
     fields = {"r": 4, "oft_block_size": 0, "target_modules": ["query", "encoder.layer.0.output.dense"]}
     folder = edit(copied("oft"), **fields)
 

@@ -10,7 +10,7 @@ from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.peft import Peft, create, within
 from llm4rec_jax.peft.hf.save_load import InterchangeError, load, save
-from llm4rec_jax.training.checkpoint import digest
+from llm4rec_jax.sharding import digest
 from tests.helpers.adapters import (
     ADAPTERS,
     CONFIG,
@@ -40,7 +40,7 @@ def test_round_trip(params, good, key):
     np.testing.assert_allclose(
         states(loaded.method, params, loaded.delta), states(method, params, delta), rtol=0, atol=1e-6
     )
-    # What was drawn anew by its `init` is for the same places.
+    # Its `init` draws arrays for the same sites.
     again = loaded.method.init(jax.random.key(0), params)
     assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, delta)
 
@@ -55,7 +55,7 @@ def test_options_come_back(params, good, key):
 
 
 def test_vera_of_several_sizes(params, tmp_path):
-    """One A for all sites: what differs in scale by size is taken up by λ_d."""
+    """One A for all sites: λ_d takes up the scale that differs by size."""
     method = create("vera", {"vera": {"rank": 5, "target": r".*"}})
     delta = moved(method.init(jax.random.key(0), params), 1)
     save(tmp_path, method, delta, params)
@@ -89,7 +89,7 @@ def test_a_prefix_that_leaves_positions_is_not_written(params, tmp_path):
 
 
 def test_adalora_with_triplets_pruned_away(params, good, copied):
-    """What peft saves after pruning: fewer rows and a rank_pattern. The scale is that of the rank at the start."""
+    """After pruning, peft saves fewer rows and a rank_pattern. The scale is that of the rank at the start."""
     _, delta = made(params, "adalora")
     pruned = {site: {**own, "lambda": own["lambda"].at[jnp.array([1, 3])].set(0)} for site, own in delta.items()}
     method = load(good["adalora"]).method
@@ -351,15 +351,13 @@ def test_parts_that_are_not_written(params, tmp_path, others, message):
 
 def test_other_saves_that_are_refused(params, tmp_path):
     method = create("prefix", {"prefix": {"length": 3, "target": "layer_1/attention"}})
-    with pytest.raises(InterchangeError, match="peft has one in every layer, and there is none at layer_0/attention"):
+    with pytest.raises(InterchangeError, match="peft has a prefix in every layer, and layer_0/attention has no prefix"):
         save(tmp_path, method, method.init(jax.random.key(0), params), params)
     method = create("adalora", {"adalora": {"alpha": 0.0}})
     with pytest.raises(InterchangeError, match=r"alpha is 0\.0, which peft takes for init_r; it must be above 0"):
         save(tmp_path, method, method.init(jax.random.key(0), params), params)
     method, delta = made(params, "lora")
-    with pytest.raises(
-        InterchangeError, match=r"not the parameters of an encoder, but encoder .*params\['encoder"
-    ):
+    with pytest.raises(InterchangeError, match=r"not the parameters of an encoder, but encoder .*params\['encoder"):
         save(tmp_path, method, delta, {"encoder": params})
     with pytest.raises(InterchangeError, match=r"unknown part of the model"):
         save(tmp_path, within(method, "encoder"), {"encoder": delta}, params)

@@ -1,0 +1,115 @@
+"""One run from its configuration to its result: what the train command does, as a function."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm4rec_jax.data import sources
+from llm4rec_jax.runs import folder, plugins
+from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.rating_assembly import RatingAssembly
+from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
+from llm4rec_jax.runs.schema import resolve
+from llm4rec_jax.sharding import broadcast_from_first
+from llm4rec_jax.training.loop import train
+from llm4rec_jax.training.metric_writer import MetricWriter, WandbWriter
+from llm4rec_jax.training.task import TrainResult
+
+
+def assemble(config: Any) -> Assembly | RatingAssembly:
+    """Returns the assembly of a configuration: `RatingAssembly` for sources of labeled examples.
+
+    Raises:
+      ValueError: A key or a value is wrong; the message names it.
+    """
+    config = resolve(config)
+    plugins.load(plugins.names(config))
+    kind = RatingAssembly if config.data.source in sources.LABELED_SOURCES else Assembly
+    return kind(config)
+
+
+def run(
+    config: Any, workdir: Path, log: Callable[[str], None] = lambda text: None, profile: Path | None = None
+) -> dict[str, Any]:
+    """Trains and evaluates, or returns the result of the run that has ended here.
+
+    Args:
+      config: A study's configuration.
+      workdir: Folder of the run; a run that was broken off goes on.
+      log: Prints a text for people.
+      profile: Folder that gets a trace of five steps.
+
+    Returns:
+      The contents of result.json.
+
+    Raises:
+      FolderInUse: Another process works in the folder.
+      RunFolderError: The folder is of another run, or damaged.
+    """
+    config = resolve(config)
+    with folder.locked(workdir):
+        folder.open_for(config, workdir)
+        if broadcast_from_first((workdir / "result.json").exists()):
+            return folder.read(workdir / "result.json")
+        assembly = assemble(config)
+        if config.baseline.name is not None:
+            if profile is not None:
+                raise ValueError("--profile traces training steps, but a baseline has none: leave it out")
+            return _run_baseline(assembly, workdir, log)
+        started = time.perf_counter()
+        task = assembly.task
+        log(assembly.summary())
+        folder.describe(assembly, workdir)
+        # A frozen encoder may have read texts by now, which counts.
+        prepared = time.perf_counter() - started if isinstance(assembly, RatingAssembly) else 0.0
+        trained = train(
+            task,
+            assembly.train_config,
+            workdir,
+            mesh=assembly.mesh,
+            rules=assembly.rules,
+            profile=profile,
+            writers=lambda: metric_writers(config, workdir),
+        )
+        return finish(assembly, trained, workdir, seconds=prepared)
+
+
+def metric_writers(config: Any, workdir: Path) -> Sequence[MetricWriter]:
+    """Returns the writers that `config.log` asks for."""
+    if config.log.wandb is None or jax.process_index():
+        return ()
+    return (WandbWriter(config.log.wandb, workdir, config.to_dict()),)
+
+
+def finish(
+    assembly: Assembly | RatingAssembly, trained: TrainResult, workdir: Path, *, together: int = 1, seconds: float = 0.0
+) -> dict[str, Any]:
+    """Evaluates the best state of a run and writes result.json, which it returns.
+
+    Args:
+      assembly: Assembly of the run.
+      trained: Outcome of its training.
+      workdir: Its folder.
+      together: Number of runs that were trained in its program; its costs are its share of theirs.
+      seconds: Time that was spent before training and belongs to the run's.
+    """
+    result = {
+        **assembly.evaluate(trained.trainable, trained.frozen, workdir),
+        **costs_of_training(trained, workdir, assembly.task.batch_size, together),
+    }
+    result["seconds"] += seconds
+    folder.write(workdir / "result.json", result)
+    return result
+
+
+def _run_baseline(assembly: Assembly | RatingAssembly, workdir: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """Fits and evaluates a baseline that has no steps."""
+    started = time.perf_counter()
+    log(assembly.summary())
+    folder.describe(assembly, workdir)
+    result = {**assembly.evaluate_baseline(workdir), **costs_of_baseline(time.perf_counter() - started)}
+    folder.write(workdir / "result.json", result)
+    return result

@@ -1,0 +1,89 @@
+"""Options of a training run."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from llm4rec_jax.options import check, option
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Options of a training run: the keys of a configuration's `train` table, and the seed.
+
+    Every value is checked against its type and range when the object is made.
+
+    Raises:
+      ValueError: A value has another type or lies outside its range.
+
+    Example:
+      >>> TrainConfig(steps=60, learning_rate=3e-3).eval_every
+      100
+    """
+
+    seed: int = option(0, low=0, below=2**32)
+    """Seed of initialisation, order, negatives and dropout."""
+    steps: int = option(1000, low=1)
+    """Number of batches."""
+    batch_size: int = option(128, low=1)
+    """Number of examples in a batch (B), over all devices."""
+    history: int = option(100, low=1)
+    """Longest history that is read (H)."""
+    input_workers: int | None = option(None, low=0)
+    """Number of processes that make batches; None or 0 makes them in threads."""
+    dropout: bool = option(True)
+    """Whether dropout is on; False turns every dropout off."""
+    learning_rate: float = option(1e-3, low=0.0)
+    """Highest learning rate of the schedule."""
+    schedule: str = option("constant", choices=SCHEDULES)
+    """Shape of the learning rate after the warm-up."""
+    warmup: int = option(0, low=0)
+    """Number of batches over which the learning rate rises from zero."""
+    weight_decay: float = option(0.0, low=0.0)
+    """Decoupled weight decay of arrays with two axes or more."""
+    clip: float | None = option(1.0, low=0.0)
+    """Largest global norm of the gradient; 0 or None turns clipping off."""
+    accumulate: int = option(1, low=1)
+    """Number of batches whose mean gradient makes one update."""
+    micro_batches: int | None = option(None, low=1)
+    """Number of parts in which a batch's users are computed one after another; None computes them at once."""
+    scales: str | Mapping[str, float] = option("")
+    """Factors on the learning rate by regex: "regex=factor" joined by spaces, or a mapping."""
+    eval_every: int = option(100, low=1)
+    """Number of steps between validations."""
+    metric: str = option("ndcg@10")
+    """Validation metric that decides which state is the best."""
+    patience: int | None = option(None, low=1)
+    """Number of validations without a better one after which training stops; None never stops early."""
+    log_every: int = option(10, low=1)
+    """Number of steps between training records."""
+    checkpoint_every: int = option(100, low=1)
+    """Number of steps between checkpoints."""
+    histories: bool = option(True)
+    """Whether the rating task also learns from the ratings of the history."""
+    l2_to_init: float = option(0.0, low=0.0)
+    """Precision of a Gaussian prior on the rating head's parameters around their start."""
+
+    def __post_init__(self) -> None:
+        check(self, "config.train")
+        _ = self.rate_factors
+        if self.warmup > self.steps:
+            raise ValueError(f"config.train.warmup is a warm-up of {self.warmup} steps in a run of {self.steps}")
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """Factors on the learning rate by regex, in order."""
+        if isinstance(self.scales, Mapping):
+            return dict(self.scales)
+        factors = {}
+        for pair in self.scales.split():
+            pattern, _, factor = pair.rpartition("=")
+            try:
+                factors[re.compile(pattern).pattern] = float(factor)
+            except ValueError:
+                raise ValueError(f"config.train.scales: {pair!r} is not of the form regex=factor") from None
+            except re.error as error:
+                raise ValueError(f"config.train.scales: {pattern!r} is no regular expression: {error}") from None
+        return factors
