@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 _FORMAT_VERSION = 1
 _ENCODE_AT_ONCE = 8192
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-
 VOCABULARY_FILES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
 """Patterns of the files that hold a tokenizer's vocabulary; its folder has at least one."""
 
@@ -47,12 +38,6 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         check_vocabulary(Path(path_or_name))
     from transformers import AutoTokenizer  # Takes seconds to import
 
-    if Path(path_or_name).is_dir() and not any((Path(path_or_name) / name).is_file() for name in _VOCABULARIES):
-        # transformers would make a tokenizer without a vocabulary, to which every word is unknown.
-        raise ValueError(
-            f"no tokenizer at {str(path_or_name)!r}: the folder has none of {', '.join(_VOCABULARIES)}; copy the "
-            "tokenizer's files of the model there"
-        )
     try:
         # A folder asks nothing from the hub, and neither a folder nor the hub runs code.
         loaded = AutoTokenizer.from_pretrained(
