@@ -14,9 +14,9 @@ from absl import flags
 
 from configs import movielens_100k
 from experiments.cli import command
-from experiments.recommend import history_of, recommend
 from experiments.recommend import table as side_by_side
 from experiments.reports import quickstart as report
+from llm4rec_jax.inference.recommend import recommend
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.load import restore_scorer
 from llm4rec_jax.runs.run import run
@@ -69,13 +69,13 @@ def main() -> None:
     lists = {}
     for name in configs:
         run_assembly, scorer = restore_scorer(workdir / name)
-        user, history = history_of(run_assembly, _USER.value or "")
+        user, history = run_assembly.history_of(_USER.value or "")
         lists[names[name]] = recommend(scorer, history.tolist(), 10, user)
         console.rule(f"user {_USER.value}, {names[name]}")
         console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
     table = report.markdown(runs, note)
     (workdir / "table.md").write_text(table, encoding="utf-8")
-    latest = [assembly.titles[i] for i in history_of(assembly, _USER.value or "")[1][::-1][:10]]
+    latest = [assembly.titles[i] for i in assembly.history_of(_USER.value or "")[1][::-1][:10]]
     shown = {label: [assembly.titles[r.item] for r in found] for label, found in lists.items()}
     report.page(workdir / "index.html", "MovieLens-100k", runs, note, {"history, latest first": latest, **shown})
     console.rule("test, whole catalogue ranked")

@@ -19,7 +19,6 @@ from absl import flags
 from experiments.cli import command
 from experiments.cli.console import visible
 from llm4rec_jax.inference.recommend import Named, Recommendation, find_items, recommend
-from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.load import restore_scorer
 
@@ -28,19 +27,6 @@ _HISTORY = flags.DEFINE_multi_string(
     "history", None, "Title or id of an item, or several with semicolons between; may be repeated; the latest last."
 )
 _K = flags.DEFINE_integer("k", 10, "How many items.", lower_bound=1)
-
-
-def history_of(assembly: Assembly, user_id: str) -> tuple[int, np.ndarray]:
-    """Row and whole history of a user of the data, in order of time. An unknown id is a ValueError."""
-    ids = assembly.dataset.users["user_id"].to_list()
-    if user_id not in ids:
-        raise ValueError(unknown_name("user", user_id, ids))
-    user = ids.index(user_id)
-    interactions = assembly.dataset.interactions
-    (rows,) = np.nonzero(interactions.user == user)
-    if interactions.timestamp is not None:
-        rows = rows[np.argsort(interactions.timestamp[rows], kind="stable")]
-    return user, interactions.item[rows]
 
 
 def named_items(assembly: Assembly, histories: Sequence[str]) -> Named:
@@ -76,7 +62,7 @@ def main() -> None:
     workdir: Path = command.workdir()
     assembly, scorer = restore_scorer(workdir)
     if _USER.value is not None:
-        user, history = history_of(assembly, _USER.value)
+        user, history = assembly.history_of(_USER.value)
     else:
         user = assembly.dataset.num_users
         named = named_items(assembly, _HISTORY.value or [])

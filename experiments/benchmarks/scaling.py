@@ -131,7 +131,7 @@ class OfSize(Assembly):
         self._heads = heads
 
     @cached_property
-    def _text_encoder(self) -> PretrainedText:
+    def pretrained(self) -> PretrainedText:
         n = self._heads
         encoder = Bert(
             BertConfig(

@@ -34,6 +34,24 @@ def recommend(
     Raises:
       ValueError: a score is NaN or infinite.
     """
+    scores = score_items(scorer, history, user)
+    left_out = {*history, *exclude}
+    scores[list(left_out)] = -np.inf
+    order = np.argsort(-scores, kind="stable")[: min(k, len(scores) - len(left_out))]
+    return [Recommendation(int(i), float(scores[i])) for i in order]
+
+
+def score_items(scorer: Scorer, history: Sequence[int], user: int) -> np.ndarray:
+    """Returns the scores [I] of all items for one user.
+
+    Args:
+      scorer: A trained recommender or a baseline.
+      history: Rows of the item table, the most recent last.
+      user: Row of the user table; its length stands for somebody who isn't in it.
+
+    Raises:
+      ValueError: a score is NaN or infinite.
+    """
     item_embeddings = scorer.item_embeddings()
     score_matrix, params = scorer.head
     read = np.asarray(history, np.int32)
@@ -43,10 +61,7 @@ def recommend(
     scores = np.array(jax.jit(score_matrix)(params, user_embeddings, item_embeddings)[0], np.float32)
     if not np.isfinite(scores).all():
         raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are NaN or infinite: the model has diverged")
-    left_out = {*history, *exclude}
-    scores[list(left_out)] = -np.inf
-    order = np.argsort(-scores, kind="stable")[: min(k, len(scores) - len(left_out))]
-    return [Recommendation(int(i), float(scores[i])) for i in order]
+    return scores
 
 
 class Named(NamedTuple):

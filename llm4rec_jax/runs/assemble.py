@@ -40,7 +40,7 @@ from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.ranking import RankingTask
-from llm4rec_jax.training.checkpoint import adopt
+from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
 
 FROM_FOLDER = "folder"
@@ -86,7 +86,7 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        text = ("_text_encoder",) if self.reads_text else ()
+        text = ("pretrained",) if self.reads_text else ()
         for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
@@ -134,6 +134,21 @@ class Assembly:
             raise ValueError(unknown_name("config.text.title: item column", column, items.columns))
         return [title or item for title, item in items.select(column, "item_id").iter_rows()]
 
+    def history_of(self, user_id: str) -> tuple[int, np.ndarray]:
+        """Returns the row of a user of the data and the rows of their whole history, in order of time.
+
+        Raises:
+          ValueError: The data has no such user.
+        """
+        ids = self.dataset.users["user_id"].to_list()
+        if user_id not in ids:
+            raise ValueError(unknown_name("user", user_id, ids))
+        user, interactions = ids.index(user_id), self.dataset.interactions
+        (rows,) = np.nonzero(interactions.user == user)
+        if interactions.timestamp is not None:
+            rows = rows[np.argsort(interactions.timestamp[rows], kind="stable")]
+        return user, interactions.item[rows]
+
     @cached_property
     def baseline(self) -> Scorer:
         """The baseline that the configuration names, fitted."""
@@ -171,7 +186,7 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        longest = token_bucket(text.max_prompt_tokens, self._text_encoder.encoder.config.max_position_embeddings)
+        longest = token_bucket(text.max_prompt_tokens, self.pretrained.encoder.config.max_position_embeddings)
 
         def encode(written: str, **options: Any) -> Any:
             return self._tokenizer(*self._folder.prepare([written]), **options)
@@ -192,7 +207,8 @@ class Assembly:
         return prompts
 
     @cached_property
-    def _text_encoder(self) -> PretrainedText:
+    def pretrained(self) -> PretrainedText:
+        """The text encoder as it came."""
         return load_encoder(self.config.encoder, self.encoder_path)
 
     @cached_property
@@ -212,13 +228,13 @@ class Assembly:
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
-            encoder=self._text_encoder.encoder if self.reads_text else None,
+            encoder=self.pretrained.encoder if self.reads_text else None,
             num_items=None if self.config.inputs == "text" else self.dataset.num_items,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
             users=users,
             head=model.head,
-            pooling=self._text_encoder.pooling if self.reads_text else self.config.encoder.pooling,
+            pooling=self.pretrained.pooling if self.reads_text else self.config.encoder.pooling,
             project=model.project,
             tower=model.tower,
             width=model.width,
@@ -246,11 +262,11 @@ class Assembly:
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
-        given = self._text_encoder.params if self.reads_text else {}
+        given = self.pretrained.params if self.reads_text else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         params = {**init(self.model, key, given.get("encoder")), **given}
         start = self.config.init_from
-        return params if start is None else adopt(params, Path(start))
+        return params if start is None else load_matching_params(params, Path(start))
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
@@ -262,7 +278,7 @@ class Assembly:
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += self._text_encoder.encoder.family.sharding_rules if self.reads_text else ()
+            rules += self.pretrained.encoder.family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
             rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.

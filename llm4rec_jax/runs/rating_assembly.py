@@ -60,7 +60,7 @@ class RatingAssembly:
     def beside(self, config: Any) -> "RatingAssembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = RatingAssembly(config)
-        for name in ("whole", "_text_encoder", "model", "method", "mesh"):
+        for name in ("whole", "pretrained", "model", "method", "mesh"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -92,17 +92,17 @@ class RatingAssembly:
     @cached_property
     def model(self) -> TextEncoder:
         """Encoder and pooling."""
-        return TextEncoder(self._text_encoder.encoder, self._text_encoder.pooling)
+        return TextEncoder(self.pretrained.encoder, self.pretrained.pooling)
 
     @cached_property
-    def _text_encoder(self) -> PretrainedText:
+    def pretrained(self) -> PretrainedText:
         return load_encoder(self.config.encoder, self._encoder_path)
 
     @cached_property
     def reading(self) -> dict[str, Any]:
         """Parameters of encoder and pooling at the start."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        given = self._text_encoder.params
+        given = self.pretrained.params
         return {**init(self.model, key, given["encoder"]), **given}
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
@@ -193,7 +193,7 @@ class RatingAssembly:
     def rules(self) -> sharding.Rules:
         """Sharding rules: only the encoder is large enough to be cut."""
         mesh = self.config.mesh
-        rules: list[Any] = [*self._text_encoder.encoder.family.sharding_rules] if mesh.model > 1 else []
+        rules: list[Any] = [*self.pretrained.encoder.family.sharding_rules] if mesh.model > 1 else []
         return [*rules, sharding.FULLY_SHARDED] if mesh.fsdp else rules
 
     @cached_property

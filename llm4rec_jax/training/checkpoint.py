@@ -242,17 +242,15 @@ def latest_step(workdir: Path) -> int | None:
     return _agreed(lambda: _newest_sound(folder, steps)) if steps else None
 
 
-def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """The parameters, with those outside the encoder taken from the best checkpoint of another run, on the host.
-
-    Parts that the other run lacks keep their values.
+def best_state(workdir: Path) -> Any:
+    """Returns the best state of a run as arrays of one device: {"delta": …, "params": …}.
 
     Raises:
-      CheckpointError: no checkpoint there, a damaged one, or a part that both have in different shapes.
+      CheckpointError: There is no checkpoint, or it is damaged.
     """
     folder = workdir / "checkpoints" / "best"
     if not folder.is_dir():
-        raise CheckpointError(f"{workdir} holds no trained run to start from: {folder} does not exist")
+        raise CheckpointError(f"{workdir} holds no trained run: {folder} does not exist")
     with _manager(folder, create=False) as manager:
         step = manager.latest_step()
         if step is None:
@@ -261,7 +259,18 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step).state
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata)
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+
+
+def load_matching_params(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """The parameters, with those outside the encoder taken from the best checkpoint of another run, on the host.
+
+    Parts that the other run lacks keep their values.
+
+    Raises:
+      CheckpointError: no checkpoint there, a damaged one, or a part that both have in different shapes.
+    """
+    state = best_state(workdir)
     if jax.tree.leaves(state["delta"]):
         raise CheckpointError(
             f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen"
@@ -274,5 +283,5 @@ def adopt(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     for name in shared:
         ours, other = (jax.tree.map(np.shape, tree) for tree in (params[name], theirs[name]))
         if ours != other:
-            raise CheckpointError(f"{folder}: {name} has the shapes {other}, but this model needs {ours}")
+            raise CheckpointError(f"{workdir}: {name} has the shapes {other}, but this model needs {ours}")
     return {**params, **{name: theirs[name] for name in shared}}

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from llm4rec_jax import checksums, io
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.sharding import digest, make_mesh, place
-from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, adopt, latest_step
+from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, load_matching_params, latest_step
 
 BASE = digest({"encoder": np.arange(3.0)})
 
@@ -275,7 +275,7 @@ def test_nothing_stands_in_for_a_damaged_best_state(tmp_path):
     with pytest.raises(CheckpointError, match=f"{file} is damaged"):
         opened.restore("best", state())
     with pytest.raises(CheckpointError, match=f"{file} is damaged"):
-        adopt({}, tmp_path)
+        load_matching_params({}, tmp_path)
     opened.close()
 
 
@@ -305,7 +305,7 @@ def test_another_run_lends_all_but_the_encoder(tmp_path):
         "users": {"kernel": np.zeros((2, 3), np.float32)},
         "head": {"weight": np.eye(2, dtype=np.float32)},
     }
-    adopted = adopt(ours, tmp_path)
+    adopted = load_matching_params(ours, tmp_path)
     assert set(adopted) == set(ours)
     np.testing.assert_array_equal(adopted["users"]["kernel"], theirs["users"]["kernel"])
     assert adopted["encoder"] is ours["encoder"]
@@ -316,12 +316,12 @@ def test_another_run_lends_all_but_the_encoder(tmp_path):
 def test_what_does_not_fit_is_not_lent(tmp_path):
     best(tmp_path, {"users": {"kernel": np.zeros((2, 3), np.float32)}})
     with pytest.raises(CheckpointError, match=r"users has the shapes .*\(2, 3\).* this model needs .*\(3, 2\)"):
-        adopt({"users": {"kernel": np.zeros((3, 2), np.float32)}}, tmp_path)
+        load_matching_params({"users": {"kernel": np.zeros((3, 2), np.float32)}}, tmp_path)
 
 
 def test_a_run_that_was_never_trained_lends_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="holds no trained run to start from"):
-        adopt({}, tmp_path)
+        load_matching_params({}, tmp_path)
     Checkpoints(tmp_path, BASE).close()
     with pytest.raises(CheckpointError, match="has that run been trained"):
-        adopt({}, tmp_path)
+        load_matching_params({}, tmp_path)
