@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from llm4rec_jax import checksums, io
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.sharding import digest, make_mesh, place
-from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, load_matching_params, latest_step
+from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, latest_step, load_matching_params
 
 BASE = digest({"encoder": np.arange(3.0)})
 
