@@ -136,7 +136,7 @@ def test_a_prompt_tells_likes_dislikes_and_target(place):
 
 def test_vectors_are_read_once(place, monkeypatch):
     assembly = RatingAssembly(config(place, "gp"))
-    tokens = rating_assembly.tokenise(["red lamp", "blue door"], assembly._tokenizer_folder, 8)
+    tokens = rating_assembly.tokenise(["red lamp", "blue door"], assembly._folder.model, 8)
     first = assembly.vectors(tokens)
     files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npz")}
     monkeypatch.setattr(text_vectors, "BatchTextEncoder", None)
