@@ -24,10 +24,6 @@ FILES = sorted((ROOT / "llm4rec_jax").rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
-# Files that are above a bar still, and why; a file that meets it again must be taken out.
-NOT_YET = {"llm4rec_jax/training/optimizer.py": "`optimizer` takes 13 arguments"}
-
-
 def modules(tree: ast.AST) -> set[str]:
     """Returns the modules that are imported anywhere in a file, also within functions; not those for types alone."""
     blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
@@ -73,9 +69,7 @@ def test_imports_go_down(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)
-def test_files_and_functions_are_small(file, request):
-    if name(file) in NOT_YET:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=NOT_YET[name(file)]))
+def test_files_and_functions_are_small(file):
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
     for node in ast.walk(TREES[file]):
         if isinstance(node, ast.FunctionDef):
