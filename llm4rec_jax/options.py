@@ -78,7 +78,7 @@ def _check_range(value: float, name: str, limits: Any) -> None:
 
 
 def _has_type(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; integers count as floats, and True is no number."""
+    """Returns whether a value is of an annotated type; integers count as floats, and True is no number."""
     if hint is Any:
         return True
     origin = typing.get_origin(hint)

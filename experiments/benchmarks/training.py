@@ -79,7 +79,7 @@ class Stepper:
 
     @property
     def programs(self) -> int:
-        """How many the step has been compiled to."""
+        """Number of programs that the step has been compiled to."""
         return len(self._shapes)
 
     def wait(self) -> None:
@@ -88,7 +88,7 @@ class Stepper:
 
 
 def largest_difference(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> float:
-    """Of arrays by name, relative to the largest value of all.
+    """Returns the largest difference between arrays of one name, relative to the largest absolute value of `peer`.
 
     Raises:
       RuntimeError: one side has arrays that the other has not.

@@ -1,5 +1,7 @@
-"""From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
-a configuration or its data comes out here, before any long work starts."""
+"""The parts that a configuration names: dataset, split, texts, model, method.
+
+Every error in a configuration or its data is raised here, before any long work starts.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -65,7 +67,7 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
 
 
 class Assembly:
-    """What a configuration describes, each part made when it is first asked for.
+    """The parts that a configuration describes, each made when it is first asked for.
 
     Attributes:
       config: the resolved configuration.
@@ -127,7 +129,7 @@ class Assembly:
 
     @cached_property
     def titles(self) -> list[str]:
-        """What an item is called, for people and for prompts."""
+        """Names of the items, for people and for prompts."""
         items, column = self.dataset.items, self.config.text.title
         if column not in items.columns:
             if not self.reads_text:
@@ -174,7 +176,7 @@ class Assembly:
 
     @cached_property
     def _folder(self) -> SentenceFolder:
-        """What the encoder's folder says of texts."""
+        """Treatment of texts, as the encoder's folder describes it."""
         return describe(pretrained.resolve(self.encoder_path))
 
     @cached_property
@@ -275,7 +277,7 @@ class Assembly:
 
     @cached_property
     def rules(self) -> sharding.Rules:
-        """What is cut over the model axis, and over the data axis when the run is fully sharded."""
+        """Rules for arrays cut over the model axis, and over the data axis when the run is fully sharded."""
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
@@ -298,7 +300,7 @@ class Assembly:
 
     @cached_property
     def task(self) -> RankingTask:
-        """What is trained."""
+        """The task that is trained."""
         return RankingTask(
             self.model,
             self.method,

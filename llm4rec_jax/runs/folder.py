@@ -43,8 +43,10 @@ class RunFolderError(ValueError):
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON with a checksum, by rename, so that a file is whole or not there. Of several processes, the first
-    writes."""
+    """Writes JSON with a checksum, by rename, so that a file is whole or not there.
+
+    Only the first of several processes writes.
+    """
     if jax.process_index() == 0:
         checksums.write_json(path, value)
 
@@ -97,7 +99,7 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
     held = json.loads(config_of(workdir).to_json())
     differing = sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None}))
     if not differing or not _has_trained(workdir):
-        # What never came to training is not lost.
+        # Nothing is lost of a run that has never trained.
         if asked != held:
             write(file, asked)
     else:
@@ -157,7 +159,7 @@ def environment() -> dict[str, Any]:
 
 
 def _has_trained(workdir: Path) -> bool:
-    """Whether something would be lost with the folder: a checkpoint, or the result of what has no checkpoints."""
+    """Returns whether the folder holds something to lose: a checkpoint, or the result of a run without checkpoints."""
     return (workdir / "result.json").exists() or any((workdir / "checkpoints" / "last").glob("[0-9]*"))
 
 

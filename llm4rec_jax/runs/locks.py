@@ -31,7 +31,7 @@ class Lock:
 
     Args:
       folder: holds it in the file `lock`, with who has it; made if need be.
-      holder: what to say of this process beside its host, pid, command and when it began.
+      holder: details of this process to record beside its host, pid, command and start.
 
     Raises:
       FolderInUse: another process has it.
@@ -84,7 +84,7 @@ def hand_on(locks: Iterable[Lock]) -> dict[str, str]:
 
 
 def _handed_on(own: int) -> bool:
-    """Whether the file with this number is one that this process was handed on, which a process of its own was not."""
+    """Returns whether the file with this number was handed on to this process."""
     for number in filter(None, os.environ.get(_HANDED_ON, "").split(",")):
         try:
             if os.path.samestat(os.fstat(int(number)), os.fstat(own)):

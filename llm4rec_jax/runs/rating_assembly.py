@@ -1,4 +1,4 @@
-"""From the configuration of a run on a pointwise source to the things it names: questions, texts, models."""
+"""The parts that the configuration of a run on a pointwise source names: questions, texts, models."""
 
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import load_encoder
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
-from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks import rating_scoring
 from llm4rec_jax.tasks.rating import RatingTask
 from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training.config import TrainConfig
@@ -37,7 +37,7 @@ _PARTS = ("validation", "test", "train")
 
 
 class RatingAssembly:
-    """What a configuration describes, each part made when it is first asked for.
+    """The parts that a configuration describes, each made when it is first asked for.
 
     Attributes:
       config: the resolved configuration.
@@ -84,7 +84,7 @@ class RatingAssembly:
 
     @cached_property
     def _folder(self) -> SentenceFolder:
-        """What the encoder's folder says of texts."""
+        """Treatment of texts, as the encoder's folder describes it."""
         return describe(pretrained.resolve(self._encoder_path))
 
     def _tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
@@ -145,7 +145,7 @@ class RatingAssembly:
 
     @cached_property
     def prompts(self) -> dict[str, np.ndarray]:
-        """By part, the text numbers of its questions [n]."""
+        """Text numbers of the questions [n], by part."""
         sizes = [self.data.parts()[name].size for name in _PARTS]
         numbers = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         return dict(zip(_PARTS, numbers, strict=True))
@@ -161,7 +161,7 @@ class RatingAssembly:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
         tokens = [self._tokenise(own, length) for own in texts]
-        # Of the training prompts, or of all items.
+        # The centre is that of the training prompts, or of all items.
         centre = self.vectors(tokens[-1]).mean(0)
         vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])
         return Reader(self.model, self.method, _joined(tokens), asks, vectors, centre)
@@ -173,13 +173,13 @@ class RatingAssembly:
 
     @cached_property
     def titles(self) -> list[str]:
-        """What an item is called in prompts."""
+        """Names of the items in prompts."""
         return item_texts(self.whole.items, self.config.text.item)
 
     def params(self) -> dict[str, Any]:
         """Returns all parameters at the start."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
-        return {**self.reading, "answers": answering.start(self.head, len(self.reader.centre), key)}
+        return {**self.reading, "answers": rating_scoring.start(self.head, len(self.reader.centre), key)}
 
     @cached_property
     def train_config(self) -> TrainConfig:
@@ -199,7 +199,7 @@ class RatingAssembly:
 
     @cached_property
     def task(self) -> RatingTask:
-        """What is trained."""
+        """The task that is trained."""
         return RatingTask(self.head, self.reader, self.params(), self.data, self.prompts, self.train_config)
 
     @property
@@ -245,6 +245,6 @@ class RatingAssembly:
 def _joined(tokens: list[Tokens]) -> Tokens:
     """Tables of tokens, one below the other."""
     wide = max(own.ids.shape[1] for own in tokens)
-    # What pads is masked by the lengths.
+    # Padding is masked by the lengths.
     ids = [np.pad(own.ids, ((0, 0), (0, wide - own.ids.shape[1]))) for own in tokens]
     return Tokens(np.concatenate(ids), np.concatenate([own.lengths for own in tokens]))

@@ -156,7 +156,7 @@ class PeftConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How runs are evaluated."""
+    """The protocol by which runs are evaluated."""
 
     repeats: str = option("keep", choices=("keep", "drop", "unmask_history"))
     """Treatment of targets that the user has interacted with before; see `evaluation.evaluate`."""
@@ -189,7 +189,7 @@ class Config:
     seed: int = option(0, low=0, below=2**32)
     """Seed of everything random."""
     inputs: str = option("text", choices=INPUTS)
-    """What an item is to the model."""
+    """Representation of an item in the model."""
     init_from: str | None = option(None)
     """Folder of a finished run whose parts outside the encoder this one starts from."""
     imports: str | None = option(None)

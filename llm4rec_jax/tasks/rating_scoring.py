@@ -1,4 +1,4 @@
-"""From questions to scores: text vectors, read anew or once for all, and a head that answers by them."""
+"""Scores of questions: text vectors, read anew or once for all, and a head that answers by them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ _TILE = 256
 
 
 class Reader(NamedTuple):
-    """What reads texts, and how a question refers to them.
+    """A reader of texts, and the way in which a question refers to them.
 
     Attributes:
       model: Encoder and pooling.
@@ -156,7 +156,7 @@ def scorer(head: nn.Module, reader: Reader, mesh: Mesh | None = None) -> Scorer:
                 )
                 rows = rows._replace(history=history, target=target)
         found = []
-        # What `batch` looks up has been done above.
+        # The texts that `batch` would look up have been encoded above.
         known = reader._replace(vectors=vectors)
         for at in range(0, rows.size, _TILE):
             index = np.minimum(np.arange(at, at + _TILE), rows.size - 1)

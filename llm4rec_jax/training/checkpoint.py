@@ -62,7 +62,7 @@ class Checkpoints:
     """The checkpoints of one run: `last` to go on from, `best` by validation to evaluate.
 
     A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves
-    the one before. Then it gets a manifest of its files' checksums, which are compared before anything of it is read: a
+    the one before. Then it gets a manifest of its files' checksums. They are compared before the checkpoint is read: a
     damaged `last` is passed over for the one before, with a warning, and a damaged `best` is an error.
 
     Files are written while training goes on, one checkpoint after the other, so that no `last` is there without the
@@ -71,7 +71,7 @@ class Checkpoints:
     Args:
       workdir: the run's folder.
       base: digest of the frozen parameters; a checkpoint made over another base is refused.
-      keep: how many of `last` are kept.
+      keep: number of `last` checkpoints that are kept.
     """
 
     def __init__(self, workdir: Path, base: str, keep: int = 2) -> None:
@@ -143,7 +143,7 @@ class Checkpoints:
         steps = self._managers[name].all_steps()
         if not steps or name == "best" or (name, max(steps)) in self._sound:
             return max(steps, default=None)
-        # Of several processes the first reads all files, and all of them go the same way.
+        # The first of several processes reads all files, and all of them go the same way.
         step = _agreed(lambda: _newest_sound(self.folder / name, steps))
         self._sound.add((name, step))
         return step
@@ -175,8 +175,11 @@ class Checkpoints:
         return Restored(state, record)
 
     def record(self, name: str, step: int | None = None) -> dict[str, Any]:
-        """What was saved with the newest checkpoint, or that of a step. CheckpointError when there is none or a damaged
-        one."""
+        """Returns the record that was saved with the newest checkpoint, or with that of a step.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged.
+        """
         step = self._checked(name, step)
         return self._managers[name].restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
 
@@ -237,7 +240,7 @@ def _newest_sound(folder: Path, steps: Sequence[int]) -> int:
 
 
 def _agreed(find: Callable[[], int]) -> int:
-    """What the first process finds, in all of them; its error is one in all of them."""
+    """Returns in all processes what the first one finds; its error is raised in all of them."""
     error, found = None, -1
     if jax.process_index() == 0:
         try:

@@ -41,7 +41,7 @@ def train(
     that is killed at any instant and started again ends with the same bits as one that never was.
 
     Args:
-      task: What is learned and how it is measured, e.g. `tasks.ranking.RankingTask`.
+      task: Definition of what is learned and how it is measured, e.g. `tasks.ranking.RankingTask`.
       config: Options of the run.
       workdir: Folder that gets checkpoints, metrics.jsonl and TensorBoard events.
       mesh: Devices; all of them by default.
@@ -195,16 +195,16 @@ def check_outcome(
     """
     if sharding.digest(frozen) != base:
         raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
-    unmoved = unchanged_params(initial, trainable)
-    if not unmoved:
+    unchanged = unchanged_params(initial, trainable)
+    if not unchanged:
         return
-    delta = [name for name in unmoved if name.startswith("delta/")]
+    delta = [name for name in unchanged if name.startswith("delta/")]
     if delta and len(delta) == len(jax.tree.leaves(initial["delta"])):
         raise ValueError(
             f"nothing of the delta has moved in {steps} steps: the method {task.method.name!r} has trained nothing. "
             "Look at the learning rate, its scales and warm-up, and at accumulate"
         )
-    log(f"warning: not moved by {steps} steps: {', '.join(unmoved)}")
+    log(f"warning: not moved by {steps} steps: {', '.join(unchanged)}")
 
 
 def unchanged_params(before: Any, after: Any) -> list[str]:

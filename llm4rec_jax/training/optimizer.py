@@ -78,7 +78,7 @@ def optimizer(
       method: its `optimizer` wraps the one for the delta.
       trainable: the tree that will be trained, to check regexes against.
       learning_rate: the peak; it and `weight_decay` may be arrays, of a program that trains with any.
-      steps: batches in all; with `accumulate`, an update is made every so many.
+      steps: total number of batches; one update is made for every `accumulate` of them.
       schedule_kind, warmup: see `schedule`; warm-up in batches.
       weight_decay: decoupled (Loshchilov & Hutter 2019), on arrays of two axes or more.
       clip: largest global norm of the gradient, None for no clipping.

@@ -58,7 +58,7 @@ class CheckpointableIterator(Protocol):
 
 
 class Task(Protocol):
-    """What is learned and how it is measured. The training loop knows nothing else.
+    """A definition of what is learned and how it is measured. The training loop knows nothing else.
 
     Attributes:
       method: Parameter-efficient method, whose `optimizer` wraps the one for its delta.

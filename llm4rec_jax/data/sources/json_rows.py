@@ -24,7 +24,7 @@ def read_json(path: Path, *, encoding: str = "utf-8") -> Table:
             NaN or half of a surrogate pair; or if a key's values have several types.
     """
     content = read_text(path, encoding)
-    # Of .jsonl every line is one row, whatever it begins with.
+    # Every line of a .jsonl file is one row, whatever it begins with.
     is_json = ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]
     if is_json and content.lstrip()[:1] == b"[":
         values = _parse(content, f"{path}", "correct the file")

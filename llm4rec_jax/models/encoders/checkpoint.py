@@ -24,7 +24,7 @@ class PretrainedError(ValueError):
 
 
 class Place(NamedTuple):
-    """Where a tensor lies: its file, the first byte there, its type's name in safetensors, and its shape."""
+    """The place of a tensor: its file, the first byte there, its type's name in safetensors, and its shape."""
 
     file: Path
     start: int

@@ -53,7 +53,7 @@ def _nibbles(codes: np.ndarray) -> np.ndarray:
 
 
 class _Type(NamedTuple):
-    """How weights are stored: values in a block, bytes of a block, and what takes bytes [n, bytes] to values."""
+    """A format of weights: values in a block, bytes of a block, and the function from bytes [n, bytes] to values."""
 
     values: int
     bytes: int
@@ -160,7 +160,7 @@ class Gguf(Mapping[str, np.ndarray]):
     @staticmethod
     def _bytes(shape: tuple[int, ...], number: int) -> int:
         size = int(np.prod(shape, dtype=object))
-        # Of types that are not known, only the beginning can be checked.
+        # The size of an unknown type is not known, so that only its beginning can be checked.
         return 0 if (kind := _TYPES.get(number)) is None else size // kind.values * kind.bytes
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says beside its language model: pooling, layers on the vector, prompts, limits.
+"""Parts of a sentence-transformers folder beside its language model: pooling, layers on the vector, prompts, limits.
 
 Such a folder has a `modules.json`. A folder without one is a language model alone.
 """
@@ -37,7 +37,7 @@ _ACTIVATIONS = {name.capitalize(): name for name in DENSE_ACTIVATIONS} | {
 
 
 class SentenceFolder(NamedTuple):
-    """What is done with texts and hidden states, as a folder describes it.
+    """The treatment of texts and hidden states, as a folder describes it.
 
     Attributes:
       model: Folder of the language model itself.
@@ -81,7 +81,7 @@ class SentenceFolder(NamedTuple):
         return [text.lower() for text in whole] if self.lower_case else whole
 
     def notices(self, pooling: str) -> list[str]:
-        """What is left out when another pooling is taken instead, one sentence each."""
+        """Returns what is left out when another pooling is taken instead, one sentence each."""
         said = []
         if not self.says_pooling:
             return said
@@ -201,7 +201,7 @@ class PretrainedText(NamedTuple):
       pooling: Hidden states to vectors.
       params: {"encoder": …}, and "pooling" where it has parameters that were trained.
       folder: How texts are prepared, and where the tokenizer is.
-      notices: What of the folder is not done, one sentence each.
+      notices: Parts of the folder that are not applied, one sentence each.
     """
 
     encoder: Encoder
@@ -220,7 +220,7 @@ def load_text_encoder(
       path_or_hub_name: A sentence-transformers or Hugging Face folder, or a repository on the hub.
       pooling: Name in `POOLINGS`, in place of the folder's pooling and the layers after it. None takes the folder's,
         or the one that suits the model's family.
-      **options: Of `huggingface.load`.
+      **options: Options of `huggingface.load`.
 
     Raises:
       PretrainedError: see `huggingface.load`.
