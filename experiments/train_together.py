@@ -59,6 +59,7 @@ def run(workdirs: Sequence[Path], log: Callable[[str], None] = print) -> None:
             [assemblies[i].train_config for i in members],
             [open_folders[i] for i in members],
             mesh=first.mesh,
+            rules=first.rules,
         )
         for i, outcome in zip(members, outcomes, strict=True):
             name = open_folders[i].name

@@ -15,7 +15,7 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
-from llm4rec_jax.runs.assemble import INPUTS
+from llm4rec_jax.runs.schema import INPUTS
 from tests.helpers import tiny
 from tests.helpers.compiling import environment
 

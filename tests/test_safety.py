@@ -11,8 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.models.encoders.huggingface import PretrainedError
-from llm4rec_jax.models.encoders.huggingface import _read_file as read_pretrained
+from llm4rec_jax.models.encoders.checkpoint import Checkpoint, PretrainedError
 from llm4rec_jax.peft.hf.adapter import InterchangeError
 from llm4rec_jax.peft.hf.files import read_tensors
 
@@ -116,6 +115,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str, An
     return content, json.loads(content[8 : 8 + size]), content[8 + size :]
 
 
+def read_pretrained(file: Path) -> dict[str, np.ndarray]:
+    return dict(Checkpoint(file.parent))
+
+
 def refused(file: Path, content: bytes) -> None:
     """Both readers refuse a file and name it."""
     file.write_bytes(content)
@@ -142,22 +145,22 @@ def refused(file: Path, content: bytes) -> None:
 def test_a_header_that_does_not_fit_its_file(whole, tmp_path, name, change):
     _, header, data = whole
     text = json.dumps({**header, name: {**header[name], **change}}).encode()
-    refused(tmp_path / "x.safetensors", struct.pack("<Q", len(text)) + text + data)
+    refused(tmp_path / "model.safetensors", struct.pack("<Q", len(text)) + text + data)
 
 
 def test_lengths_that_lie_and_headers_that_are_none(whole, tmp_path):
     content, _, data = whole
     for size in (2**40, 2**63, 2**64 - 1, len(content)):
-        refused(tmp_path / "x.safetensors", struct.pack("<Q", size) + content[8:])
+        refused(tmp_path / "model.safetensors", struct.pack("<Q", size) + content[8:])
     for header in (b"", b"[]", b"{" * 100, b"[" * 100_000, b"\0" * 50, b" " * (101 * 2**20)):
-        refused(tmp_path / "x.safetensors", struct.pack("<Q", len(header)) + header + data)
+        refused(tmp_path / "model.safetensors", struct.pack("<Q", len(header)) + header + data)
     for cut in (b"", content[:5], content[:40], content[:-3], content + b"x"):
-        refused(tmp_path / "x.safetensors", cut)
+        refused(tmp_path / "model.safetensors", cut)
 
 
 def test_damaged_headers_are_read_or_refused(whole, tmp_path):
     content, _, _ = whole
-    rng, file, read = np.random.default_rng(0), tmp_path / "x.safetensors", 0
+    rng, file, read = np.random.default_rng(0), tmp_path / "model.safetensors", 0
     for _ in range(300):
         damaged = bytearray(content)
         for at in rng.integers(0, len(content), rng.integers(1, 4)):

@@ -24,6 +24,8 @@ from experiments.benchmarks import training
 from llm4rec_jax import sharding
 from llm4rec_jax.data.batching.batch import Batch, TokenGroup
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
+from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import PretrainedText
 from llm4rec_jax.peft.sites import constant_below, count
 from llm4rec_jax.runs.assemble import Assembly
 
@@ -129,9 +131,9 @@ class OfSize(Assembly):
         self._heads = heads
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, None]:
+    def pretrained(self) -> PretrainedText:
         n = self._heads
-        return Bert(
+        encoder = Bert(
             BertConfig(
                 hidden_size=64 * n,
                 num_hidden_layers=3 * n // 2,
@@ -140,7 +142,8 @@ class OfSize(Assembly):
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             )
-        ), None
+        )
+        return PretrainedText(encoder, POOLINGS.build("mean"), {}, self._folder, [])
 
 
 def largest(method: str, most: int = DEVICE_BYTES, texts: int = 64, tokens: int = 64) -> dict[str, Any]:

@@ -6,21 +6,20 @@ number of devices: a matrix product of another shape may add in another order, a
 Chunks, batches and the parts of devices are made of whole tiles.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from llm4rec_jax.data.batching.buckets import bucket
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.evaluation.metrics import Ranks
+from llm4rec_jax.evaluation.tiles import ITEM_TILE, USER_TILE, Grid, grid, places
 from llm4rec_jax.sharding import fetch, put
-
-USER_TILE, ITEM_TILE = 1024, 2048
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, user embeddings [B, D], item embeddings [N, D]) -> scores [B, N]."""
@@ -42,52 +41,6 @@ class Ranking(NamedTuple):
     ranks: Ranks
     lists: np.ndarray | None
     repeated: int
-
-
-class _Grid(NamedTuple):
-    """The layout of users and items on the devices.
-
-    Attributes:
-      mesh: of the axes "user" and "item": the catalogue is cut as far as it has tiles, what devices are left share the
-        users.
-      part: items of a device, padding included.
-      width: items that it scores at a time.
-    """
-
-    mesh: Mesh
-    part: int
-    width: int
-
-    @property
-    def chunks(self) -> int:
-        return self.part // self.width
-
-    def sharding(self, *axes: str) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(*axes))
-
-    def lay(self, table: np.ndarray) -> jax.Array:
-        """A table of the catalogue [I, …] as [parts, part, …], each device being given its own rows."""
-        shape = (self.mesh.shape["item"], self.part, *table.shape[1:])
-
-        def rows(index: Any) -> np.ndarray:
-            found = np.zeros((1, *shape[1:]), table.dtype)
-            (number, *_) = range(shape[0])[index[0]]
-            own = table[number * self.part : (number + 1) * self.part]
-            found[0, : len(own)] = own
-            return found
-
-        return jax.make_array_from_callback(shape, self.sharding("item"), rows)
-
-
-def grid(mesh: Mesh, num_items: int, chunk: int) -> _Grid:
-    """Lays a catalogue out over all devices of a mesh, with at most `chunk` items or one tile at a time."""
-    tiles = max(-(-num_items // ITEM_TILE), 1)
-    parts = max(n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and n <= tiles)
-    own = -(-tiles // parts)
-    chunks = -(-own // -(-chunk // ITEM_TILE))
-    width = -(-own // chunks)
-    over = Mesh(mesh.devices.reshape(-1, parts), ("user", "item"))
-    return _Grid(over, chunks * width * ITEM_TILE, width * ITEM_TILE)
 
 
 def rank(
@@ -152,7 +105,7 @@ def rank(
 
         own = _own(pairs, cut, params, vectors, item_embeddings, wanted)
         found = _start(cut, own, top)
-        seen = _places(padded, masked_user, masked_item, cut)
+        seen = places(padded, masked_user, masked_item, cut)
         for number, (row, place) in enumerate(seen):
             found = _chunk(pairs, cut, params, found, vectors, table, allowed, own, wanted, row, place, number)
         more, same, bad, best = (fetch(a) for a in _together(found))
@@ -179,45 +132,8 @@ def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.
     return user, item, len(seen) - len(kept)
 
 
-def _places(
-    users: np.ndarray, masked_user: np.ndarray, masked_item: np.ndarray, cut: _Grid
-) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields the masked places of users, chunk by chunk: row and column in each tile of each device's scores.
-
-    Yields:
-      Two arrays [shards, parts, user tiles, item tiles, M], padded to a bucket with rows outside of the tile.
-    """
-    shards, parts = cut.mesh.shape["user"], cut.mesh.shape["item"]
-    high, wide = len(users) // shards // USER_TILE, cut.width // ITEM_TILE
-    starts, stops = np.searchsorted(masked_user, users), np.searchsorted(masked_user, users, side="right")
-    lengths = stops - starts
-    row = np.repeat(np.arange(len(users)), lengths)
-    at = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(row))
-    part, item = np.divmod(masked_item[at], cut.part)
-    chunk, column = np.divmod(item, cut.width)
-    user_tile, row = np.divmod(row, USER_TILE)
-    shard, user_tile = np.divmod(user_tile, high)
-    item_tile, column = np.divmod(column, ITEM_TILE)
-    shape = shards, parts, high, wide
-    tile = np.ravel_multi_index((chunk, shard, part, user_tile, item_tile), (cut.chunks, *shape))
-    order = np.argsort(tile, kind="stable")
-    row, column, tile = row[order], column[order], tile[order]
-    tiles = shards * parts * high * wide
-    ends = np.searchsorted(tile, np.arange(cut.chunks * tiles + 1))
-    nth = np.arange(len(tile)) - ends[tile]
-    for first in range(0, cut.chunks * tiles, tiles):
-        here = slice(ends[first], ends[first + tiles])
-        size = bucket(max(int(np.diff(ends[first : first + tiles + 1]).max()), 1))
-        places = []
-        for values, outside in ((row, USER_TILE), (column, 0)):
-            table = np.full((tiles, size), outside, np.int32)
-            table[tile[here] - first, nth[here]] = values[here]
-            places.append(put(table.reshape(*shape, size), cut.sharding("user", "item")))
-        yield places[0], places[1]
-
-
 def _own(
-    pairs: Pairs, cut: _Grid, params: Any, vectors: jax.Array, item_embeddings: np.ndarray, wanted: np.ndarray
+    pairs: Pairs, cut: Grid, params: Any, vectors: jax.Array, item_embeddings: np.ndarray, wanted: np.ndarray
 ) -> jax.Array:
     """The scores of the items wanted by each user [B, T]: those items are a small catalogue of their own."""
     items, place = np.unique(wanted, return_inverse=True)
@@ -251,7 +167,7 @@ _USER, _ITEM, _BOTH, _PLACES, _WHOLE = (
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _scores_at(
-    pairs: Pairs, cut: _Grid, params: Any, user_embeddings: jax.Array, item_embeddings: jax.Array, place: jax.Array
+    pairs: Pairs, cut: Grid, params: Any, user_embeddings: jax.Array, item_embeddings: jax.Array, place: jax.Array
 ) -> jax.Array:
     """Scores of each user at places [B, T] of item embeddings [N, D] that every device has."""
 
@@ -289,7 +205,7 @@ class _Found(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 2))
-def _start(cut: _Grid, own: jax.Array, top: int) -> _Found:
+def _start(cut: Grid, own: jax.Array, top: int) -> _Found:
     parts, (users, targets) = cut.mesh.shape["item"], own.shape
     nothing = _Found(
         jnp.zeros((parts, users, targets), jnp.int32),
@@ -304,7 +220,7 @@ def _start(cut: _Grid, own: jax.Array, top: int) -> _Found:
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _chunk(
     pairs: Pairs,
-    cut: _Grid,
+    cut: Grid,
     params: Any,
     found: _Found,
     user_embeddings: jax.Array,

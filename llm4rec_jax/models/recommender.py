@@ -105,7 +105,7 @@ def recommender(
     edges: Edges | None = None,
     users: str = "transformer",
     head: str = "dot",
-    pooling: str = "mean",
+    pooling: str | nn.Module = "mean",
     project: str | None = "mlp",
     tower: str | None = None,
     combine: Literal["sum", "concatenation"] = "sum",
@@ -121,7 +121,7 @@ def recommender(
       edges: Interactions of the training data, for user models in `GRAPHS`, whose items are ids.
       users: Name in `USERS` or `GRAPHS`. With "text" the language model reads the history as one prompt.
       head: Name in `HEADS`.
-      pooling: Name in `POOLINGS`.
+      pooling: Name in `POOLINGS`, or a module such as `load_text_encoder` gives.
       project: Name in `PROJECTIONS`, for vectors of texts; None or "none" keeps the encoder's width.
       tower: Name in `PROJECTIONS`, for the vectors of ids.
       combine: How text and ids make one embedding.
@@ -149,7 +149,11 @@ def recommender(
         raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
     if combine not in COMBINATIONS:
         raise ValueError(unknown_name("combination of features", combine, COMBINATIONS))
-    text = None if encoder is None else TextEncoder(encoder, POOLINGS.build(pooling))
+    text = (
+        None
+        if encoder is None
+        else TextEncoder(encoder, POOLINGS.build(pooling) if isinstance(pooling, str) else pooling)
+    )
     if text is not None and project in (None, "none"):
         width = text.width
     projection = PROJECTIONS.build(project or "none", width=width, **options.get("project", {})) if text else None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.models.encoders.base import Encoder
+from llm4rec_jax.models.encoders.pooling import output_width
 
 
 class TextEncoder(nn.Module):
@@ -36,7 +37,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """Width W of the vectors."""
-        return self.encoder.config.hidden_size
+        return output_width(self.pooling, self.encoder.config.hidden_size)
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Token ids [U, L] and mask [U, L] to float32 vectors [U, W]."""

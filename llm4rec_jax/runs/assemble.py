@@ -1,6 +1,7 @@
 """From a configuration to the things it names: dataset, split, texts, model, method. Everything that can be wrong with
 a configuration or its data comes out here, before any long work starts."""
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,19 @@ from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset, format_statistics
+from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.sentence_folder import (
+    PretrainedText,
+    SentenceFolder,
+    describe,
+    load_text_encoder,
+)
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS
@@ -36,17 +44,24 @@ from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
 
+FROM_FOLDER = "folder"
+"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
 
-def load_encoder(config: Any, path: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The encoder at a path, and its parameters, as `config.encoder` wants it."""
-    return pretrained.load(
+
+def load_encoder(config: Any, path: str | Path) -> PretrainedText:
+    """The text encoder at a path, as `config.encoder` wants it."""
+    loaded = load_text_encoder(
         path,
+        None if config.pooling == FROM_FOLDER else config.pooling,
         layers=config.layers,
         compute_dtype=config.dtype,
         remat=config.remat,
         attention=config.attention,
         dropout=config.dropout,
     )
+    for notice in loaded.notices:
+        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
+    return loaded
 
 
 class Assembly:
@@ -72,7 +87,8 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        for name in ("dataset", "tokens", "prompts", "pretrained", "model", "method", "mesh", "rules"):
+        text = ("pretrained",) if self.reads_text else ()
+        for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -146,18 +162,24 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
-        if stored is not None:
-            return stored
+        if not self._folder.changes_texts:
+            stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
+            if stored is not None:
+                return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of texts, from the cache when they have been tokenised before."""
-        return tokenise(texts, pretrained.resolve(self.encoder_path), max_tokens)
+        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
+
+    @cached_property
+    def _folder(self) -> SentenceFolder:
+        """What the encoder's folder says of texts."""
+        return describe(pretrained.resolve(self.encoder_path))
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return tokenizer(pretrained.resolve(self.encoder_path))
+        return tokenizer(self._folder.model)
 
     @cached_property
     def prompts(self) -> Prompts | None:
@@ -165,12 +187,16 @@ class Assembly:
         if self.config.model.users != "text":
             return None
         text = self.config.text
-        longest = token_bucket(text.max_prompt_tokens, self.pretrained[0].config.max_position_embeddings)
+        longest = token_bucket(text.max_prompt_tokens, self.pretrained.encoder.config.max_position_embeddings)
+
+        def encode(written: str, **options: Any) -> Any:
+            return self._tokenizer(*self._folder.prepare([written]), **options)
+
         write = PromptTokenizer(
             UserTemplate(text.user, max_items=text.max_items),
             self.titles,
             self.dataset.users.to_dicts(),
-            self._tokenizer,
+            encode,
             max_tokens=text.max_prompt_tokens,
             width=longest,
             pad_token_id=self._tokenizer.pad_token_id,
@@ -182,9 +208,8 @@ class Assembly:
         return prompts
 
     @cached_property
-    def pretrained(self) -> tuple[Any, dict[str, Any] | None]:
-        if not self.reads_text:
-            return None, None
+    def pretrained(self) -> PretrainedText:
+        """The text encoder as it came."""
         return load_encoder(self.config.encoder, self.encoder_path)
 
     @cached_property
@@ -204,13 +229,13 @@ class Assembly:
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
-            encoder=self.pretrained[0],
+            encoder=self.pretrained.encoder if self.reads_text else None,
             num_items=None if self.config.inputs == "text" else self.dataset.num_items,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
             users=users,
             head=model.head,
-            pooling=self.config.encoder.pooling,
+            pooling=self.pretrained.pooling if self.reads_text else self.config.encoder.pooling,
             project=model.project,
             tower=model.tower,
             width=model.width,
@@ -238,7 +263,9 @@ class Assembly:
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
-        params = init(self.model, jax.random.fold_in(jax.random.key(self.config.seed), 0), self.pretrained[1])
+        given = self.pretrained.params if self.reads_text else {}
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        params = {**init(self.model, key, given.get("encoder")), **given}
         start = self.config.init_from
         return params if start is None else load_matching_params(params, Path(start))
 
@@ -252,7 +279,7 @@ class Assembly:
         mesh, users = self.config.mesh, self._users
         rules: list[Any] = []
         if mesh.model > 1:
-            rules += self.pretrained[0].family.sharding_rules if self.reads_text else ()
+            rules += self.pretrained.encoder.family.sharding_rules if self.reads_text else ()
             rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
             rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
@@ -281,6 +308,21 @@ class Assembly:
             loss=table(self.config, "loss"),
             tokens=self.tokens,
             prompts=self.prompts,
+        )
+
+    @cached_property
+    def notices(self) -> list[Notice]:
+        """Unusual traits of the data and its texts."""
+        if not self.reads_text or self.config.baseline.name is not None:
+            return notices(self.split)
+        text = self.config.text
+        texts = item_texts(self.dataset.items, text.item)
+        return notices(
+            self.split,
+            texts=texts,
+            tokens=self.tokens,
+            max_tokens=text.max_tokens,
+            unknown_token=self._tokenizer.unk_token_id,
         )
 
     # ------------------------------------------------------------------------------------------------- the run's folder

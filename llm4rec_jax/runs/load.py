@@ -13,7 +13,6 @@ from llm4rec_jax import sharding
 from llm4rec_jax.inference.recommend import find_items, recommend, score_items
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
-from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.runs import folder
 from llm4rec_jax.runs.assemble import Assembly
@@ -134,12 +133,12 @@ class LoadedRun:
     @cached_property
     def _text_model(self) -> tuple[TextEncoder, Any]:
         """The text encoder and its weights: (parameters, delta)."""
-        encoder, pretrained = self.assembly.pretrained
-        if encoder is None or pretrained is None:
+        if not self.assembly.reads_text:
             raise ValueError(f"{self.workdir} knows items by their ids only: it has no language model to encode with")
-        model = TextEncoder(encoder, POOLINGS.build(self.config.encoder.pooling))
+        text = self.assembly.pretrained
+        model = TextEncoder(text.encoder, text.pooling)
         state = best_state(self.workdir)
-        params = {**state["params"], "encoder": pretrained}
+        params = {**text.params, **state["params"]}
         return model, ({name: params[name] for name in ("encoder", "pooling") if name in params}, state["delta"])
 
 

@@ -17,9 +17,10 @@ from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.labeled import LabeledData, few_shot
+from llm4rec_jax.data.notices import Notice
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
@@ -60,7 +61,7 @@ class RatingAssembly:
     def beside(self, config: Any) -> "RatingAssembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = RatingAssembly(config)
-        for name in ("whole", "_pretrained", "model", "method", "mesh"):
+        for name in ("whole", "pretrained", "model", "method", "mesh"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -82,23 +83,28 @@ class RatingAssembly:
         return self.config.encoder.path or assets.minilm()
 
     @cached_property
-    def _tokenizer_folder(self) -> Path:
-        return pretrained.resolve(self._encoder_path)
+    def _folder(self) -> SentenceFolder:
+        """What the encoder's folder says of texts."""
+        return describe(pretrained.resolve(self._encoder_path))
+
+    def _tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
+        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
 
     @cached_property
     def model(self) -> TextEncoder:
         """Encoder and pooling."""
-        return TextEncoder(self._pretrained[0], POOLINGS.build(self.config.encoder.pooling))
+        return TextEncoder(self.pretrained.encoder, self.pretrained.pooling)
 
     @cached_property
-    def _pretrained(self) -> tuple[Any, dict[str, Any]]:
+    def pretrained(self) -> PretrainedText:
         return load_encoder(self.config.encoder, self._encoder_path)
 
     @cached_property
     def reading(self) -> dict[str, Any]:
         """Parameters of encoder and pooling at the start."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return init(self.model, key, self._pretrained[1])
+        given = self.pretrained.params
+        return {**init(self.model, key, given["encoder"]), **given}
 
     def vectors(self, tokens: Tokens) -> np.ndarray:
         """Vectors of texts by the encoder as it came, [n, W]."""
@@ -112,9 +118,7 @@ class RatingAssembly:
         chosen, text, items = self.config.baseline, self.config.text, self.whole.items
         if chosen.name == "liked_share":
             return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
-        texts = [
-            tokenise(item_texts(items, template), self._tokenizer_folder, text.max_tokens) for template in text.views
-        ]
+        texts = [self._tokenise(item_texts(items, template), text.max_tokens) for template in text.views]
         number = None
         if text.number is not None:
             if text.number not in items.columns:
@@ -156,7 +160,7 @@ class RatingAssembly:
         else:
             texts, length = [self.titles], text.max_tokens
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
-        tokens = [tokenise(own, self._tokenizer_folder, length) for own in texts]
+        tokens = [self._tokenise(own, length) for own in texts]
         # Of the training prompts, or of all items.
         centre = self.vectors(tokens[-1]).mean(0)
         vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])
@@ -190,13 +194,18 @@ class RatingAssembly:
     def rules(self) -> sharding.Rules:
         """Sharding rules: only the encoder is large enough to be cut."""
         mesh = self.config.mesh
-        rules: list[Any] = [*self._pretrained[0].family.sharding_rules] if mesh.model > 1 else []
+        rules: list[Any] = [*self.pretrained.encoder.family.sharding_rules] if mesh.model > 1 else []
         return [*rules, sharding.FULLY_SHARDED] if mesh.fsdp else rules
 
     @cached_property
     def task(self) -> RatingTask:
         """What is trained."""
         return RatingTask(self.head, self.reader, self.params(), self.data, self.prompts, self.train_config)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """Unusual traits of the data; none are looked for in labeled examples."""
+        return []
 
     # ------------------------------------------------------------------------------------------------- the run's folder
 

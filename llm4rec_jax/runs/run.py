@@ -63,6 +63,7 @@ def run(
         task = assembly.task
         log(assembly.summary())
         folder.describe(assembly, workdir)
+        give_notices(assembly, log)
         # A frozen encoder may have read texts by now, which counts.
         prepared = time.perf_counter() - started if isinstance(assembly, RatingAssembly) else 0.0
         trained = train(
@@ -75,6 +76,19 @@ def run(
             writers=lambda: metric_writers(config, workdir),
         )
         return finish(assembly, trained, workdir, seconds=prepared)
+
+
+def give_notices(assembly: Assembly | RatingAssembly, log: Callable[[str], None]) -> None:
+    """Prints what is unusual about the data, one line each.
+
+    Raises:
+      ValueError: There is a notice, and `config.strict` makes notices errors.
+    """
+    lines = [f"notice: {notice.message} ({notice.key})" for notice in assembly.notices]
+    if lines and assembly.config.strict:
+        raise ValueError("config.strict makes notices errors:\n" + "\n".join(lines))
+    for line in lines:
+        log(line)
 
 
 def metric_writers(config: Any, workdir: Path) -> Sequence[MetricWriter]:
@@ -99,6 +113,7 @@ def finish(
     result = {
         **assembly.evaluate(trained.trainable, trained.frozen, workdir),
         **costs_of_training(trained, workdir, assembly.task.batch_size, together),
+        "notices": [notice._asdict() for notice in assembly.notices],
     }
     result["seconds"] += seconds
     folder.write(workdir / "result.json", result)
@@ -110,6 +125,11 @@ def _run_baseline(assembly: Assembly | RatingAssembly, workdir: Path, log: Calla
     started = time.perf_counter()
     log(assembly.summary())
     folder.describe(assembly, workdir)
-    result = {**assembly.evaluate_baseline(workdir), **costs_of_baseline(time.perf_counter() - started)}
+    give_notices(assembly, log)
+    result = {
+        **assembly.evaluate_baseline(workdir),
+        **costs_of_baseline(time.perf_counter() - started),
+        "notices": [notice._asdict() for notice in assembly.notices],
+    }
     folder.write(workdir / "result.json", result)
     return result

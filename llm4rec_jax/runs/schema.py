@@ -100,7 +100,8 @@ class EncoderConfig:
     dropout: float | None = option(0.0, low=0.0, below=1.0)
     """Replaces the dropout rates of the pretrained model; None keeps them."""
     pooling: str = option("mean")
-    """How token states become a text's vector; see `models.encoders.pooling.POOLINGS`."""
+    """How token states become a text's vector; see `models.encoders.pooling.POOLINGS`. "folder" does what the
+    encoder's folder says, with the dense layers and the norm that stand there; without a word there, as the family."""
 
 
 @dataclasses.dataclass(frozen=True)

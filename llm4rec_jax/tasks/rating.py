@@ -107,7 +107,7 @@ class RatingTask:
         vectors, reader = frozen["text"], self._reader
         if batch.texts is not None:
             weights = {**frozen["params"], **trainable["params"]}
-            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *batch.texts, apply="encode")
+            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *batch.texts)
         head = trainable["params"]["answers"]
         scores, labels, counts = logits(self._head, head, reader.centre, vectors, batch, self._every)
         pairs = zip(*map(jax.tree.leaves, (head, self._params["answers"])), strict=True)

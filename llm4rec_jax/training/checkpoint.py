@@ -1,5 +1,9 @@
 """Checkpoints of what is trained, the optimizer, the step and the input's position; of the frozen base, a digest."""
 
+import atexit
+import functools
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +40,22 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
     handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
     # Nothing of a checkpoint is read before its checksums are compared: a manager reads metadata when it is made.
     chosen = ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
-    return ocp.CheckpointManager(folder.absolute(), options=chosen, item_handlers=handlers)
+    return ocp.CheckpointManager(_without_patterns(folder.absolute()), options=chosen, item_handlers=handlers)
+
+
+@functools.cache
+def _without_patterns(folder: Path) -> Path:
+    """Returns a path of a folder that is no glob pattern: a link to it, where its own path has brackets or the like.
+
+    Orbax finds a checkpoint's files by glob patterns, and takes "[b]" in the name of a folder for one.
+    """
+    if not set("[]*?") & set(str(folder)):
+        return folder
+    links = Path(tempfile.mkdtemp(prefix="llm4rec-jax-"))
+    atexit.register(shutil.rmtree, links, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (links / "checkpoints").symlink_to(folder, target_is_directory=True)
+    return links / "checkpoints"
 
 
 class Checkpoints:

@@ -71,9 +71,6 @@ def optimizer(
     clip: float | None = 1.0,
     accumulate: int = 1,
     scales: Mapping[str, float] | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
 ) -> optax.GradientTransformation:
     """The optimizer of {"delta": …, "params": …}; the method may change it for its delta.
 
@@ -105,7 +102,7 @@ def optimizer(
                     "itself how its delta is updated; leave the delta out"
                 )
     tx = optax.chain(
-        optax.scale_by_adam(b1, b2, eps),
+        optax.scale_by_adam(),
         optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree)),
         optax.scale_by_learning_rate(rate),
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from llm4rec_jax import sharding
 from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.log import TrainingLog
@@ -25,7 +26,12 @@ from llm4rec_jax.training.throughput import BatchStats
 
 
 def train_together(
-    tasks: Sequence[Task], configs: Sequence[TrainConfig], workdirs: Sequence[Path], *, mesh: Mesh | None = None
+    tasks: Sequence[Task],
+    configs: Sequence[TrainConfig],
+    workdirs: Sequence[Path],
+    *,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules = (),
 ) -> list[TrainResult | NonFiniteLoss]:
     """Trains runs that differ in little, in one program.
 
@@ -37,6 +43,7 @@ def train_together(
       configs: Options; they may differ in seed, learning rate and weight decay.
       workdirs: Folders of the runs, which all stand at the same step.
       mesh: Devices; all of them by default.
+      rules: Sharding rules; for one run only.
 
     Returns:
       For each run its best state, or the error that ended it.
@@ -45,13 +52,13 @@ def train_together(
       Preempted: The process received SIGTERM, and all states have been saved.
       ValueError: The runs do not fit together, before anything is computed.
     """
-    if jax.process_count() > 1:
-        raise ValueError("several runs are trained together in one process: train them apart")
     if len(tasks) == 1:
         try:
-            return [train(tasks[0], configs[0], workdirs[0], mesh=mesh)]
+            return [train(tasks[0], configs[0], workdirs[0], mesh=mesh, rules=rules)]
         except NonFiniteLoss as error:
             return [error]
+    if rules or jax.process_count() > 1:
+        raise ValueError("several runs are trained together in one process and with whole parameters: train them apart")
     population = Population(tasks, configs, workdirs)
     recorders = [RunRecorder(*run, label=run[2].name) for run in zip(tasks, configs, workdirs, strict=True)]
     books = PopulationRecorder(recorders)

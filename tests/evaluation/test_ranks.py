@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.evaluation import metrics, tiles
 from llm4rec_jax.evaluation import ranks as ranking
 from llm4rec_jax.evaluation.ranks import NonFiniteScores, Ranking, rank
 from llm4rec_jax.sharding import make_mesh
@@ -38,7 +38,7 @@ def sequences(lists: list[list[int]]) -> Sequences:
 
 
 def case(seed: int, num_users: int = 37, num_items: int = 2500, whole: bool = True, share: float = 0.7) -> Case:
-    """Users without targets, with several, with the same one twice, and with targets from their history.
+    """Users without targets, with several, and with targets from their history.
 
     Whole numbers make scores exact, with many ties.
     """
@@ -54,7 +54,7 @@ def case(seed: int, num_users: int = 37, num_items: int = 2500, whole: bool = Tr
         wanted = rng.choice(ranked, rng.choice([0, 1, 1, 2, 5, 20])).tolist()
         again = [item for item in seen if candidates[item]][: rng.integers(0, 3)] if wanted else []
         history.append(seen)
-        targets.append(wanted + again + wanted[: rng.integers(0, 2)])
+        targets.append(list(dict.fromkeys(wanted + again)))
     return Case(users.astype(np.float32), items.astype(np.float32), sequences(history), sequences(targets), candidates)
 
 
@@ -119,8 +119,9 @@ def test_ranks_and_lists_are_those_of_the_definition(seed, everyone):
 @pytest.mark.parametrize("whole", [True, False])
 def test_nothing_depends_on_chunk_batch_or_devices(whole, monkeypatch):
     # Small tiles, so that a small case has several.
-    monkeypatch.setattr(ranking, "USER_TILE", 128)
-    monkeypatch.setattr(ranking, "ITEM_TILE", 1024)
+    for module in (ranking, tiles):
+        monkeypatch.setattr(module, "USER_TILE", 128)
+        monkeypatch.setattr(module, "ITEM_TILE", 1024)
     drawn = case(5, num_users=300, num_items=5500, whole=whole)
     expected = run(drawn, chunk=10**6, batch_size=1000, top=20)
     if whole:

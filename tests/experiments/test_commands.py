@@ -15,7 +15,7 @@ from llm4rec_jax import peft
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.runs.results import restored
+from llm4rec_jax.runs.load import restore
 from tests.helpers.commands import ROOT, command, last_line
 from tests.helpers.compiling import environment
 
@@ -48,7 +48,8 @@ def test_train_prints_its_result_and_fills_its_folder(trained):
 def test_export_writes_an_adapter_and_a_model(config, trained, tmp_path):
     """Both are the run's own encoder, and the adapter brings head and user model with it."""
     workdir, _ = trained
-    assembly, params, delta = restored(workdir)
+    assembly, restored = restore(workdir)
+    params, delta = {**restored.frozen, **restored.trainable["params"]}, restored.trainable["delta"]
     done = command("export", f"--workdir={workdir}", f"--out={tmp_path / 'adapter'}")
     assert last_line(done) == {"out": str(tmp_path / "adapter"), "method": "lora", "parameters": 1024}
     loaded = save_load.load(tmp_path / "adapter", params["encoder"])
@@ -150,7 +151,7 @@ from experiments import encode
 count, killed = int(sys.argv.pop()), sys.argv.pop() == "killed"
 items = pl.DataFrame({"item_id": [f"i{i}" for i in range(count)]})
 scorer = Namespace(item_embeddings=lambda: np.zeros((count, 2)))
-encode.restored_scorer = lambda workdir: (Namespace(dataset=Namespace(items=items)), scorer)
+encode.restore_scorer = lambda workdir: (Namespace(dataset=Namespace(items=items)), scorer)
 write_text = encode.write_text
 def write_ids(path, text):
     if killed:

@@ -33,13 +33,13 @@ def test_wrong_scales_are_named():
     config = get_config("id")
     config.train.scales = "params/ids/.*=fast"
     with pytest.raises(ValueError, match="regex=factor"):
-        _ = Assembly(config).scales
+        _ = Assembly(config).train_config
 
 
 def test_scales_are_read_in_order():
     config = get_config("id")
     config.train.scales = r"params/ids/.*=0.5 params/.*=2"
-    assert Assembly(config).scales == {"params/ids/.*": 0.5, "params/.*": 2.0}
+    assert Assembly(config).train_config.rate_factors == {"params/ids/.*": 0.5, "params/.*": 2.0}
 
 
 @pytest.mark.parametrize("arg", baselines_movielens.ARGS)

@@ -51,7 +51,9 @@ class Run:
     weight_decay: float = 0.0
 
 
-def train_together(model: Recommender, method: Peft, runs: list[Run], *, mesh: Any = None, **options: Any) -> list[Any]:
+def train_together(
+    model: Recommender, method: Peft, runs: list[Run], *, mesh: Any = None, rules: Any = (), **options: Any
+) -> list[Any]:
     """The outcomes of runs that are trained together."""
     made = [
         task_of(
@@ -67,7 +69,7 @@ def train_together(model: Recommender, method: Peft, runs: list[Run], *, mesh: A
         for run in runs
     ]
     tasks, configs = zip(*made, strict=True)
-    outcomes = population.train_together(tasks, configs, [run.workdir for run in runs], mesh=mesh)
+    outcomes = population.train_together(tasks, configs, [run.workdir for run in runs], mesh=mesh, rules=rules)
     return [
         outcome if isinstance(outcome, NonFiniteLoss) else SimpleNamespace(**outcome._asdict()) for outcome in outcomes
     ]

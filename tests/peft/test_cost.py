@@ -31,7 +31,7 @@ def flops(name: str, options: Mapping[str, Any] | None = None, cached: str | Non
     """Counts one step: the loss, its gradient in the delta, and the update. Nothing is run.
 
     Args:
-      cached: "over" when the states of every block are at hand, "above" when those before the last block are.
+      cached: "all" when the states of every block are at hand, "last" when those before the last block are.
     """
     method = create(name, {name: options or {}})
     mask = jax.ShapeDtypeStruct((TEXTS, LENGTH), bool)
@@ -39,17 +39,20 @@ def flops(name: str, options: Mapping[str, Any] | None = None, cached: str | Non
     weights = jax.ShapeDtypeStruct((TEXTS, LENGTH, D), jnp.float32)
     known = {
         None: ids,
-        "over": jax.ShapeDtypeStruct((TEXTS, LENGTH, N + 1, D), jnp.float32),
-        "above": jax.ShapeDtypeStruct((TEXTS, LENGTH, D), jnp.float32),
+        "all": jax.ShapeDtypeStruct((TEXTS, LENGTH, N + 1, D), jnp.float32),
+        "last": jax.ShapeDtypeStruct((TEXTS, LENGTH, D), jnp.float32),
     }[cached]
-    layer = (N - 1,) if cached == "above" else ()
+    layer = N - 1 if cached == "last" else None
     params = jax.eval_shape(ENCODER.init, jax.random.key(0), ids, mask)["params"]
     delta = jax.eval_shape(method.init, jax.random.key(0), params)
     tx = method.optimizer(optax.adam(1e-3), 1000)
 
     def step(delta, state, params, known, mask, weights):
         def loss(delta):
-            states = forward(ENCODER, method, params, delta, known, mask, *layer, apply=cached)
+            if cached is None:
+                states = forward(ENCODER, method, params, delta, known, mask)
+            else:
+                states = forward(ENCODER, method, params, delta, layer, known, mask, apply="encode_from")
             return (states * weights).sum() + method.penalty(delta)
 
         value, grads = jax.value_and_grad(loss)(delta)
@@ -87,10 +90,10 @@ def test_the_count_is_that_of_the_products():
         ("bitfit", {}, None, 0.70),
         ("layernorm", {}, None, 0.70),
         ("dora", {}, None, 0.75),
-        ("side", {}, "over", 0.15),
+        ("side", {}, "all", 0.15),
         # Its blocks are half as wide as this encoder's.
-        ("k_adapter", {}, "over", 0.40),
-        ("lora", {"target": rf"layer_{N - 1}/.*/(query|value)"}, "above", 0.20),
+        ("k_adapter", {}, "all", 0.40),
+        ("lora", {"target": rf"layer_{N - 1}/.*/(query|value)"}, "last", 0.20),
     ],
 )
 def test_share_of_full_fine_tuning(name, options, cached, bound):

@@ -11,14 +11,16 @@ import polars as pl
 import pytest
 
 from configs import tallrec_movie
-from experiments import tables, train
+from experiments import tables
 from experiments.sweeps import trials
 from llm4rec_jax.data.features.prompts import rating_prompts
 from llm4rec_jax.evaluation.metrics import auc
 from llm4rec_jax.inference import text_vectors
 from llm4rec_jax.runs import folder as run_folder
-from llm4rec_jax.runs import rating_assembly as pointwise_assembly
-from llm4rec_jax.runs import rating_runs as pointwise_runs
+from llm4rec_jax.runs import rating_assembly
+from llm4rec_jax.runs.load import evaluate_again
+from llm4rec_jax.runs.rating_assembly import RatingAssembly
+from llm4rec_jax.runs.run import run
 from llm4rec_jax.training import metric_writer as journal
 from tests.helpers import tiny
 
@@ -74,7 +76,7 @@ def runs(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gp-1", "gp", {"seed": 1}),
         ("gp-all", "gp", {"data.few_shot": None}),
     ):
-        train.run(config(place, arg, **overrides), workdir / name)
+        run(config(place, arg, **overrides), workdir / name)
     return workdir
 
 
@@ -102,25 +104,25 @@ def test_draws_differ_and_share_a_table(runs):
 
 def test_evaluated_again_it_is_the_same(place, runs):
     result = run_folder.read(runs / "gp-0" / "result.json")
-    assert pointwise_runs.evaluate_again(runs / "gp-0") == {name: result[name] for name in ("validation", "test")}
-    assert train.run(config(place, "gp"), runs / "gp-0") == result
+    assert evaluate_again(runs / "gp-0") == {name: result[name] for name in ("validation", "test")}
+    assert run(config(place, "gp"), runs / "gp-0") == result
 
 
 @pytest.mark.parametrize("arg", ["text", "hierarchical_lora"])
 def test_what_is_trained_is_a_run_too(place, tmp_path, arg):
-    result = train.run(config(place, arg), tmp_path)
+    result = run(config(place, arg), tmp_path)
     assert (result["parameters"]["delta"] > 0) == arg.endswith("_lora")
     assert result["step"]["flops"] > 0
     (step,) = (record for record in journal.read(tmp_path / "metrics.jsonl") if record["kind"] == "train")
     assert step["grad_norm"] > 0
     kinds = [record["kind"] for record in journal.read(tmp_path / "metrics.jsonl")]
     assert kinds.count("validation") == 2
-    again = pointwise_runs.evaluate_again(tmp_path)
+    again = evaluate_again(tmp_path)
     assert again["test"] == pytest.approx(result["test"], abs=1e-6)
 
 
 def test_a_prompt_tells_likes_dislikes_and_target(place):
-    assembly = pointwise_assembly.PointwiseAssembly(config(place, "text"))
+    assembly = RatingAssembly(config(place, "text"))
     rows = assembly.whole.test
     (written,) = rating_prompts(rows.take(np.array([3])), assembly.titles, assembly.config.text.user)
     liked, disliked = (
@@ -133,11 +135,11 @@ def test_a_prompt_tells_likes_dislikes_and_target(place):
 
 
 def test_vectors_are_read_once(place, monkeypatch):
-    assembly = pointwise_assembly.PointwiseAssembly(config(place, "gp"))
-    tokens = pointwise_assembly.tokenise(["red lamp", "blue door"], assembly._tokenizer_folder, 8)
+    assembly = RatingAssembly(config(place, "gp"))
+    tokens = rating_assembly.tokenise(["red lamp", "blue door"], assembly._folder.model, 8)
     first = assembly.vectors(tokens)
     files = {file: file.read_bytes() for file in Path(run_cache()).glob("*.npz")}
-    monkeypatch.setattr(text_vectors, "RecommenderScorer", None)
+    monkeypatch.setattr(text_vectors, "BatchTextEncoder", None)
     np.testing.assert_array_equal(assembly.vectors(tokens), first)
     monkeypatch.undo()
     for file, content in files.items():
@@ -161,7 +163,7 @@ def test_other_data_is_refused(place, runs, tmp_path):
     data = run_folder.read(tmp_path / "dataset.json")
     run_folder.write(tmp_path / "dataset.json", {**data, "fingerprint": "ab" * 32})
     with pytest.raises(run_folder.RunFolderError, match=r"data changed since .* its fingerprint was 'abab"):
-        pointwise_runs.evaluate_again(tmp_path)
+        evaluate_again(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,19 +172,17 @@ def test_other_data_is_refused(place, runs, tmp_path):
         ("gp", {"baseline.name": "gpp"}, "did you mean 'gp'"),
         ("gp", {"text.number": "yaer"}, "did you mean 'year'"),
         ("hierarchical", {"model.users": "hierarchic"}, "did you mean 'hierarchical'"),
-        ("hierarchical", {"loss.name": "bpr"}, "questions are learnt by 'bce_pointwise'"),
-        ("hierarchical", {"peft.within": "users"}, "only 'encoder' is adapted"),
+        ("hierarchical", {"loss.name": "bpr"}, "ratings are learnt by 'bce_pointwise'"),
+        ("hierarchical", {"peft.within": "users"}, "adapts 'encoder' only"),
         ("text", {"text.user": "{likd}"}, "did you mean 'liked'"),
-        ("text", {"train.input_workers": 2}, "input_workers is 2, but a run that answers questions"),
-        ("text", {"train.micro_batches": 4}, "micro_batches is 4, but a run that answers questions"),
-        ("text", {"mesh.model": 2}, "mesh.model is 2, but a run that answers questions"),
-        ("text", {"mesh.fsdp": True}, "mesh.fsdp is True, but a run that answers questions"),
+        ("text", {"train.input_workers": 2}, "input_workers is 2, but a batch of labeled examples"),
+        ("text", {"train.micro_batches": 4}, "micro_batches is 4, but a batch of labeled examples"),
         ("gp", {"data.few_shot": 9999}, "asks for 9999 training examples"),
     ],
 )
 def test_misuse(place, tmp_path, arg, overrides, words):
     with pytest.raises(ValueError, match=words):
-        train.run(config(place, arg, **overrides), tmp_path)
+        run(config(place, arg, **overrides), tmp_path)
 
 
 def test_the_sweep_and_its_table_name_the_same_groups(tmp_path):
@@ -192,6 +192,6 @@ def test_the_sweep_and_its_table_name_the_same_groups(tmp_path):
     assert {group for section in table.rows or () for group in section} == groups == set(table.tried)
     assert len(trials.plan(study, tmp_path)) == len(study.trials)
     for arg in tallrec_movie.ARGS:
-        pointwise_assembly.PointwiseAssembly(tallrec_movie.get_config(arg))
+        RatingAssembly(tallrec_movie.get_config(arg))
     with pytest.raises(ValueError, match="did you mean 'gp'"):
         tallrec_movie.get_config("gpt")

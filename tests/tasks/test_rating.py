@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from llm4rec_jax.training.runs import NonFiniteLoss, Preempted, separate
 
-from llm4rec_jax import peft
+from llm4rec_jax import peft, sharding
 from llm4rec_jax.data.features.tokens import tokenise, tokenizer
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics as pointwise
@@ -18,9 +17,13 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.tasks import rating_scoring as answering
-from llm4rec_jax.tasks import rating_training as pointwise_train
+from llm4rec_jax.tasks.rating import RatingTask, _distinct_ratings
 from llm4rec_jax.tasks.rating_scoring import Reader
+from llm4rec_jax.training import loop
+from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import read
+from llm4rec_jax.training.preemption import Preempted
+from llm4rec_jax.training.task import NonFiniteLoss, TrainResult, partition_params
 from tests.helpers import tiny
 from tests.helpers.interrupting import terminate_at
 
@@ -56,11 +59,13 @@ def frozen_reader() -> Reader:
     return Reader(nothing, peft.create("frozen"), nothing, False, VECTORS, VECTORS.mean(0))
 
 
-def train(workdir: Path, **options: Any) -> pointwise_train.Trained:
+def train(workdir: Path, **options: Any) -> TrainResult:
     head = RATING_HEADS.build("hierarchical")
     params = {"answers": answering.start(head, 6, jax.random.key(0))}
-    options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, **options}
-    return pointwise_train.train(head, frozen_reader(), params, DATA, PROMPTS, workdir, **options)
+    options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, "metric": "auc", **options}
+    config = TrainConfig(**options)
+    task = RatingTask(head, frozen_reader(), params, DATA, PROMPTS, config)
+    return loop.train(task, config, workdir, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +74,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     return workdir, train(workdir)
 
 
-def auc(run: pointwise_train.Trained) -> float:
+def auc(run: TrainResult) -> float:
     score = answering.scorer(RATING_HEADS.build("hierarchical"), frozen_reader())
-    scores = score(run.trainable, run.frozen, DATA.test, PROMPTS["test"])
+    scores = score(run.trainable, run.frozen["params"], DATA.test, PROMPTS["test"])
     return pointwise.evaluate(scores, DATA, DATA.test).summary["auc"]
 
 
@@ -91,7 +96,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(trained, tmp_path):
 
 
 def test_a_strong_pull_keeps_the_start(tmp_path):
-    run = train(tmp_path, pull=1e6, steps=10)
+    run = train(tmp_path, l2_to_init=1e6, steps=10)
     moved = jax.tree.leaves(run.trainable["params"]["answers"]["quality"])
     assert max(float(np.abs(array).max()) for array in moved) < 0.02
 
@@ -103,7 +108,7 @@ def test_patience_ends_a_run(tmp_path):
 def test_answers_are_counted_once():
     rows = DATA.train
     pairs = {(u, i) for row in zip(rows.user, rows.history, rows.target, strict=True) for u, i in _pairs(*row)}
-    assert pointwise_train._answers(rows) == len(pairs)
+    assert _distinct_ratings(rows) == len(pairs)
 
 
 def _pairs(user: int, history: np.ndarray, target: int):
@@ -124,12 +129,11 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
     method = tiny.method("lora")
     tuned = Reader(model, method, tokens, asks, None, np.zeros(16, np.float32))
     params["answers"] = jax.tree.map(lambda a: a + 0.3, answering.start(head, 16, jax.random.key(1)))
-    trainable, frozen = separate(method, params, jax.random.key(2))
+    trainable, frozen = partition_params(method, params, jax.random.key(2))
     encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0))
     still = tuned._replace(vectors=np.asarray(encode(params, tokens.ids)))
     scores = [
-        answering.scorer(head, reader)(trainable, frozen["params"], DATA.test, numbers["test"])
-        for reader in (tuned, still)
+        answering.scorer(head, reader)(trainable, frozen, DATA.test, numbers["test"]) for reader in (tuned, still)
     ]
     np.testing.assert_allclose(*scores, atol=1e-4)
 
@@ -151,7 +155,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
     [
         ({"metric": "acu"}, ValueError, "did you mean 'auc'"),
         ({"eval_every": 0}, ValueError, "must be at least 1"),
-        ({"learning_rate": 1e38, "clip": None}, NonFiniteLoss, "at step 2: lower the learning rate"),
+        ({"learning_rate": 1e38, "clip": None}, NonFiniteLoss, "at step 1, in a batch of the users u"),
     ],
 )
 def test_misuse(tmp_path, options, error, words):

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from llm4rec_jax import checksums, io
 from llm4rec_jax.checksums import MANIFEST
 from llm4rec_jax.sharding import digest, make_mesh, place
-from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, load_matching_params, latest_step
+from llm4rec_jax.training.checkpoint import CheckpointError, Checkpoints, latest_step, load_matching_params
 
 BASE = digest({"encoder": np.arange(3.0)})
 
@@ -325,3 +325,15 @@ def test_a_run_that_was_never_trained_lends_nothing(tmp_path):
     Checkpoints(tmp_path, BASE).close()
     with pytest.raises(CheckpointError, match="has that run been trained"):
         load_matching_params({}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a[b]c", "x]", "st*r", "wh?t", "sp ace", "ünï", "[" + "long" * 40 + "]"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / name, "base")
+    checkpoints.save("last", 3, state(3), {})
+    checkpoints.save("best", 3, state(3), {})
+    checkpoints.close()
+    again = Checkpoints(tmp_path / name, "base")
+    same(again.restore("last", state(9)).state, state(3))
+    again.close()
+    assert (tmp_path / name / "checkpoints" / "best" / "3").is_dir()

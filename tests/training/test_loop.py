@@ -351,7 +351,7 @@ def test_another_base_and_another_model_are_refused(split, tokens, encoder_folde
         ({"loss": "ful_softmax"}, "full_softmax"),
         ({"schedule": "cosin"}, "cosine"),
         ({"metric": "ndcg@7"}, "ndcg@10"),
-        ({"batch_size": 0}, "batch_size is 0: 1 devices on the data axis cannot share that; give a multiple of 1"),
+        ({"batch_size": 0}, "config.train.batch_size is 0, must be at least 1"),
         ({"micro_batches": 3}, "batch_size is 16: .* in 3 micro-batches; give a multiple of 3"),
         ({"micro_batches": 0}, "micro_batches is 0"),
         ({"metric": "users"}, "unknown validation metric 'users'"),

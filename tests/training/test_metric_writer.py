@@ -151,7 +151,7 @@ def test_what_is_done_aside_is_left_out_of_the_rate(tmp_path, monkeypatch):
     with TrainingLog(tmp_path, 0, 10, batch_size=4, started=time.perf_counter()) as journal:
         with journal.exclude_from_timing():
             pass
-        monkeypatch.setattr(journal, "record", lambda kind, step, figures: rates.append(figures["examples_per_second"]))
+        monkeypatch.setattr(journal, "write", lambda kind, step, figures: rates.append(figures["examples_per_second"]))
         rates: list[float] = []
         journal.write_training(5, {"loss": 1.0}, 5 * [WORK], 1e9, 1)
     assert rates == [pytest.approx(4 * 5 / (104.0 - 1.0 - 100.0))]

@@ -41,7 +41,7 @@ def test_prompts_are_tokens_and_ids_are_none():
     only_ids = batch()._replace(tokens=(), negatives=None)
     assert speed.batch_stats(only_ids)[:4] == (0, 0, 3, 9)
     prompt = mask(5, 2, width=6)
-    assert speed.work(only_ids._replace(prompt=TokenGroup(prompt.astype(int), prompt)), 0.0)[:2] == (7, 12)
+    assert speed.batch_stats(only_ids._replace(prompt=TokenGroup(prompt.astype(int), prompt)))[:2] == (7, 12)
 
 
 def test_figures_are_sums_over_the_time():
@@ -88,14 +88,14 @@ def test_what_is_in_no_table_is_measured():
 
 
 def test_a_trace_is_of_some_steps_only(tmp_path: Path):
-    profile = speed.Profile(tmp_path, first=1, steps=2)
-    steps = [(profile.ends, profile.step()) for _ in range(6)]
-    assert steps == [(False, False)] * 3 + [(True, True)] + [(False, False)] * 2
-    assert profile.made == 2
-    assert not profile.close()
+    lines: list[str] = []
+    with speed.Profile(tmp_path, lines.append, lambda: None, first=1, steps=2) as profile:
+        for step in range(6):
+            profile.before_step()
+            assert len(lines) == (step >= 3)
+    assert lines == [f"2 steps are traced in {tmp_path}, for TensorBoard or ui.perfetto.dev"]
     assert list(tmp_path.rglob("*.trace.json.gz"))
-    shorter = speed.Profile(tmp_path / "shorter", first=0, steps=9)
-    shorter.step()
-    assert shorter.close()
-    assert shorter.made == 1
+    with speed.Profile(tmp_path / "shorter", lines.append, lambda: None, first=0, steps=9) as profile:
+        profile.before_step()
+    assert lines[1:] == [f"only 1 steps are traced in {tmp_path / 'shorter'}: no more were made"]
     assert list((tmp_path / "shorter").rglob("*.trace.json.gz"))

@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 _FORMAT_VERSION = 1
 _ENCODE_AT_ONCE = 8192
-_VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+VOCABULARY_FILES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
+"""Patterns of the files that hold a tokenizer's vocabulary; its folder has at least one."""
 
 
 class Tokens(NamedTuple):
@@ -40,14 +34,10 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     Raises:
         ValueError: if there is none, or it is not a fast tokenizer.
     """
+    if Path(path_or_name).is_dir():
+        check_vocabulary(Path(path_or_name))
     from transformers import AutoTokenizer  # Takes seconds to import
 
-    if Path(path_or_name).is_dir() and not any((Path(path_or_name) / name).is_file() for name in _VOCABULARIES):
-        # transformers would make a tokenizer without a vocabulary, to which every word is unknown.
-        raise ValueError(
-            f"no tokenizer at {str(path_or_name)!r}: the folder has none of {', '.join(_VOCABULARIES)}; copy the "
-            "tokenizer's files of the model there"
-        )
     try:
         # A folder asks nothing from the hub, and neither a folder nor the hub runs code.
         loaded = AutoTokenizer.from_pretrained(
@@ -61,6 +51,19 @@ def tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     if not loaded.is_fast:
         raise ValueError(f"the tokenizer at {str(path_or_name)!r} is not a fast one: save it with a tokenizer.json")
     return loaded
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Checks that a folder has a tokenizer: without one, transformers makes one to which every word is unknown.
+
+    Raises:
+        ValueError: if it has none of the `VOCABULARY_FILES`.
+    """
+    if not any(any(folder.glob(pattern)) for pattern in VOCABULARY_FILES):
+        raise ValueError(
+            f"{folder} holds no tokenizer (none of {', '.join(VOCABULARY_FILES)}): copy the files of the "
+            "tokenizer that the model was trained with into it, `tokenizer.save_pretrained(folder)` in transformers"
+        )
 
 
 def tokenise(
@@ -88,6 +91,8 @@ def tokenise(
         ValueError: if max_length leaves no room beside the special tokens, or a folder has no tokenizer.
     """
     by_folder = isinstance(tokenizer, Path)
+    if by_folder:
+        check_vocabulary(tokenizer)
     digest = _files_hash(tokenizer, max_length) if by_folder else settings_hash(tokenizer, max_length)
     for text in texts:
         encoded = text.encode()
@@ -126,7 +131,9 @@ def tokenizer_fingerprint(path: str | Path) -> str:
 def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":
     """Returns the SHA-256 of a folder's tokenizer files, the library's version and the length."""
     digest = hashlib.sha256(f"{_FORMAT_VERSION} {max_length} {importlib.metadata.version('transformers')}".encode())
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model")):
+    for file in sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".model", ".codes", ".tiktoken")
+    ):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest

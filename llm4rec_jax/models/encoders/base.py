@@ -331,8 +331,8 @@ def families() -> dict[str, Family]:
     """All families by `model_type`: those of this package and those that others have registered.
 
     Example:
-      >>> sorted(family for family, record in families().items() if not record.causal)[0]
-      'bert'
+      >>> families()["llama"].causal
+      True
     """
     _import_families()
     return FAMILIES

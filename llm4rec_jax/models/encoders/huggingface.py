@@ -1,6 +1,7 @@
 """A Hugging Face folder or hub name to (encoder, params) and back, whatever its family. Strict in both directions."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -12,27 +13,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from llm4rec_jax.io import replacing
+from llm4rec_jax.data.cache import default_folder
+from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
+from llm4rec_jax.models.encoders import gguf
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
+from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError, write_weights
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.trees import flatten, unflatten
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARY_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
+    "added_tokens.json",
     "merges.txt",
+    "bpe.codes",
+    "chat_template*",
 )
-
-
-class PretrainedError(ValueError):
-    """A pretrained folder that cannot be read as what it claims to be. The message says what, where, and the remedy."""
+"""Patterns of all files that a tokenizer in transformers reads from a folder."""
+_SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/*.json",
+                   "*_*/model.safetensors")  # fmt: skip
 
 
 def load(
@@ -76,9 +78,11 @@ def load(
         if not hasattr(config, "language_head"):
             raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
         config = dataclasses.replace(config, language_head=True)
-    encoder = family.build(config)
+    names, tensors = names_of(family), Checkpoint(folder)
     try:
-        flat = names_of(family).to_params(_read_tensors(folder), parameter_shapes(encoder))
+        names.check_depth(tensors, config.num_hidden_layers)
+        encoder = family.build(config)
+        flat = names.to_params(tensors, parameter_shapes(encoder))
     except WeightError as error:
         raise PretrainedError(f"{folder}: {error}") from error
     params = unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
@@ -91,7 +95,9 @@ def load(
 
 
 def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
-    """The folder that a path or a hub name stands for; a hub name is downloaded into the Hugging Face cache.
+    """The folder that a path or a hub name stands for.
+
+    A hub name is downloaded into the Hugging Face cache; a GGUF file is converted into the project's.
 
     Raises:
       PretrainedError: neither a folder nor a repository that can be reached.
@@ -99,6 +105,8 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_hub_name)
     if Path(name).is_dir():
         return Path(name)
+    if name.endswith(gguf.SUFFIX) and Path(name).is_file():
+        return _converted(Path(name))
     if Path(name).is_file():
         raise PretrainedError(f"{name} is a file: give the folder that holds config.json and model.safetensors")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
@@ -106,7 +114,7 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES]
+    wanted = ["config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES, *_SENTENCE_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -114,6 +122,15 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
             f"{name}: no such folder here, and not to be had from the hub ({type(error).__name__}): check the "
             "spelling and the connection, or give a local folder with config.json and model.safetensors"
         ) from error
+
+
+def _converted(file: Path) -> Path:
+    """The Hugging Face folder that a GGUF file has been converted to, which is done once."""
+    about = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = default_folder("gguf") / f"{file.stem}-{key}"
+    # The weights are written last.
+    return folder if (folder / WEIGHTS).is_file() else gguf.convert(file, folder)
 
 
 def save(
@@ -147,12 +164,15 @@ def save(
     # The weights go last and by rename, so that a folder with weights is a whole one.
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_from is not None:
-        for source in (Path(tokenizer_from) / name for name in TOKENIZER_FILES):
-            if source.is_file():
-                shutil.copyfile(source, folder / source.name)
-    with replacing(folder / "model.safetensors") as scratch:
-        save_file(tensors, scratch, metadata={"format": "pt"})
+        copy_tokenizer(Path(tokenizer_from), folder)
+    write_weights(folder, tensors)
     return folder
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer from one folder to another."""
+    for file in {file for pattern in TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()}:
+        shutil.copyfile(file, folder / file.name)
 
 
 def names_of(family: Family) -> Names:
@@ -207,40 +227,13 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
     named = raw.get("model_type")
     if not isinstance(named, str) or named not in families():
         raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(families()))}")
+    if raw.get("quantization_config"):
+        raise PretrainedError(
+            f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the "
+            "original model, or dequantise it (`model.dequantize()` in transformers) and save it again"
+        )
     family = find_family(named)
     try:
         return family, family.config_from_hf(raw)
     except ValueError as error:
         raise PretrainedError(f"{file}: {error}") from error
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return _read_file(folder / "model.safetensors")
-    if not index.is_file():
-        raise PretrainedError(
-            f"{folder} has neither model.safetensors nor {index.name}: weights saved by pickle (pytorch_model.bin) are "
-            "not read, since unpickling runs code; convert them with `model.save_pretrained(folder)` in transformers"
-        )
-    try:
-        weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        shards = sorted(map(str, set(weight_map.values())))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PretrainedError(f"{index} is not an index of safetensors shards ({error!r}): fetch it again") from error
-    tensors: dict[str, np.ndarray] = {}
-    for shard in shards:
-        if Path(shard).name != shard or not (folder / shard).is_file():
-            raise PretrainedError(f"{index} names the shard {shard!r}, which is not a file of {folder}")
-        tensors |= _read_file(folder / shard)
-    if lacking := sorted(set(weight_map) - set(tensors)):
-        raise PretrainedError(f"{index} promises tensors that no shard holds: {some(lacking)}")
-    return tensors
-
-
-def _read_file(file: Path) -> dict[str, np.ndarray]:
-    try:
-        # It checks that header and arrays lie within the file. A type that numpy lacks is an AttributeError.
-        return load_file(file)
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise PretrainedError(f"{file} cannot be read as safetensors ({error}): damaged or cut short?") from error

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _NUMBER = r"(0|[1-9]\d*)"
+_BLOCK = re.compile(r"layer_(\d+)/")
 
 
 class WeightError(ValueError):
@@ -169,7 +170,7 @@ class Names:
             flat |= dict.fromkeys(source.paths, name)
         self.check_paths(flat, shapes)
         for name, source in sources.items():
-            flat |= _taken_apart(name, tensors[name], source, shapes)
+            flat |= _taken_apart(tensors[name], source, shapes)
         return flat
 
     def to_tensors(self, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -181,6 +182,25 @@ class Names:
                 joined = np.concatenate([flat[p] for p in source.paths], -1) if len(source.paths) > 1 else flat[path]
                 tensors[source.tensor] = np.ascontiguousarray(joined.T if source.rule.transpose else joined)
         return tensors
+
+    def check_depth(self, tensors: Iterable[str], depth: int) -> None:
+        """Compares the number of blocks with the tensors that there are, before a model of that size is built.
+
+        Raises:
+          WeightError: there are fewer blocks; the message names the tensors that are missing.
+        """
+        templates: dict[str, None] = {}
+        blocks = 0
+        for source in map(self._read, tensors):
+            if source is not None and source.paths and (found := _BLOCK.match(source.paths[0])) is not None:
+                templates[source.rule.tensor] = None
+                blocks = max(blocks, int(found[1]) + 1)
+        if blocks < depth:
+            per_block = templates or dict.fromkeys(rule.tensor for rule in self._rules if "{i}" in rule.tensor)
+            # A damaged configuration may ask for billions of blocks.
+            numbers = range(blocks, min(depth, blocks + 1000))
+            missing = [name.replace("{i}", str(i)) for i in numbers for name in per_block]
+            raise WeightError(f"tensors that the encoder needs are missing: {some(missing)}")
 
     def check_paths(self, there: Iterable[str], needed: Iterable[str]) -> None:
         """Compares paths with those of the encoder.
@@ -211,9 +231,7 @@ def _is_used(source: Source, shapes: Mapping[str, Any]) -> bool:
     return bool(source.paths) and not (source.rule.optional and shapes.keys().isdisjoint(source.paths))
 
 
-def _taken_apart(
-    name: str, tensor: np.ndarray, source: Source, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
+def _taken_apart(tensor: np.ndarray, source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The parameters in a tensor. Two heads of keys beside six of queries, D 12: [12, 12 + 4 + 4] into 12, 4, 4."""
     parts = [shapes[path] for path in source.paths]
     whole = (*parts[0][:-1], sum(shape[-1] for shape in parts))

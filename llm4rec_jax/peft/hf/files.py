@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 
 from llm4rec_jax.checksums import MANIFEST, Damaged, check_manifest
+from llm4rec_jax.data.features.tokens import check_vocabulary
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.encoders.sentence_folder import MODES
 from llm4rec_jax.peft.hf.adapter import AGAIN, InterchangeError, short, some
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.sharding import fetch
@@ -149,42 +150,25 @@ def read_others(file: Path) -> dict[str, Any] | None:
 
 
 # ---------------------------------------------------------------------------------- tokenizer and sentence-transformers
-_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens"}
-"""Poolings that sentence-transformers has, by their name here."""
-
-
-_VOCABULARIES = ("tokenizer.json", "*vocab*.txt", "*vocab*.json", "*.model", "*.tiktoken")
-"""Patterns of the files that hold a tokenizer's vocabulary."""
-_TOKENIZERS = (
-    *_VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "bpe.codes",
-    "chat_template*",
-)  # fmt: skip
-"""Patterns of the files that transformers reads a tokenizer from."""
-
-
 def tokenizer_folder(path: str | os.PathLike[str]) -> Path:
     """Returns the folder of a path or hub name, which must hold a tokenizer."""
     folder = pretrained.resolve(path)
-    if not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
-        raise InterchangeError(f"{folder} holds no tokenizer: give a folder with tokenizer.json or vocab.txt")
+    try:
+        check_vocabulary(folder)
+    except ValueError as error:
+        raise InterchangeError(str(error)) from error
     return folder
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the files of a tokenizer from one folder to another."""
-    for file in {file for pattern in _TOKENIZERS for file in source.glob(pattern)}:
-        shutil.copyfile(file, folder / file.name)
 
 
 def check_pooling(pooling: str) -> None:
     """Raises InterchangeError when sentence-transformers has no such pooling."""
-    if pooling in POOLINGS and pooling not in _POOLINGS:
+    if pooling in POOLINGS and pooling not in MODES:
         raise InterchangeError(
-            f"sentence-transformers has no pooling {pooling!r}, only {', '.join(_POOLINGS)}: choose one of them, which "
+            f"sentence-transformers has no pooling {pooling!r}, only {', '.join(MODES)}: choose one of them, which "
             "gives other vectors, or keep the run's own checkpoint"
         )
-    if pooling not in _POOLINGS:
-        raise InterchangeError(unknown_name("pooling", pooling, _POOLINGS))
+    if pooling not in MODES:
+        raise InterchangeError(unknown_name("pooling", pooling, MODES))
 
 
 def write_sentence_transformer(folder: Path, width: int, pooling: str, max_tokens: int) -> None:
@@ -196,7 +180,7 @@ def write_sentence_transformer(folder: Path, width: int, pooling: str, max_token
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     ]
-    modes = {f"pooling_mode_{theirs}": name == pooling for name, theirs in _POOLINGS.items()}
+    modes = {flag: name == pooling for name, (_, flag) in MODES.items()}
     contents = {
         "modules.json": modules,
         "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},

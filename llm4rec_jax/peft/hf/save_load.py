@@ -39,7 +39,6 @@ from llm4rec_jax.peft.hf.files import (
     WEIGHTS,
     check_files,
     check_pooling,
-    copy_tokenizer,
     flat_names,
     read_fields,
     read_others,
@@ -105,7 +104,7 @@ def save(
       others: Arrays of the recommender's other parts as nested dictionaries, for `recommender.safetensors`.
       family: The family of the encoder; needed only where several families have parameters of the same names.
       tokenizer_from: A folder or hub name whose tokenizer files are copied; None copies none.
-      pooling: Pooling for sentence-transformers: mean, cls or max. Used with a tokenizer.
+      pooling: Pooling for sentence-transformers; see `sentence_folder.MODES`. Used with a tokenizer.
       max_tokens: Number of tokens to which sentence-transformers cuts texts. Used with a tokenizer.
 
     Raises:
@@ -142,7 +141,7 @@ def save(
     if (shortened := _short_base(base, modules, params, folder)) is not None:
         fields["base_model_name_or_path"] = shortened
     if tokenizer_from is not None:
-        copy_tokenizer(tokenizer_from, folder)
+        pretrained.copy_tokenizer(tokenizer_from, folder)
         # transformers loads no adapters with virtual tokens.
         if method.name not in ("prefix", "prompt"):
             write_sentence_transformer(folder, stack(params, "save")[1], pooling, max_tokens)
@@ -235,7 +234,7 @@ def merge(
       method: A method that merges, or a chain of such methods.
       delta: The trained arrays of the bare encoder.
       tokenizer_from: A folder or hub name whose tokenizer files are copied; None copies none.
-      pooling: Pooling for sentence-transformers: mean, cls or max.
+      pooling: Pooling for sentence-transformers; see `sentence_folder.MODES`.
       max_tokens: Number of tokens to which sentence-transformers cuts texts.
 
     Raises:
@@ -263,7 +262,7 @@ def merge(
     _make(folder)
     write_sentence_transformer(folder, encoder.config.hidden_size, pooling, max_tokens)
     if tokenizer_from is not None:
-        copy_tokenizer(tokenizer_from, folder)
+        pretrained.copy_tokenizer(tokenizer_from, folder)
     return pretrained.save(folder, encoder, merged)
 
 

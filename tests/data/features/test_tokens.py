@@ -190,7 +190,7 @@ def test_the_default_cache_follows_xdg(tokenizer, tmp_path, monkeypatch):
 
 
 def test_an_absent_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no tokenizer at .*tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"holds no tokenizer .*tokenizer\.json"):
         tokens_module.tokenizer(tmp_path)
 
 
@@ -265,5 +265,5 @@ class TestFingerprint:
     def test_a_folder_without_a_vocabulary_is_refused(self, tmp_path):
         # transformers makes a tokenizer of it, to which every word is unknown.
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-        with pytest.raises(ValueError, match=r"the folder has none of tokenizer.json, vocab.txt.*copy the tokenizer"):
+        with pytest.raises(ValueError, match=r"holds no tokenizer \(none of tokenizer\.json, .*copy the files"):
             tokenizer_fingerprint(tmp_path)

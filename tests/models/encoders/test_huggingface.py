@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
@@ -297,10 +298,13 @@ def test_save_copies_the_tokenizer(tmp_path, bert_folder):
     source.mkdir()
     (source / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     (source / "tokenizer_config.json").write_text("{}")
+    carried = ("added_tokens.json", "sentencepiece.bpe.model", "tokenizer.model", "spiece.model", "merges.txt")
+    for name in carried:
+        (source / name).write_text(name)
     (source / "model.safetensors").write_text("not weights")
     pretrained.save(tmp_path / "out", *pretrained.load(bert_folder), tokenizer_from=source)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt",
+        "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt", *carried,
     }  # fmt: skip
     assert (tmp_path / "out" / "vocab.txt").read_text() == "[PAD]\n[UNK]\n"
     assert len(flat(tmp_path / "out")) == 5 + 3 * 16
@@ -324,3 +328,64 @@ def test_names_map_one_to_one():
     converted = [path for name in names for path in NAMES.paths(name) or ()]
     assert len(set(converted)) == len(names)
     assert sorted(map(NAMES.tensor, converted)) == sorted(names)
+
+
+def test_a_stale_copy_in_another_shard_does_not_win(folder, expected):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    word = "embeddings.word_embeddings.weight"
+    save_file({word: tensors[word]}, folder / "model-1.safetensors")
+    save_file(tensors | {word: tensors[word] + 1}, folder / "model-2.safetensors")
+    names = dict.fromkeys(tensors, "model-2.safetensors") | {word: "model-1.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert_same(flat(folder), expected)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    word = "embeddings.word_embeddings.weight"
+    save_file({name: a for name, a in tensors.items() if name != word}, folder / "model-1.safetensors")
+    save_file(tensors, folder / "model-2.safetensors")
+    names = dict.fromkeys(tensors, "model-2.safetensors") | {word: "model-1.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    fails(folder, f"promises tensors that no shard holds: {word}")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_that_are_no_floats_are_refused(folder, kind):
+    name = f"{LAYER}attention.self.query.weight"
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors[name] = (tensors[name] * 100).round().to(kind)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    fails(folder, f"{name} is of type", "not of floating point", "dequantise")
+
+
+def test_integers_that_are_not_used_are_no_reason_to_refuse(folder, expected):
+    edit(folder, lambda tensors: tensors | {"embeddings.position_ids": np.arange(37)[None]})
+    assert_same(flat(folder), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(folder, value):
+    name = f"{LAYER}output.dense.bias"
+
+    def change(tensors):
+        tensors[name][3] = value
+        return tensors
+
+    edit(folder, change)
+    fails(folder, f"{name} has values that are not finite", "fetch it again")
+
+
+def test_quantised_models_are_refused(folder):
+    configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    fails(folder, "quantization_config is set", "dequantise")
+
+
+@pytest.mark.parametrize("depth", [4, 20_000, 10**15])
+def test_more_layers_than_there_are_tensors(folder, depth):
+    configure(folder, num_hidden_layers=depth)
+    start = time.monotonic()
+    fails(folder, "missing: encoder.layer.3.attention")
+    assert time.monotonic() - start < 2
