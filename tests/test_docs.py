@@ -103,7 +103,7 @@ def test_every_entry_of_a_registry_is_described(heading, registry, more):
 )
 def test_every_entry_of_a_smaller_registry_is_named(page, heading, registry):
     section = (DOCS / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    assert set(registry) <= set(re.findall(r"`(\w+)`", section))
+    assert set(registry) <= set(re.findall(r"`([\w-]+)`", section))
 
 
 def test_options_of_methods_are_those_of_the_package():

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from llm4rec_jax.models.encoders.base import OURS, Encoder, Family, config_field
 from llm4rec_jax.models.encoders.post_norm import PostNormConfig, layer_norm, post_norm_blocks
 from llm4rec_jax.models.encoders.weights import embedding, linear, norm
 from llm4rec_jax.models.layers.dropout import dropout
-from llm4rec_jax.models.layers.linear import normal
+from llm4rec_jax.models.layers.linear import dense, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,22 @@ class BertConfig(PostNormConfig):
 
     sizes = (*PostNormConfig.sizes, "type_vocab_size")
 
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first token takes; a text may have as many tokens as rows follow."""
+        return 0
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings before they are projected to D."""
+        return self.hidden_size
+
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token type embeddings, normed. [B, L] -> [B, L, D]."""
+    """Sum of word, position and token type embeddings, normed. [B, L] -> [B, L, D].
+
+    There are no token types where the configuration has none, and a projection where it has another width than D.
+    """
 
     config: BertConfig
 
@@ -45,12 +58,25 @@ class Embeddings(nn.Module):
                 "truncate the text when tokenising"
             )
         # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
-        embed = partial(nn.Embed, features=c.hidden_size, embedding_init=normal(c.initializer_range))
+        embed = partial(nn.Embed, features=c.embedding_width, embedding_init=normal(c.initializer_range))
         words = embed(c.vocab_size, name="word")(ids)
-        positions = embed(c.max_position_embeddings, name="position")(jnp.arange(ids.shape[-1]))
-        kinds = jnp.int32(0) if token_type is None else token_type
-        types = embed(c.type_vocab_size, name="token_type")(kinds)
-        return dropout(self, layer_norm(c, "norm")(words + types + positions), c.hidden_dropout_prob)
+        positions = embed(c.max_position_embeddings + c.first_position, name="position")(self.positions(ids))
+        if c.type_vocab_size:
+            if token_type is None:
+                # Flax's table of a single row knows no scalar ids.
+                token_type = jnp.int32(0) if c.type_vocab_size > 1 else jnp.zeros(ids.shape, jnp.int32)
+            words = words + embed(c.type_vocab_size, name="token_type")(token_type)
+        elif token_type is not None:
+            raise ValueError(f"{c.model_type} has no token types: leave token_type out")
+        embedded = dropout(self, layer_norm(c, "norm")(words + positions), c.hidden_dropout_prob)
+        if c.embedding_width == c.hidden_size:
+            return embedded
+        return dense(c.hidden_size, "project", c.dtype, c.initializer_range)(embedded)
+
+    @nn.nowrap
+    def positions(self, ids: jax.Array) -> jax.Array:
+        """Rows of the position table, [L] or [B, L]."""
+        return jnp.arange(ids.shape[-1])
 
 
 class Bert(Encoder):
@@ -68,42 +94,69 @@ class Bert(Encoder):
         return self.embeddings(ids, token_type)
 
 
-def _config_from_hf(raw: Mapping[str, Any]) -> BertConfig:
+_Config = TypeVar("_Config", bound=BertConfig)
+
+
+def config_from_hf(kind: type[_Config], raw: Mapping[str, Any], **renamed: str) -> _Config:
+    """The configuration of an encoder with BERT's blocks from the fields of its `config.json`.
+
+    Args:
+      kind: Class of the configuration.
+      raw: Fields of `config.json`.
+      **renamed: Names in `config.json`, as in `config_fields`.
+
+    Raises:
+      ValueError: a field asks for a decoder, or for positions that are not in the embeddings.
+    """
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError(f"position_embedding_type {raw['position_embedding_type']!r} is not supported")
     for unsupported in ("is_decoder", "add_cross_attention"):
         if raw.get(unsupported):
             raise ValueError(f"{unsupported} is set; only encoders can be read")
-    return BertConfig(**config_fields(BertConfig, raw))
+    return kind(**config_fields(kind, raw, **renamed))
 
 
-def _config_to_hf(config: BertConfig) -> dict[str, Any]:
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OURS}
-    return {"architectures": ["BertModel"], "position_embedding_type": "absolute", **fields}
+def config_to_hf(config: BertConfig, architecture: str = "BertModel", **renamed: str) -> dict[str, Any]:
+    """The fields of `config.json`, the inverse of `config_from_hf`.
+
+    Args:
+      config: The configuration.
+      architecture: Name of the class in transformers.
+      **renamed: Names in `config.json`, as in `config_fields`.
+    """
+    fields = {renamed.get(n, n): value for n, value in dataclasses.asdict(config).items() if n not in OURS}
+    return {"architectures": [architecture], "position_embedding_type": "absolute", **fields}
 
 
-_BLOCK = "encoder.layer.{i}"
+BLOCK_RULES = (
+    *linear("encoder.layer.{i}.attention.self.query", "layer_{i}/attention/query"),
+    *linear("encoder.layer.{i}.attention.self.key", "layer_{i}/attention/key"),
+    *linear("encoder.layer.{i}.attention.self.value", "layer_{i}/attention/value"),
+    *linear("encoder.layer.{i}.attention.output.dense", "layer_{i}/attention/output"),
+    *norm("encoder.layer.{i}.attention.output.LayerNorm", "layer_{i}/attention_norm"),
+    *linear("encoder.layer.{i}.intermediate.dense", "layer_{i}/ffn/up"),
+    *linear("encoder.layer.{i}.output.dense", "layer_{i}/ffn/down"),
+    *norm("encoder.layer.{i}.output.LayerNorm", "layer_{i}/ffn_norm"),
+)
+"""Names of a block's tensors."""
+
+EMBEDDING_RULES = (
+    *embedding("embeddings.word_embeddings", "embeddings/word"),
+    *embedding("embeddings.position_embeddings", "embeddings/position"),
+    *norm("embeddings.LayerNorm", "embeddings/norm"),
+)
+"""Names of what all embeddings have."""
+
+TOKEN_TYPE_RULES = embedding("embeddings.token_type_embeddings", "embeddings/token_type")
+"""The name of the table of token types."""
 
 BERT = register(
     Family(
         model_type="bert",
         build=Bert,
-        config_from_hf=_config_from_hf,
-        config_to_hf=_config_to_hf,
-        weight_rules=(
-            *embedding("embeddings.word_embeddings", "embeddings/word"),
-            *embedding("embeddings.position_embeddings", "embeddings/position"),
-            *embedding("embeddings.token_type_embeddings", "embeddings/token_type"),
-            *norm("embeddings.LayerNorm", "embeddings/norm"),
-            *linear(f"{_BLOCK}.attention.self.query", "layer_{i}/attention/query"),
-            *linear(f"{_BLOCK}.attention.self.key", "layer_{i}/attention/key"),
-            *linear(f"{_BLOCK}.attention.self.value", "layer_{i}/attention/value"),
-            *linear(f"{_BLOCK}.attention.output.dense", "layer_{i}/attention/output"),
-            *norm(f"{_BLOCK}.attention.output.LayerNorm", "layer_{i}/attention_norm"),
-            *linear(f"{_BLOCK}.intermediate.dense", "layer_{i}/ffn/up"),
-            *linear(f"{_BLOCK}.output.dense", "layer_{i}/ffn/down"),
-            *norm(f"{_BLOCK}.output.LayerNorm", "layer_{i}/ffn_norm"),
-        ),
+        config_from_hf=partial(config_from_hf, BertConfig),
+        config_to_hf=config_to_hf,
+        weight_rules=(*EMBEDDING_RULES, *TOKEN_TYPE_RULES, *BLOCK_RULES),
         prefixes=("bert.",),
         dropped=(r"embeddings\.position_ids", r"(?:pooler|cls|classifier|qa_outputs)\..*"),
         unused_modules=("pooler.dense",),
