@@ -9,7 +9,7 @@ from llm4rec_jax.training.log import TrainingLog
 
 
 def terminate_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, this process gets SIGTERM when a run has made so many steps."""
+    """Makes this process get SIGTERM, from now on, when a run has made `step` steps."""
     real = TrainingLog.advance
 
     def advance(self: TrainingLog, made: int) -> None:

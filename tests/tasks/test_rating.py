@@ -16,7 +16,7 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
-from llm4rec_jax.tasks import rating_scoring as answering
+from llm4rec_jax.tasks import rating_scoring
 from llm4rec_jax.tasks.rating import RatingTask, _distinct_ratings
 from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training import loop
@@ -61,7 +61,7 @@ def frozen_reader() -> Reader:
 
 def train(workdir: Path, **options: Any) -> TrainResult:
     head = RATING_HEADS.build("hierarchical")
-    params = {"answers": answering.start(head, 6, jax.random.key(0))}
+    params = {"answers": rating_scoring.start(head, 6, jax.random.key(0))}
     options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, "metric": "auc", **options}
     config = TrainConfig(**options)
     task = RatingTask(head, frozen_reader(), params, DATA, PROMPTS, config)
@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 def auc(run: TrainResult) -> float:
-    score = answering.scorer(RATING_HEADS.build("hierarchical"), frozen_reader())
+    score = rating_scoring.scorer(RATING_HEADS.build("hierarchical"), frozen_reader())
     scores = score(run.trainable, run.frozen["params"], DATA.test, PROMPTS["test"])
     return pointwise.evaluate(scores, DATA, DATA.test).summary["auc"]
 
@@ -128,12 +128,12 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
     params = init(model, jax.random.key(0), weights)
     method = tiny.method("lora")
     tuned = Reader(model, method, tokens, asks, None, np.zeros(16, np.float32))
-    params["answers"] = jax.tree.map(lambda a: a + 0.3, answering.start(head, 16, jax.random.key(1)))
+    params["answers"] = jax.tree.map(lambda a: a + 0.3, rating_scoring.start(head, 16, jax.random.key(1)))
     trainable, frozen = partition_params(method, params, jax.random.key(2))
     encode = jax.jit(lambda params, ids: model.apply({"params": params}, ids, ids > 0))
     still = tuned._replace(vectors=np.asarray(encode(params, tokens.ids)))
     scores = [
-        answering.scorer(head, reader)(trainable, frozen, DATA.test, numbers["test"]) for reader in (tuned, still)
+        rating_scoring.scorer(head, reader)(trainable, frozen, DATA.test, numbers["test"]) for reader in (tuned, still)
     ]
     np.testing.assert_allclose(*scores, atol=1e-4)
 

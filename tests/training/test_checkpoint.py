@@ -224,7 +224,7 @@ def test_a_damaged_one_is_passed_over_for_the_one_before(tmp_path):
         assert latest_step(tmp_path) == 2
     with pytest.raises(CheckpointError, match=f"{file} is damaged.*bring it back from a copy"):
         opened.restore("last", state(), step=3)
-    # What comes after is done again, and the damaged one goes.
+    # The steps after it are done again, and the damaged checkpoint goes.
     opened.save("last", 3, state(7), {})
     opened.close()
     again = Checkpoints(tmp_path, BASE)

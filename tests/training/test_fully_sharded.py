@@ -44,7 +44,7 @@ ONE, EIGHT, BOTH = (
 
 
 class Parts(NamedTuple):
-    """What all runs share."""
+    """The parts that all runs share."""
 
     split: Any
     tokens: Any
@@ -90,8 +90,8 @@ def check(parts: Parts, method: str, tmp_path: Path, layouts: dict[str, tuple]) 
     expected = records(tmp_path / "one", "train")
     for name in layouts:
         for found, wanted in zip(records(tmp_path / name, "train"), expected, strict=True):
-            # Of a parameter without influence, as a key's bias is, the gradient is rounding, whose size Adam ignores:
-            # parameters are compared by the loss that follows from them.
+            # The gradient of a parameter without influence, such as a key's bias, is rounding, whose size Adam
+            # ignores: parameters are compared by the loss that follows from them.
             for figure in ("loss", "grad_norm"):
                 np.testing.assert_allclose(found[figure], wanted[figure], rtol=1e-5, err_msg=f"{name} {figure}")
         assert [r["ndcg@5"] for r in records(tmp_path / name, "validation")] == [

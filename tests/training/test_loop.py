@@ -57,9 +57,9 @@ def one_device() -> jax.sharding.Mesh:
 
 
 def train_ids(split: Split, workdir: Path, users: str = "mean", **options) -> Any:
-    training, people = split.training()[0], split.dataset.num_users
-    edges = Edges(np.repeat(np.arange(people), np.diff(training.offsets)), training.items)
-    model = recommender(num_items=split.dataset.num_items, num_users=people, edges=edges, users=users, width=16)
+    training, num_users = split.training()[0], split.dataset.num_users
+    edges = Edges(np.repeat(np.arange(num_users), np.diff(training.offsets)), training.items)
+    model = recommender(num_items=split.dataset.num_items, num_users=num_users, edges=edges, users=users, width=16)
     options = {"steps": 40, "mesh": one_device(), **QUICK, **options}
     return train(model, peft.create("frozen"), init(model, jax.random.key(0)), split, workdir, **options)
 
@@ -107,7 +107,7 @@ def test_every_loss_learns(split, tmp_path, loss):
 @pytest.mark.parametrize("users", sorted({*USERS, *GRAPHS} - {"text"}))
 def test_every_user_model_learns_what_comes_next(split, tmp_path, users):
     trained = train_ids(split, tmp_path, users=users, steps=120, eval_every=40)
-    # What has no order can tell the colour but hardly the place: the best of ten.
+    # A model that ignores order can tell the colour but hardly the place: the best of ten.
     assert trained.best_value > (0.6 if users in ("transformer", "gru", "bert4rec") else 0.25)
 
 
@@ -268,7 +268,7 @@ def test_a_chain_of_beside_and_inside_caches_nothing(split, tokens, encoder_fold
 
 @pytest.mark.parametrize("part", ["users", "both"])
 def test_a_method_adapts_the_user_model(split, tokens, encoder_folder, tmp_path, part):
-    """What is adapted keeps its own parameters; the encoder's states are constants where only the users are adapted."""
+    """The adapted part keeps its own parameters; the encoder's states are constants where only users are adapted."""
     encoder, params = pretrained.load(encoder_folder)
     model = recommender(
         encoder=encoder, users="transformer", width=16, options={"users": {"positions": 8, "dropout": 0.0}}

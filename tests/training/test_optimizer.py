@@ -30,7 +30,7 @@ def loss(tree: dict, target: jax.Array) -> jax.Array:
 
 
 def run(tx: optax.GradientTransformation, targets: list[float]) -> dict:
-    """What one step for each target makes of `trainable`."""
+    """Returns `trainable` after one step for each target."""
 
     @jax.jit
     def step(tree: dict, state: optax.OptState, target: float) -> tuple[dict, optax.OptState]:

@@ -97,7 +97,7 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
 
 @pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("full_softmax", 3, (0, 19))])
 def test_runs_may_have_splits_of_their_own(split, text, tmp_path, loss, drawn, seeds):
-    """Of three targets, all of the one split are in windows of two inputs, and not all of the other."""
+    """All of three targets are in windows of two inputs in the one split, and not all of them in the other."""
     model, chosen, tokens, params = parts(split, text, "lora")
     splits = [few_shot(split, drawn, per="total", seed=seed) for seed in seeds]
     options = {**OPTIONS, "history": 4, "steps": 6, "eval_every": 6, "loss": loss, "tokens": tokens, "mesh": mesh()}
@@ -153,7 +153,7 @@ def test_one_that_diverges_does_not_end_the_others(split, text, tmp_path):
 
 
 def test_one_that_cannot_be_validated_does_not_end_the_others(split, text, tmp_path):
-    """What a step gives is finite, and the scores after it are not."""
+    """The results of a step are finite, and the scores after it are not."""
     model, chosen, _, params = parts(split, text, "ids")
     lost = jax.tree.map(lambda a: np.full_like(a, np.nan), params(1))
     runs = [Run(params(0), split, tmp_path / "good"), Run(lost, split, tmp_path / "bad")]

@@ -35,8 +35,8 @@ def sample(process: int) -> tuple[float, int, int]:
 def test_memory_threads_and_files_stay_as_they_are(tmp_path):
     """Evaluations and checkpoints without end, and SIGTERM at last.
 
-    The first third is left out: programs are compiled, and pools of memory fill. Of the rest the Theil-Sen slope, the
-    median of all pairs' slopes, and its 95 % interval are taken over the medians of forty stretches.
+    The first third is left out: programs are compiled, and pools of memory fill. The Theil-Sen slope of the
+    rest, the median of all pairs' slopes, and its 95 % interval are taken over the medians of forty stretches.
 
     A checkpoint is saved far more often than anyone would, so that what one costs shows.
     """

