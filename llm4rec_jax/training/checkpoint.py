@@ -85,6 +85,7 @@ class Checkpoints:
         self._place = self.folder.stat().st_ino
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
+        self._failed = False
 
     def save(self, name: str, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Saves as `last` or `best`. A run that goes on from an earlier `last` comes by later steps again.
@@ -109,6 +110,7 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
+            self._failed = True
             raise io.not_written(where, error) from error
         self._written = self._writer.submit(self._complete, name, step)
 
@@ -117,6 +119,7 @@ class Checkpoints:
         try:
             self._managers[name].wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
+            self._failed = True
             self._still_there(where)
             raise io.not_written(where, error) from error
         if jax.process_index() == 0:
@@ -201,7 +204,12 @@ class Checkpoints:
         finally:
             self._writer.shutdown()
             for manager in self._managers.values():
-                manager.close()
+                try:
+                    manager.close()
+                except (OSError, ValueError, RuntimeError) as error:
+                    # Orbax repeats the failure of a write, which has been raised before.
+                    if not self._failed:
+                        raise io.not_written(self.folder, error) from error
 
 
 def _check(folder: Path) -> int:

@@ -71,7 +71,8 @@ def kinds(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, K
             timestamp="timestamp", items_path=str(config.with_name("items.csv")), item_columns={"title": "title"},
         )  # fmt: skip
         split: Any = SimpleNamespace(protocol=run_folder.read(run / "dataset.json")["protocol"])
-        run_folder.check_data(SimpleNamespace(dataset=dataset, split=split), run)  # pyright: ignore[reportArgumentType]
+        described = {"fingerprint": dataset.fingerprint, "protocol": split.protocol}
+        run_folder.check_data(SimpleNamespace(description=lambda: described), run)
         return dataset.fingerprint
 
     def table() -> Any:

@@ -21,9 +21,9 @@ def test_a_configuration_that_is_no_program(tmp_path, content, message):
 
 
 def test_what_nobody_has_foreseen_ends_in_a_message(config, tmp_path):
-    """A run folder whose configuration has none of the fields."""
+    """A configuration of an odd type."""
     broken = tmp_path / "study.py"
-    broken.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'data': 5})\n")
+    broken.write_text("from types import SimpleNamespace\ndef get_config():\n    return SimpleNamespace()\n")
     done = command("train", f"--config={broken}", f"--workdir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
