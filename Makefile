@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# Modules whose examples are run. Commands are left out: they share names of flags.
+DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
 .PHONY: setup setup-dev quickstart test test-long test-beam soak lint audit format clean
 .DEFAULT_GOAL := setup
@@ -27,6 +29,7 @@ quickstart: setup
 	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
 
 test: setup-dev
+	$(BIN)/python -m pytest --doctest-modules --ignore=llm4rec_jax/data/ondisk/beam.py $(DOCTESTS)
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-long: setup-dev

@@ -10,7 +10,7 @@ import pytest
 
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.training.log import TrainingLog
-from llm4rec_jax.training.metric_writer import read
+from llm4rec_jax.training.metric_writer import WandbWriter, read
 from llm4rec_jax.training.throughput import BatchStats
 
 WORK = BatchStats(tokens=6, token_places=8, items=3, mentions=12, flops=1e6)
@@ -155,3 +155,20 @@ def test_what_is_done_aside_is_left_out_of_the_rate(tmp_path, monkeypatch):
         rates: list[float] = []
         journal.write_training(5, {"loss": 1.0}, 5 * [WORK], 1e9, 1)
     assert rates == [pytest.approx(4 * 5 / (104.0 - 1.0 - 100.0))]
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (1, 2):
+        writer = WandbWriter("tests", tmp_path, {"seed": 0})
+        writer.write({"kind": "train", "step": step, "seconds": 0.5, "loss": 1.0})
+        writer.close()
+    ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"config.log.wandb needs the package wandb: pip install"):
+        WandbWriter("tests", tmp_path, {})

@@ -23,7 +23,7 @@ class Edges:
       >>> edges = Edges(np.array([1, 0, 1, 1]), np.array([0, 0, 2, 2]))
       >>> edges.by_user.tolist(), edges.by_item.tolist()
       ([[0, 1, 1], [0, 0, 2]], [[0, 1, 1], [0, 0, 2]])
-      >>> edges.weight_by_user.round(2).tolist()
+      >>> [round(weight, 2) for weight in edges.weight_by_user.tolist()]
       [0.71, 0.5, 0.71]
     """
 
