@@ -121,7 +121,7 @@ def test_a_failed_trial_is_recorded_with_its_traceback(swept):
     assert "ended: exit code 1" in record
     assert "python -m experiments.train" in record
     assert "Traceback (most recent call last)" in record
-    assert "in check" in record
+    assert "in _check_loss" in record
     state = json.loads((workdir / "sweep.json").read_text())
     (error,) = [trial["error"] for trial in state["trials"] if trial["name"] == "broken"]
     assert error.startswith("ValueError: num_negatives is 0")

@@ -320,7 +320,7 @@ def test_what_does_not_fit_is_not_lent(tmp_path):
 
 
 def test_a_run_that_was_never_trained_lends_nothing(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no trained run to start from"):
+    with pytest.raises(CheckpointError, match="holds no trained run: "):
         load_matching_params({}, tmp_path)
     Checkpoints(tmp_path, BASE).close()
     with pytest.raises(CheckpointError, match="has that run been trained"):

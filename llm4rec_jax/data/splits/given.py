@@ -7,8 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm4rec_jax.data.interactions import PARTS, DataError, Dataset
-from llm4rec_jax.data.sources.formats import read_table
-from llm4rec_jax.data.sources.reading import ids
 from llm4rec_jax.data.splits.registry import describe_order, make_split, register
 from llm4rec_jax.data.splits.split import Order, Split, in_order
 
@@ -63,6 +61,10 @@ def given(
 
 def _candidate_mask(dataset: Dataset, candidates: str | Path | Sequence[str], column: str) -> NDArray[np.bool_]:
     if isinstance(candidates, (str, Path)):
+        # Sources read prepared data, which needs splits: only a table of candidates needs a source's reader here.
+        from llm4rec_jax.data.sources.formats import read_table
+        from llm4rec_jax.data.sources.reading import ids
+
         wanted = ids(read_table(Path(candidates)), column).to_list()
     else:
         wanted = [str(item) for item in candidates]
