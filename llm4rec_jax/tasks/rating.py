@@ -89,10 +89,13 @@ class RatingTask:
     def place_together(self, batches: Sequence[Questions]) -> Questions:
         """Stacks batches of several runs, which may differ in how many texts they hold and how long these are."""
 
-        def stacked(*arrays: np.ndarray) -> jax.Array:
-            shape = np.max([np.shape(array) for array in arrays], axis=0, initial=0).astype(int)
-            pads = ([(0, n - m) for n, m in zip(shape, np.shape(array), strict=True)] for array in arrays)
-            return jnp.stack([np.pad(array, pad) for array, pad in zip(arrays, pads, strict=True)])
+        def stacked(*arrays: Any) -> jax.Array:
+            if not np.ndim(arrays[0]):
+                return jnp.stack(arrays)
+            shape = np.max([array.shape for array in arrays], axis=0)
+            return jnp.stack(
+                [np.pad(a, [(0, int(n) - m) for n, m in zip(shape, a.shape, strict=True)]) for a in arrays]
+            )
 
         return jax.tree.map(stacked, *(batch._replace(users=None) for batch in batches))
 

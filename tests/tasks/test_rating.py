@@ -22,6 +22,7 @@ from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training import loop
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import read
+from llm4rec_jax.training.population import train_together
 from llm4rec_jax.training.preemption import Preempted
 from llm4rec_jax.training.task import NonFiniteLoss, TrainResult, partition_params
 from tests.helpers import tiny
@@ -59,13 +60,17 @@ def frozen_reader() -> Reader:
     return Reader(nothing, peft.create("frozen"), nothing, False, VECTORS, VECTORS.mean(0))
 
 
-def train(workdir: Path, **options: Any) -> TrainResult:
+def task_of(**options: Any) -> tuple[RatingTask, TrainConfig]:
     head = RATING_HEADS.build("hierarchical")
     params = {"answers": rating_scoring.start(head, 6, jax.random.key(0))}
     options = {"steps": 40, "batch_size": 16, "learning_rate": 0.1, "eval_every": 10, "metric": "auc", **options}
     config = TrainConfig(**options)
-    task = RatingTask(head, frozen_reader(), params, DATA, PROMPTS, config)
-    return loop.train(task, config, workdir, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
+    return RatingTask(head, frozen_reader(), params, DATA, PROMPTS, config), config
+
+
+def train(workdir: Path, mesh: Any = None, profile: Path | None = None, **options: Any) -> TrainResult:
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    return loop.train(*task_of(**options), workdir, mesh=mesh, profile=profile)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +166,27 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
 def test_misuse(tmp_path, options, error, words):
     with pytest.raises(error, match=words):
         train(tmp_path, **options)
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    runs = [train(tmp_path / str(n), mesh=sharding.make_mesh(devices=jax.devices()[:n])) for n in (1, 8)]
+    ends = [jax.tree.map(np.asarray, run.trainable) for run in runs]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *ends)
+    assert runs[0].best_step == runs[1].best_step
+
+
+def test_runs_together_are_runs_one_by_one(tmp_path):
+    made = [task_of(seed=seed, learning_rate=rate) for seed, rate in ((0, 0.1), (1, 0.05))]
+    folders = [tmp_path / name for name in ("a", "b")]
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    together = train_together(*zip(*made, strict=True), folders, mesh=one)
+    for (_, config), outcome in zip(made, together, strict=True):
+        assert isinstance(outcome, TrainResult)
+        alone = train(tmp_path / f"alone-{config.seed}", seed=config.seed, learning_rate=config.learning_rate)
+        ends = [jax.tree.map(np.asarray, run.trainable) for run in (outcome, alone)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *ends)
+
+
+def test_a_trace_is_written(tmp_path):
+    train(tmp_path, profile=tmp_path / "profile", steps=12)
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
