@@ -90,7 +90,7 @@ class Assembly:
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
         text = ("pretrained",) if self.reads_text else ()
-        for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules"):
+        for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -310,6 +310,8 @@ class Assembly:
             loss=table(self.config, "loss"),
             tokens=self.tokens,
             prompts=self.prompts,
+            # Validation and the last evaluation run the same programs.
+            scorer=self.scorer,
         )
 
     @cached_property
@@ -336,12 +338,15 @@ class Assembly:
             f"{split.protocol}\n{format_statistics(split.statistics())}"
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells this data from other data."""
+        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol}
+
     def description(self) -> dict[str, Any]:
         """Returns the contents of dataset.json."""
         return {
             "name": self.dataset.name,
-            "fingerprint": self.dataset.fingerprint,
-            "protocol": self.split.protocol,
+            **self.identity(),
             "statistics": self.dataset.statistics(),
             "split": self.split.statistics(),
         }

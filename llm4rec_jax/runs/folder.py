@@ -35,6 +35,8 @@ PACKAGES = (
 class Described(Protocol):
     """An assembly, as far as a run's folder is concerned."""
 
+    def identity(self) -> dict[str, Any]: ...
+
     def description(self) -> dict[str, Any]: ...
 
 
@@ -131,12 +133,12 @@ def describe(assembly: Described, workdir: Path) -> None:
 
 def check_data(assembly: Described, workdir: Path) -> None:
     """RunFolderError when the data at hand is not what the run was trained on."""
-    held, now = read(workdir / "dataset.json"), assembly.description()
-    for name in ("fingerprint", "protocol", "few_shot"):
-        if held.get(name) != now.get(name):
+    held = read(workdir / "dataset.json")
+    for name, value in assembly.identity().items():
+        if held.get(name) != value:
             raise RunFolderError(
                 f"data changed since {workdir} was trained: its {name} was {held.get(name)!r}, now it is "
-                f"{now.get(name)!r}. Bring the old data back, or train in another --workdir"
+                f"{value!r}. Bring the old data back, or train in another --workdir"
             )
 
 

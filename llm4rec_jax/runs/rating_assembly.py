@@ -216,21 +216,23 @@ class RatingAssembly:
             f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}"
         )
 
-    def description(self) -> dict[str, Any]:
-        """Returns the contents of dataset.json.
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells this data from other data.
 
         Fingerprint and protocol are of the data before the draw: the examples tested are the same however many are
         trained on, and such runs share a table.
         """
-        whole, k = self.whole, self.config.data.few_shot
+        k = self.config.data.few_shot
         drawn = {"questions": k, "seed": self.config.seed, "fingerprint": self.data.fingerprint}
         return {
-            "name": whole.name,
-            "fingerprint": whole.fingerprint,
-            "protocol": whole.protocol,
-            "statistics": whole.statistics(),
+            "fingerprint": self.whole.fingerprint,
+            "protocol": self.whole.protocol,
             "few_shot": None if k is None else drawn,
         }
+
+    def description(self) -> dict[str, Any]:
+        """Returns the contents of dataset.json."""
+        return {"name": self.whole.name, **self.identity(), "statistics": self.whole.statistics()}
 
     def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
         """Evaluates a trained state on validation and test, and writes the tables of examples."""

@@ -68,6 +68,7 @@ class RankingTask:
       prompts: Writes histories as text, for a user model that reads prompts.
       ks: Cut-offs of the validation metrics.
       state_cache_bytes: Hidden states below the lowest trained block are computed once when they are no larger.
+      scorer: Scorer of the model on the devices that the task will be bound to, whose programs are used; made by default.
 
     Raises:
       ValueError: Options that do not go together.
@@ -86,10 +87,12 @@ class RankingTask:
         prompts: Prompts | None = None,
         ks: Sequence[int] = (5, 10, 20),
         state_cache_bytes: int = 2**31,
+        scorer: RecommenderScorer | None = None,
     ) -> None:
         self.model, self.method, self.split, self.batch_size = model, method, split, config.batch_size
         self._params, self._config, self._loss = params, config, loss or LossConfig()
         self._tokens, self._prompts, self._ks, self._state_cache_bytes = tokens, prompts, ks, state_cache_bytes
+        self._scorer = scorer
         self._chosen = LOSSES.lookup(self._loss.name)
         self._parts = config.micro_batches or 1
         self._encoder = None if model.text is None else model.text.encoder.config
@@ -110,7 +113,7 @@ class RankingTask:
                 f"{parts}; give a multiple of {multiple}"
             )
         self._mesh = mesh
-        self.scorer = RecommenderScorer(
+        self.scorer = self._scorer or RecommenderScorer(
             self.model, self.method, mesh, self._tokens, self._prompts, self._config.history
         )
 

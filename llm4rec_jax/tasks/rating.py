@@ -55,10 +55,12 @@ class RatingTask:
         self._every = config.histories and not reader.prompts
         self._ratings = np.float32(_distinct_ratings(data.train) if self._every else data.train.size)
         self._loss = LOSSES.lookup("bce_pointwise")
+        self._mesh: Any = None
 
     def bind(self, mesh: Mesh) -> None:
-        """Fixes the devices."""
-        self._mesh, self._scores = mesh, scorer(self._head, self._reader, mesh)
+        """Fixes the devices; the programs of scoring are kept where they are the same."""
+        if self._mesh != mesh:
+            self._mesh, self._scores = mesh, scorer(self._head, self._reader, mesh)
 
     def init(self, key: jax.Array) -> Params:
         """Returns the parameters at the start."""
