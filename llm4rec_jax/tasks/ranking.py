@@ -68,7 +68,7 @@ class RankingTask:
       prompts: Writes histories as text, for a user model that reads prompts.
       ks: Cut-offs of the validation metrics.
       state_cache_bytes: Hidden states below the lowest trained block are computed once when they are no larger.
-      scorer: Scorer of the model on the devices that the task will be bound to, whose programs are used; made by default.
+      scorer: Scorer of the model on the task's devices, whose programs are used; one is made by default.
 
     Raises:
       ValueError: Options that do not go together.
