@@ -15,12 +15,12 @@ def markdown(runs: Mapping[str, Path], note: str) -> str:
 
     Args:
       runs: label to run folder.
-      note: follows the caption.
+      note: Paragraph below the table.
 
     Raises:
       ValueError: runs that do not belong in one table, or a damaged one.
     """
-    return f"{render.markdown(_statistics(runs)).rstrip()} {note}\n"
+    return f"{render.markdown(_statistics(runs)).rstrip()}\n\n{note}\n"
 
 
 def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Mapping[str, Sequence[str]]) -> None:
