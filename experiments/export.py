@@ -33,7 +33,6 @@ def main() -> None:
         raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")
     method, own = assembly.bare_method, delta["encoder"]
     others = {name: part for name, part in params.items() if name != "encoder"}
-    assert _OUT.value is not None
     source, encoder = assembly.encoder_path, text.encoder
     sentences = {
         "tokenizer_from": source,

@@ -70,7 +70,7 @@ def main() -> None:
     for name in configs:
         run_assembly, scorer = restore_scorer(workdir / name)
         user, history = run_assembly.history_of(_USER.value or "")
-        lists[names[name]] = recommend(scorer, history.tolist(), 10, user)
+        lists[names[name]] = recommend(scorer, history.tolist(), 10, user, mesh=assembly.mesh)
         console.rule(f"user {_USER.value}, {names[name]}")
         console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
     table = report.markdown(runs, note)

@@ -69,7 +69,7 @@ def main() -> None:
         history = np.array(named.rows)
         for notice in named.notices:
             print(f"notice: {notice}", file=sys.stderr)
-    found = recommend(scorer, history.tolist(), _K.value, user)
+    found = recommend(scorer, history.tolist(), _K.value, user, mesh=assembly.mesh)
     rich.console.Console(width=None).print(table(assembly.titles, history.tolist(), found))
 
 

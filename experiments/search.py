@@ -28,8 +28,6 @@ _SPARED = flags.DEFINE_integer("spared", 5, "Trials that finish before any is gi
 def main() -> None:
     launch.leave_devices_alone()
     workdir = command.workdir()
-    assert _CONFIG.value is not None
-    assert _TRIALS.value is not None
     file, _, arg = _CONFIG.value.partition(":")
     study = trials.load(file)
     if study.search is None:

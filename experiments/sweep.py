@@ -41,7 +41,6 @@ def main() -> None:
     if processes > 1:
         launch.check_several(_TOGETHER.value)
     workdir = command.workdir()
-    assert _CONFIG.value is not None
     study = trials.swept(trials.load(_CONFIG.value))
     runs = trials.plan(study, workdir)
     chosen = runs if _ONLY.value is None else trials.select(runs, _ONLY.value.split(","))

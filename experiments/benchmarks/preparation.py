@@ -77,7 +77,8 @@ def read(folder: Path) -> dict[str, Any]:
     if _TOKENIZER.value is not None:
         loaded = tokenizer(_TOKENIZER.value)
         tokens = stored_tokens(dataset, _TEMPLATE, lambda: loaded, _MAX_TOKENS)
-    assert split is not None
+    if split is None:
+        raise RuntimeError(f"{folder / 'prepared'} holds no leave_one_out split: prepare it again")
     builder, batches = training_batches(
         split, BatchOptions(batch_size=_BATCH, history=_HISTORY), tokens=tokens, workers=_WORKERS.value
     )

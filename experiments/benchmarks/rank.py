@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.benchmarks import timing
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation.ranks import rank
+from llm4rec_jax.inference.ranks import rank
 from llm4rec_jax.sharding import make_mesh
 
 # The fastest for torch of 1024 and 4096 users by 1024 to 8192 items; numpy differs little.

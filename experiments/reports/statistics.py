@@ -64,27 +64,20 @@ class Statistics(NamedTuple):
     """All that a table prints.
 
     Attributes:
-      table: the requested table, its metrics and main metric filled in.
+      table: the requested table.
+      metrics: test metrics, a column each.
+      main: the metric of plots and of results by group.
       rows: in order.
       comparisons: number of comparisons made together.
       baselines: the groups that the others were compared with.
     """
 
     table: Table
+    metrics: Sequence[str]
+    main: str
     rows: list[Row]
     comparisons: int
     baselines: list[str]
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        assert self.table.metrics is not None
-        return self.table.metrics
-
-    @property
-    def main(self) -> str:
-        """The metric of plots and of results by group."""
-        assert self.table.main is not None
-        return self.table.main
 
 
 def statistics(table: Table, found: RunGroups, warn: Callable[[str], None]) -> Statistics:
@@ -117,22 +110,22 @@ def statistics(table: Table, found: RunGroups, warn: Callable[[str], None]) -> S
         raise ValueError(f"no row of the table has a finished run; there are: {', '.join(found.groups)}")
     runs = [run for own in groups.values() for run in own]
     check_comparable(runs)
-    table = _filled(table, runs)
+    metrics, main = _metrics(table, runs)
     for group in [group for group in baselines if group not in groups]:
         warn(f"the baseline {group} has no finished run among the rows; nothing is compared with it")
     baselines = [group for group in baselines if group in groups]
-    cells = {group: {m: _cell(own, m) for m in table.metrics or ()} for group, own in groups.items()}
+    cells = {group: {m: _cell(own, m) for m in metrics} for group, own in groups.items()}
     comparisons = _compare(groups, cells, baselines) if baselines else 0
     rows = [
         Row(group, label, i, groups[group], cells[group], _costs(groups[group], table.costs), table.tried.get(group))
         for i, section in enumerate(sections)
         for group, label in section.items()
     ]
-    return Statistics(table, rows, comparisons, baselines)
+    return Statistics(table, metrics, main, rows, comparisons, baselines)
 
 
-def _filled(table: Table, runs: Sequence[FinishedRun]) -> Table:
-    """With the metrics that all runs have where none are named."""
+def _metrics(table: Table, runs: Sequence[FinishedRun]) -> tuple[Sequence[str], str]:
+    """Returns the metrics of a table, and its main one; where none are named, those that all runs have."""
     metrics = table.metrics
     common = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     if metrics is None:
@@ -145,7 +138,7 @@ def _filled(table: Table, runs: Sequence[FinishedRun]) -> Table:
             raise ValueError(f"metric {name!r}: {lacking[0]} has none; leave the metric or the row out")
         if name not in common:
             raise ValueError(unknown_name("metric", name, common))
-    return table._replace(metrics=metrics, main=main)
+    return metrics, main
 
 
 def by_user(runs: Sequence[FinishedRun], metric: str) -> np.ndarray | None:

@@ -64,9 +64,15 @@ class _Work:
     entries: list[Entry]
     command: tuple[str, ...]
     not_before: float = 0.0
-    job: Job | None = None
-    handle: Handle | None = None
     cancelled: str | None = None
+
+
+class _Running(NamedTuple):
+    """A process that works."""
+
+    work: _Work
+    job: Job
+    handle: Handle
 
 
 class Schedule:
@@ -92,7 +98,7 @@ class Schedule:
         self._executor, self._workers, self._timeout = executor, workers, timeout
         self._changed, self._records = changed, records
         self._waiting: list[_Work] = []
-        self._running: list[_Work] = []
+        self._running: list[_Running] = []
         self._by_folder: dict[Path, Entry] = {}
         self.stopping = False
 
@@ -123,16 +129,15 @@ class Schedule:
 
     def tick(self) -> None:
         """Looks after the processes, and starts those that can be."""
-        for work in list(self._running):
-            assert work.job is not None
-            assert work.handle is not None
+        for running in list(self._running):
+            work, job, handle = running
             for entry in work.entries:
-                if entry.began is None and started(work.job):
+                if entry.began is None and started(job):
                     entry.began = time.monotonic()
                     self._mark(entry, "running")
-            if (ended := work.handle.poll()) is not None:
-                self._running.remove(work)
-                self._settle(work, work.job, ended)
+            if (ended := handle.poll()) is not None:
+                self._running.remove(running)
+                self._settle(work, job, ended)
         for work in list(self._waiting):
             readiness = self._readiness(work)
             if isinstance(readiness, Blocked):
@@ -150,16 +155,15 @@ class Schedule:
 
     def cancel(self, entry: Entry, status: str) -> None:
         """Asks an entry's process to save and stop; what it has not finished then gets this status."""
-        for work in self._running:
+        for work, _, handle in self._running:
             if entry in work.entries and work.cancelled is None:
-                assert work.handle is not None
                 work.cancelled = status
-                work.handle.cancel()
+                handle.cancel()
 
     def stop(self) -> None:
         """Starts nothing more, and asks every process to save and stop."""
         self.stopping = True
-        for work in self._running:
+        for work, _, _ in self._running:
             self.cancel(work.entries[0], "interrupted")
 
     def _readiness(self, work: _Work) -> Readiness | Blocked:
@@ -177,16 +181,16 @@ class Schedule:
 
     def _submit(self, work: _Work) -> None:
         folders = tuple(str(entry.run.folder) for entry in work.entries)
-        work.job = Job(uuid.uuid4().hex, work.command, folders, os.getcwd(), self._timeout)
+        job = Job(uuid.uuid4().hex, work.command, folders, os.getcwd(), self._timeout)
         work.cancelled = None
         for entry in work.entries:
             entry.began = None
         try:
-            work.handle = self._executor.submit(work.job)
+            handle = self._executor.submit(job)
         except OSError as error:
-            self._settle(work, work.job, Ended(1, note=f"could not be started: {error}"))
+            self._settle(work, job, Ended(1, note=f"could not be started: {error}"))
         else:
-            self._running.append(work)
+            self._running.append(_Running(work, job, handle))
 
     def _settle(self, work: _Work, job: Job, ended: Ended) -> None:
         if ended.busy:

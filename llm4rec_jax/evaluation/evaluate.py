@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from llm4rec_jax.data.splits.leakage import assert_no_leakage
 from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation import metrics
-from llm4rec_jax.evaluation.ranks import rank
+from llm4rec_jax.inference.ranks import Ranks, rank
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.registry import unknown_name
 
@@ -115,7 +115,7 @@ def evaluate(
         summary |= _of_targets("new", found.ranks, ~repeated, ks) | _of_targets("repeat", found.ranks, repeated, ks)
     summary["users_constant"] = len(constant_users(found.ranks))
     users = metrics.evaluated(found.ranks)
-    if found.lists is not None:
+    if beyond_accuracy:
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
         # One number an item, as counts are, has no direction that could differ, nor have lists of one item.
         if item_embeddings.shape[1] > 1 and found.lists.shape[1] > 1 and (found.lists[users, 1] >= 0).any():
@@ -173,7 +173,7 @@ def _among(targets: Sequences, history: Sequences, num_items: int) -> np.ndarray
     return np.isin(wanted, known)
 
 
-def _of_targets(name: str, ranks: metrics.Ranks, chosen: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+def _of_targets(name: str, ranks: Ranks, chosen: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     """Returns "NAME/METRIC", the means over the users of some of the targets, and `users_NAME`."""
     if not chosen.any():
         return {f"users_{name}": 0.0}
@@ -190,7 +190,7 @@ class OrderMatters(ValueError):
     """Ranks that depend on where an item stands in the item table."""
 
 
-def constant_users(ranks: metrics.Ranks) -> np.ndarray:
+def constant_users(ranks: Ranks) -> np.ndarray:
     """The user rows, of those with targets, to whom every candidate scores the same, so long as there are two."""
     users = metrics.evaluated(ranks)
     level = np.add.reduceat(ranks.ties, ranks.offsets[users]) if users.size else np.zeros(0, np.int64)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llm4rec_jax.inference.ranks import Ranks
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -27,19 +29,6 @@ def less_is_better(metric: str) -> bool:
 def is_better(metric: str, value: float, than: float) -> bool:
     """Returns whether one value of a metric is better than another."""
     return value < than if less_is_better(metric) else value > than
-
-
-class Ranks(NamedTuple):
-    """Exact ranks of the targets of each user, in compressed rows: user u owns offsets[u] to offsets[u + 1].
-
-    offsets int64 [users + 1]; rank int64 [n], 1 the best; ties int64 [n], other candidates of the same score;
-    candidates int64 [users], ranked items of the user, targets included.
-    """
-
-    offsets: Ints
-    rank: Ints
-    ties: Ints
-    candidates: Ints
 
 
 class GroupAUC(NamedTuple):

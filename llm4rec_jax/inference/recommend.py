@@ -2,13 +2,14 @@
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from llm4rec_jax.data.splits.split import Sequences
+from llm4rec_jax.inference.ranks import rank, scores_of
 from llm4rec_jax.inference.scorer import Scorer
 
 
@@ -20,48 +21,59 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    scorer: Scorer, history: Sequence[int], k: int, user: int, exclude: Iterable[int] = ()
+    scorer: Scorer, history: Sequence[int], k: int, user: int, *, mesh: Mesh, exclude: Sequence[int] = ()
 ) -> list[Recommendation]:
-    """Returns the k items with the highest scores that are not in the history.
+    """Returns the k items with the highest scores that are not in the history: the list that `ranks.rank` gives.
 
     Args:
       scorer: A trained recommender or a baseline.
       history: Rows of the item table, the most recent last.
       k: Number of items; all that are left when there are fewer.
       user: Row of the user table; its length stands for somebody who isn't in it.
+      mesh: The devices.
       exclude: Rows of further items that are not recommended.
 
     Raises:
-      ValueError: a score is NaN or infinite.
+      NonFiniteScores: a score is NaN or infinite.
     """
-    scores = score_items(scorer, history, user)
-    left_out = {*history, *exclude}
-    scores[list(left_out)] = -np.inf
-    order = np.argsort(-scores, kind="stable")[: min(k, len(scores) - len(left_out))]
-    return [Recommendation(int(i), float(scores[i])) for i in order]
+    item_embeddings, user_embedding = _embeddings(scorer, history, user)
+    candidates = np.ones(len(item_embeddings), bool)
+    candidates[list(exclude)] = False
+    pairs, params = scorer.head
+    found = rank(
+        pairs,
+        params,
+        lambda users: user_embedding,
+        item_embeddings,
+        history=_one(history),
+        targets=_one([]),
+        candidates=candidates,
+        mesh=mesh,
+        top=min(k, len(item_embeddings)),
+        everyone=True,
+    )
+    items = found.lists[0][found.lists[0] >= 0]
+    scores = scores_of(pairs, params, user_embedding, item_embeddings, items[None], mesh)[0]
+    return [Recommendation(int(item), float(score)) for item, score in zip(items, scores, strict=True)]
 
 
-def score_items(scorer: Scorer, history: Sequence[int], user: int) -> np.ndarray:
-    """Returns the scores [I] of all items for one user.
+def score_items(scorer: Scorer, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh) -> np.ndarray:
+    """Returns the scores [n] of the items in rows [n] for one user; see `recommend`."""
+    item_embeddings, user_embedding = _embeddings(scorer, history, user)
+    return scores_of(*scorer.head, user_embedding, item_embeddings, np.asarray(items, np.int32)[None], mesh)[0]
 
-    Args:
-      scorer: A trained recommender or a baseline.
-      history: Rows of the item table, the most recent last.
-      user: Row of the user table; its length stands for somebody who isn't in it.
 
-    Raises:
-      ValueError: a score is NaN or infinite.
-    """
+def _one(items: Sequence[int]) -> Sequences:
+    """Returns the items of a single user."""
+    return Sequences(np.array([0, len(items)], np.int64), np.asarray(items, np.int32), None, None)
+
+
+def _embeddings(scorer: Scorer, history: Sequence[int], user: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the item embeddings [I, D], and the user embedding [1, D] of somebody with a history."""
     item_embeddings = scorer.item_embeddings()
-    score_matrix, params = scorer.head
-    read = np.asarray(history, np.int32)
     # The history stands in the row of its user; everybody else's is empty.
-    offsets = np.array([0] * (user + 1) + [len(read)], np.int64)
-    user_embeddings = scorer.user_embeddings(item_embeddings, Sequences(offsets, read, None, None), np.array([user]))
-    scores = np.array(jax.jit(score_matrix)(params, user_embeddings, item_embeddings)[0], np.float32)
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are NaN or infinite: the model has diverged")
-    return scores
+    read = _one(history)._replace(offsets=np.array([0] * (user + 1) + [len(history)], np.int64))
+    return item_embeddings, scorer.user_embeddings(item_embeddings, read, np.array([user]))
 
 
 class Named(NamedTuple):

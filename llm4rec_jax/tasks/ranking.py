@@ -19,6 +19,7 @@ from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation.evaluate import evaluate
 from llm4rec_jax.inference.batch_sizes import group_cost
+from llm4rec_jax.inference.ranks import Ranks
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.recommender import Recommender
@@ -247,7 +248,7 @@ class RankingTask:
 def _metric_names(ks: Sequence[int]) -> list[str]:
     """Returns the names of the metrics of a ranking; `users*` entries are counts, not metrics."""
     one = np.ones(1, np.int64)
-    _, summary = metrics.evaluate_ranks(metrics.Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)
+    _, summary = metrics.evaluate_ranks(Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)
     return [name for name in summary if not name.startswith("users")]
 
 

@@ -22,7 +22,7 @@ from llm4rec_jax.training.metric_writer import MetricWriter
 from llm4rec_jax.training.preemption import Preempted, should_stop, sigterm_event
 from llm4rec_jax.training.recorder import Recorder, RunRecorder, closing
 from llm4rec_jax.training.step import TrainStep
-from llm4rec_jax.training.task import Params, Task, TrainResult
+from llm4rec_jax.training.task import LoopTask, Params, Task, TrainResult
 
 
 def train(
@@ -55,15 +55,16 @@ def train(
       DataError, ValueError: Arguments that do not go together, before anything is computed.
     """
     recorder = RunRecorder(task, config, workdir, writers=writers)
-    return run_loop(task, config, recorder, mesh=mesh, rules=rules, profile=profile)
+    make_step = functools.partial(TrainStep, task, config)
+    return run_loop(task, config, recorder, make_step=make_step, mesh=mesh, rules=rules, profile=profile)
 
 
 def run_loop(
-    task: Task,
+    task: LoopTask,
     config: TrainConfig,
     recorder: Recorder,
     *,
-    make_step: Callable[[Task, TrainConfig, Any], TrainStep] = TrainStep,
+    make_step: Callable[[Any], TrainStep],
     mesh: Mesh | None = None,
     rules: sharding.Rules = (),
     profile: Path | None = None,
@@ -81,7 +82,7 @@ def run_loop(
         sharding.digest(params.frozen),
         tuple(map(count, (params.trainable, params.trainable["delta"], params.frozen))),
     )
-    step_of = make_step(task, config, params.trainable)
+    step_of = make_step(params.trainable)
     # A step gives its input's memory away; the caller keeps the arrays that were passed in.
     trainable = jax.tree.map(jnp.copy, params.trainable)
     initial = jax.tree.map(np.asarray, trainable)
@@ -185,7 +186,7 @@ def run_loop(
 
 
 def check_outcome(
-    base: str, frozen: Any, initial: Any, trainable: Any, steps: int, task: Task, log: Callable[[str], None]
+    base: str, frozen: Any, initial: Any, trainable: Any, steps: int, task: LoopTask, log: Callable[[str], None]
 ) -> None:
     """Checks that no frozen array has changed and that the trained ones have.
 

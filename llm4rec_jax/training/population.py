@@ -5,6 +5,7 @@ are those of all runs, a step that is mapped over them, and books that are kept 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from llm4rec_jax.training.loop import run_loop, train
 from llm4rec_jax.training.recorder import RunRecorder
 from llm4rec_jax.training.step import TrainStep
 from llm4rec_jax.training.task import CheckpointableIterator, NonFiniteLoss, Params, Task, TrainResult
-from llm4rec_jax.training.throughput import BatchStats
 
 
 def train_together(
@@ -63,9 +63,7 @@ def train_together(
     recorders = [RunRecorder(*run, label=run[2].name) for run in zip(tasks, configs, workdirs, strict=True)]
     books = PopulationRecorder(recorders)
 
-    def make_step(task: Task, config: TrainConfig, trainable: Any) -> "PopulationStep":
-        return PopulationStep(population, configs, trainable)
-
+    make_step = functools.partial(PopulationStep, population, configs)
     return run_loop(population, configs[0], books, make_step=make_step, mesh=mesh)
 
 
@@ -76,18 +74,11 @@ class Population:
         self.tasks, self._configs, self._workdirs = tasks, configs, workdirs
         first = tasks[0]
         self.method, self.metrics, self.compute_dtype = first.method, first.metrics, first.compute_dtype
-        self.has_loops, self.batch_size = first.has_loops, first.batch_size
-        self.loss, self.evaluate, self.prepare = first.loss, first.evaluate, first.prepare
-        self.constant_shapes = first.constant_shapes
+        self.has_loops, self.prepare, self.constant_shapes = first.has_loops, first.prepare, first.constant_shapes
 
     @property
     def notes(self) -> Sequence[str]:
         return [f"{len(self.tasks)} runs in one program", *self.tasks[0].notes]
-
-    @property
-    def batch_axes(self) -> Any:
-        """Axis of the runs in each field of a batch; None where all runs share a field."""
-        return self.tasks[0].batch_axes
 
     def bind(self, mesh: Mesh) -> None:
         for task in self.tasks:
@@ -110,23 +101,14 @@ class Population:
         return Streams([task.batches(config.seed) for task, config in zip(self.tasks, self._configs, strict=True)])
 
     def place(self, batch: Any) -> Any:
-        return self.place_together(batch)
-
-    def place_together(self, batches: Sequence[Any]) -> Any:
-        return self.tasks[0].place_together(batches)
-
-    def batch_stats(self, batch: Any) -> BatchStats:
-        raise NotImplementedError("the books of each run count its own batches")
-
-    def describe_batch(self, batch: Any) -> str:
-        raise NotImplementedError("the books of each run name its own users")
+        return self.tasks[0].place_together(batch)
 
 
 class PopulationStep(TrainStep):
     """A training step mapped over the runs."""
 
     def __init__(self, population: Population, configs: Sequence[TrainConfig], trainable: Any) -> None:
-        self._axes = population.batch_axes
+        self._axes = population.tasks[0].batch_axes
         one = select_run(trainable, 0)
         self._steps = [TrainStep(task, config, one) for task, config in zip(population.tasks, configs, strict=True)]
 

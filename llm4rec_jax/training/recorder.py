@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llm4rec_jax.evaluation.metrics import is_better
-from llm4rec_jax.evaluation.ranks import NonFiniteScores
+from llm4rec_jax.inference.ranks import NonFiniteScores
 from llm4rec_jax.io import NotWritten
 from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.config import TrainConfig

@@ -57,15 +57,14 @@ class CheckpointableIterator(Protocol):
     def close(self) -> None: ...
 
 
-class Task(Protocol):
-    """A definition of what is learned and how it is measured. The training loop knows nothing else.
+class LoopTask(Protocol):
+    """The part of a task that the training loop uses: parameters, constants and batches.
 
     Attributes:
       method: Parameter-efficient method, whose `optimizer` wraps the one for its delta.
       metrics: Names of the validation metrics that can decide which state is the best.
       compute_dtype: Type that most of the work is computed in, for the device's peak rate.
       has_loops: Whether the step holds loops, whose FLOPs XLA does not count.
-      batch_size: Examples in a batch.
       notes: Lines for the user about what the loop is going to do.
     """
 
@@ -80,9 +79,6 @@ class Task(Protocol):
 
     @property
     def has_loops(self) -> bool: ...
-
-    @property
-    def batch_size(self) -> int: ...
 
     @property
     def notes(self) -> Sequence[str]: ...
@@ -107,17 +103,27 @@ class Task(Protocol):
         """Returns the stream of training batches, on the host."""
         ...
 
-    @property
-    def batch_axes(self) -> Any:
-        """Axis of the runs in each field of a batch, for runs in one program; None where they share a field."""
+    def place(self, batch: Any) -> Any:
+        """Returns a batch on the mesh."""
         ...
+
+
+class Task(LoopTask, Protocol):
+    """A definition of what is learned and how it is measured. Nothing else is known of it in training.
+
+    Attributes:
+      batch_size: Examples in a batch.
+      batch_axes: Axis of the runs in each field of a batch, for runs in one program; None where they share a field.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def batch_axes(self) -> Any: ...
 
     def place_together(self, batches: Sequence[Any]) -> Any:
         """Returns batches of several runs on the mesh, stacked by `batch_axes`."""
-        ...
-
-    def place(self, batch: Any) -> Any:
-        """Returns a batch on the mesh."""
         ...
 
     def loss(

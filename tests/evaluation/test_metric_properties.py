@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.evaluation.metrics import evaluate_ranks, ranks
+from llm4rec_jax.inference.ranks import Ranks
 
 KS = (1, 2, 3, 10)
 
@@ -103,10 +104,10 @@ def test_scores_that_are_not_finite_are_refused_unless_masked(user, value, data)
 def test_a_mean_over_users_lies_between_them_and_knows_no_order(drawn, random):
     each = [ranks(*user) for user in drawn]
 
-    def together(found: list[metrics.Ranks]) -> dict[str, float]:
+    def together(found: list[Ranks]) -> dict[str, float]:
         offsets = np.cumsum([0, *(len(row.rank) for row in found)])
         columns = (np.concatenate([getattr(row, name) for row in found]) for name in ("rank", "ties", "candidates"))
-        return evaluate_ranks(metrics.Ranks(offsets, *columns), KS)[1]
+        return evaluate_ranks(Ranks(offsets, *columns), KS)[1]
 
     found, alone = together(each), [evaluate_ranks(row, KS)[1] for row in each]
     random.shuffle(each)

@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from llm4rec_jax.evaluation import metrics
-from llm4rec_jax.evaluation.metrics import Ranks, evaluate_ranks, ranks
+from llm4rec_jax.evaluation.metrics import evaluate_ranks, ranks
+from llm4rec_jax.inference.ranks import Ranks
 
 
 def stack(rows: list[Ranks]) -> Ranks:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from llm4rec_jax.evaluation.metrics import Ranks, evaluate_ranks, ranks
+from llm4rec_jax.evaluation.metrics import evaluate_ranks, ranks
+from llm4rec_jax.inference.ranks import Ranks
 
 USERS, ITEMS = 60, 40
 KS = (1, 5, 10)

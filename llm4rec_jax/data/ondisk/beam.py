@@ -5,6 +5,7 @@ with the extra "beam".
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports]  (in an environment of its own)
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from llm4rec_jax.data.features.text import item_texts
 from llm4rec_jax.data.interactions import Dataset
 from llm4rec_jax.data.ondisk import mmap
-from llm4rec_jax.data.ondisk.writer import Engine, Plan, write_range, write_tokens
+from llm4rec_jax.data.ondisk.writer import Engine, Plan, Texts, write_range, write_tokens
 
 Columns = dict[str, NDArray]
 
@@ -33,11 +34,13 @@ def pipeline(options: Sequence[str] = ()) -> Engine:
                 | beam.GroupByKey()
                 | "Sort and split" >> beam.Map(_write_range, plan)
             )
+            if plan.texts is None:
+                return
             _ = (
                 p
                 | "Item chunks" >> beam.Create(list(enumerate(plan.item_chunks())))
                 | "Spread item chunks" >> beam.Reshuffle()
-                | "Tokenise" >> beam.Map(_write_tokens, plan)
+                | "Tokenise" >> beam.Map(_write_tokens, plan.folder, plan.texts)
             )
 
     return engine
@@ -56,8 +59,7 @@ def _write_range(grouped: tuple[int, Iterable[Columns]], plan: Plan) -> None:
     write_range(plan, k, {name: np.concatenate([chunk[name] for chunk in pieces]) for name in pieces[0]})
 
 
-def _write_tokens(chunk: tuple[int, slice], plan: Plan) -> None:
-    assert plan.texts is not None
+def _write_tokens(chunk: tuple[int, slice], folder: Path, texts: Texts) -> None:
     number, at = chunk
-    items = pl.read_ipc(plan.folder / "items.arrow")
-    write_tokens(plan, number, item_texts(items, plan.texts.template, at))
+    items = pl.read_ipc(folder / "items.arrow")
+    write_tokens(folder, texts, number, item_texts(items, texts.template, at))

@@ -90,7 +90,7 @@ def local(plan: Plan, dataset: Dataset) -> None:
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
     if plan.texts is not None:
         for number, at in enumerate(plan.item_chunks()):
-            write_tokens(plan, number, item_texts(dataset.items, plan.texts.template, at))
+            write_tokens(plan.folder, plan.texts, number, item_texts(dataset.items, plan.texts.template, at))
 
 
 def prepare(
@@ -222,11 +222,10 @@ def write_range(plan: Plan, k: int, columns: Mapping[str, NDArray[Any]]) -> None
                 _save(folder, f"{role}.{name}", columns[name][at[mask]])
 
 
-def write_tokens(plan: Plan, number: int, texts: list[str]) -> None:
+def write_tokens(folder: Path, options: Texts, number: int, texts: list[str]) -> None:
     """Writes the tokens of a chunk of the items' texts."""
-    assert plan.texts is not None
-    tokens = encode(texts, _tokenizer(plan.texts.tokenizer), plan.texts.max_tokens)
-    folder = _made(plan.folder / "parts" / f"tokens{number:06d}")
+    tokens = encode(texts, _tokenizer(options.tokenizer), options.max_tokens)
+    folder = _made(folder / "parts" / f"tokens{number:06d}")
     _save(folder, "tokens.ids", tokens.ids)
     _save(folder, "tokens.lengths", tokens.lengths)
 

@@ -138,8 +138,8 @@ def compare(folder: Path, parts: dict[str, LabeledExamples], titles: list[str]) 
 def _questions(dataset: Dataset) -> LabeledExamples:
     """All questions of a data set, one for each rating that has `HISTORY` ratings of its user before it."""
     data = dataset.interactions
-    assert data.timestamp is not None
-    assert data.rating is not None
+    if data.timestamp is None or data.rating is None:
+        raise DataError("TALLRec's questions are made of ratings with times: give the official MovieLens-100k folder")
     _, first = np.unique(data.user, return_index=True)
     appearance = np.empty(dataset.num_users, np.int64)
     appearance[data.user[np.sort(first)]] = np.arange(len(first))

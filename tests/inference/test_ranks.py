@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation import metrics, tiles
-from llm4rec_jax.evaluation import ranks as ranking
-from llm4rec_jax.evaluation.ranks import NonFiniteScores, Ranking, rank
+from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.inference import ranks as ranking
+from llm4rec_jax.inference import tiles
+from llm4rec_jax.inference.ranks import NonFiniteScores, Ranking, Ranks, rank
 from llm4rec_jax.sharding import make_mesh
 
 
@@ -76,9 +77,7 @@ def equal(a: Ranking, b: Ranking) -> None:
     for x, y in zip(a.ranks, b.ranks, strict=True):
         np.testing.assert_array_equal(x, y)
     assert a.repeated == b.repeated
-    assert (a.lists is None) == (b.lists is None)
-    if a.lists is not None:
-        np.testing.assert_array_equal(a.lists, b.lists)
+    np.testing.assert_array_equal(a.lists, b.lists)
 
 
 def by_definition(case: Case, top: int, everyone: bool = False) -> Ranking:
@@ -99,7 +98,7 @@ def by_definition(case: Case, top: int, everyone: bool = False) -> Ranking:
         if len(wanted) or everyone:
             best = np.argsort(np.where(masked, np.inf, -row), kind="stable")[: min(top, (~masked).sum())]
             lists[user, : len(best)] = best
-    return Ranking(metrics.Ranks(case.targets.offsets, *map(np.array, columns)), lists, repeated)
+    return Ranking(Ranks(case.targets.offsets, *map(np.array, columns)), lists, repeated)
 
 
 @pytest.mark.parametrize("everyone", [False, True])
@@ -282,7 +281,7 @@ LARGE = """
 import hashlib, json, resource, sys, time
 import numpy as np
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation.ranks import rank
+from llm4rec_jax.inference.ranks import rank
 from llm4rec_jax.sharding import make_mesh
 from tests.evaluation.test_ranks import dot
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from numpy.typing import NDArray
 
 from llm4rec_jax.data.batching.buckets import bucket
 from llm4rec_jax.data.splits.split import Sequences
-from llm4rec_jax.evaluation.metrics import Ranks
-from llm4rec_jax.evaluation.tiles import ITEM_TILE, USER_TILE, Grid, grid, places
+from llm4rec_jax.inference.tiles import ITEM_TILE, USER_TILE, Grid, grid, places
 from llm4rec_jax.sharding import fetch, put
 
 Pairs = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -29,17 +29,30 @@ class NonFiniteScores(ValueError):
     """Scores that are NaN or infinite: with them every comparison is false, and ranks would look perfect."""
 
 
+class Ranks(NamedTuple):
+    """Exact ranks of the targets of each user, in compressed rows: user u owns offsets[u] to offsets[u + 1].
+
+    offsets int64 [users + 1]; rank int64 [n], 1 the best; ties int64 [n], other candidates of the same score;
+    candidates int64 [users], ranked items of the user, targets included.
+    """
+
+    offsets: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    ties: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+
 class Ranking(NamedTuple):
     """The result of `rank`.
 
     Attributes:
       ranks: of the targets, users in the order of the user table.
-      lists: [users, K] rows of the item table, best first, padded with -1; None unless asked for.
+      lists: [users, K] rows of the item table, best first, padded with -1.
       repeated: targets that are also in the user's history; they are ranked, not masked.
     """
 
     ranks: Ranks
-    lists: np.ndarray | None
+    lists: np.ndarray
     repeated: int
 
 
@@ -91,7 +104,7 @@ def rank(
     table, allowed = cut.lay(item_embeddings), cut.lay(candidates)
 
     greater, equal = np.zeros(len(targets.items), np.int64), np.zeros(len(targets.items), np.int64)
-    lists = np.full((len(counts), top), -1, np.int32) if top else None
+    lists = np.full((len(counts), top), -1, np.int32)
     for start in range(0, len(users), step):
         rows = users[start : start + step]
         # The last batch repeats its last user, who is dropped again below.
@@ -111,12 +124,33 @@ def rank(
         more, same, bad, best = (fetch(a) for a in _together(found))
         _check_finite(bad[: len(rows)], rows)
         greater[at[inside]], equal[at[inside]] = more[inside], same[inside]
-        if lists is not None:
-            lists[rows] = best[: len(rows)]
+        lists[rows] = best[: len(rows)]
 
     masked = np.bincount(masked_user[candidates[masked_item]], minlength=len(counts))
     ranked = np.where(counts > 0, candidates.sum() - masked, 0)
     return Ranking(Ranks(targets.offsets.astype(np.int64), 1 + greater + equal, equal, ranked), lists, repeated)
+
+
+def scores_of(
+    pairs: Pairs, params: Any, user_embeddings: np.ndarray, item_embeddings: np.ndarray, items: np.ndarray, mesh: Mesh
+) -> np.ndarray:
+    """Returns the scores [B, T] of the items in rows [B, T], one row a user, as `rank` computes them.
+
+    Args:
+      pairs, params, item_embeddings, mesh: see `rank`.
+      user_embeddings: [B, D].
+      items: rows of the item table, [B, T].
+
+    Raises:
+      NonFiniteScores: naming of how many users, and the first.
+    """
+    cut = grid(mesh, len(item_embeddings), len(item_embeddings))
+    count, shards = len(items), cut.mesh.shape["user"]
+    padding = (0, -count % (USER_TILE * shards)), (0, 0)
+    vectors = put(np.pad(user_embeddings, padding, mode="edge"), cut.sharding("user"))
+    scores = fetch(_own(pairs, cut, params, vectors, item_embeddings, np.pad(items, padding, mode="edge")))[:count]
+    _check_finite((~np.isfinite(scores)).sum(axis=1), np.arange(count))
+    return scores
 
 
 def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.ndarray, np.ndarray, int]:
