@@ -42,12 +42,13 @@ def run(workdir: Path, losses: str, processes: int, devices: int) -> None:
 
 
 LOSSES = ("in_batch", "softmax")
+RATED = ("one/rating/found0", "two/rating/found0", "two/rating/found1")
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    return both_ways(folder, LOSSES)
+    return both_ways(folder, [*LOSSES, "rating"])
 
 
 def both_ways(folder: Path, losses: Sequence[str]) -> Path:
@@ -59,6 +60,12 @@ def both_ways(folder: Path, losses: Sequence[str]) -> Path:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_train_and_rank_as_one(ran, loss):
     check(ran, loss)
+
+
+def test_two_processes_rate_as_one(ran):
+    one, first, second = (json.loads((ran / f"{path}.json").read_text()) for path in RATED)
+    assert first == second == pytest.approx(one, rel=1e-5)
+    check_curves(ran, "rating")
 
 
 @pytest.mark.long
@@ -76,6 +83,10 @@ def check(ran: Path, loss: str) -> None:
     # All but the diversity of the vectors, which differ in the last bits, follows from the ranks.
     for name, value in first["summary"].items():
         assert value == (pytest.approx(one["summary"][name], rel=1e-5) if "diversity" in name else one["summary"][name])
+    check_curves(ran, loss)
+
+
+def check_curves(ran: Path, loss: str) -> None:
     curves = [
         [r["loss"] for r in journal.read(ran / name / loss / "metrics.jsonl") if r["kind"] == "train"]
         for name in ("one", "two")
