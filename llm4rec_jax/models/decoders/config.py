@@ -23,9 +23,14 @@ class DecoderConfig(EncoderConfig):
       gated: The network is down(act(gate(x)) · up(x)) instead of down(act(up(x))).
       norm: "rms", "rms_offset" for weights 1 + w as Gemma has them, or "layer".
       norm_eps: ε of the norms.
+      norm_bias: Norms of the form "layer" have biases.
+      pre_norm: Sublayers read normed states, and the states after the last block are normed. Otherwise each sum of
+        states and a sublayer's output is normed.
+      embedding_norm: Embeddings are normed, so pre-norm attention of the first block has no norm of its own.
       qk_norm: Each head of queries and keys is normed before it is rotated.
       post_norms: The output of a sublayer is normed too, before it is added.
       query_bias, output_bias, ffn_bias: Biases of query, key and value; of the attention's output; of the network.
+      type_vocab_size: Number of token types, which have a table of embeddings; 0 for none.
       learned_positions: Positions have a table of embeddings instead of rotary angles.
       rope: Rotary positions.
       sliding_rope: Rotary positions of blocks with a sliding window; None for those of all others.
@@ -48,11 +53,15 @@ class DecoderConfig(EncoderConfig):
     gated: bool = True
     norm: str = "rms"
     norm_eps: float = 1e-6
+    norm_bias: bool = True
+    pre_norm: bool = True
+    embedding_norm: bool = False
     qk_norm: bool = False
     post_norms: bool = False
     query_bias: bool = False
     output_bias: bool = False
     ffn_bias: bool = False
+    type_vocab_size: int = 0
     learned_positions: bool = False
     rope: Rope = PLAIN
     sliding_rope: Rope | None = None
@@ -223,6 +232,34 @@ def rope_fields(rope: Rope) -> dict[str, Any]:
     older = {name: value for name, value in parameters.items() if name != "rope_theta"}
     scaling = {"rope_scaling": older} if rope.rope_type != "default" else {}
     return {"rope_parameters": parameters, "rope_theta": rope.rope_theta, **scaling}
+
+
+def read_ropes(raw: Mapping[str, Any], scaled: tuple[str, ...] = (FULL,)) -> dict[str, Rope]:
+    """Reads rotary positions that differ by type of block.
+
+    Args:
+      raw: Fields of `config.json`, with `max_position_embeddings` and the base of both types among them: `rope_theta`
+        for full attention, `rope_local_base_freq` for blocks with a window.
+      scaled: Types that the older `rope_scaling` is for.
+
+    Returns:
+      The configuration's `rope` and `sliding_rope`.
+
+    Raises:
+      ValueError: as in `read_rope`, or there are `rope_parameters` of another type of block.
+    """
+    by_type, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if unknown := sorted(by_type.keys() - {FULL, SLIDING}):
+        raise ValueError(f"rope_parameters has {', '.join(unknown)} beside {FULL} and {SLIDING}")
+
+    def read(kind: str, theta: float) -> Rope:
+        given = {**(by_type.get(kind) or {}), **(scaling if kind in scaled else {})}
+        return read_rope({**raw, "rope_scaling": None, "rope_parameters": given, "rope_theta": theta})
+
+    return {
+        "rope": read(FULL, raw["rope_theta"]),
+        "sliding_rope": read(SLIDING, raw["rope_local_base_freq"]),
+    }
 
 
 def read_windows(raw: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[str, Any]:

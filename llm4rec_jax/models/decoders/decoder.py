@@ -1,5 +1,5 @@
-"""The one decoder-only transformer that Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2 and OPT are, by the switches of
-`DecoderConfig`. Its parts have the names of `encoders.base`, and these besides:
+"""The one transformer that Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2 and OPT are, by the switches of `DecoderConfig`;
+without its causal mask it is ModernBERT and NomicBERT. Its parts have the names of `encoders.base`, and these besides:
 
     .positions                                       mask [B, L] -> the position of every token [B, L]
     layer_3/attention/{query_norm,key_norm}          norms of each head
@@ -7,6 +7,7 @@
     lm_head                                          next-token logits, where they have a matrix of their own
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +26,9 @@ from llm4rec_jax.models.layers.rotary import rotate, rotation
 
 def _norm(config: DecoderConfig, name: str) -> nn.Module:
     if config.norm == "layer":
-        return nn.LayerNorm(epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
+        return nn.LayerNorm(
+            config.norm_eps, config.dtype, use_bias=config.norm_bias, use_fast_variance=False, name=name
+        )
     return RMSNorm(config.norm_eps, config.dtype, config.norm == "rms_offset", name=name)
 
 
@@ -34,7 +37,7 @@ def _dense(config: DecoderConfig, features: int, name: str, bias: bool) -> nn.De
 
 
 class Embeddings(nn.Module):
-    """Word embeddings and, where they are learned, those of positions. [B, L] -> [B, L, D]."""
+    """Word embeddings and, where there are any, those of positions and token types. [B, L] -> [B, L, D]."""
 
     config: DecoderConfig
 
@@ -46,8 +49,12 @@ class Embeddings(nn.Module):
         if c.learned_positions:
             rows = c.max_position_embeddings + c.position_offset
             self.position = nn.Embed(rows, c.hidden_size, embedding_init=init)
+        if c.type_vocab_size:
+            self.token_type = nn.Embed(c.type_vocab_size, c.hidden_size, embedding_init=init)
+        if c.embedding_norm:
+            self.norm = _norm(c, "norm")
 
-    def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, positions: jax.Array, token_type: jax.Array | None = None) -> jax.Array:
         c = self.config
         x = self.word(ids)
         if c.embedding_scale is not None:
@@ -60,6 +67,10 @@ class Embeddings(nn.Module):
                     "truncate the text when tokenising"
                 )
             x = x + self.position(positions + c.position_offset)
+        if c.type_vocab_size:
+            x = x + self.token_type(jnp.zeros_like(ids) if token_type is None else token_type)
+        if c.embedding_norm:
+            x = self.norm(x)
         return dropout(self, x.astype(c.dtype), c.hidden_dropout_prob)
 
 
@@ -135,7 +146,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer block. [B, L, D] -> [B, L, D].
+    """A transformer block. [B, L, D] -> [B, L, D].
 
     Attributes:
       config: Switches of the decoder.
@@ -155,15 +166,16 @@ class Layer(nn.Module):
     ) -> jax.Array:
         c, kind = self.config, self.config.layer_type(self.index)
 
-        def add(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
-            y = _norm(c, name)(y) if c.post_norms else y
-            return x + dropout(self, y, c.hidden_dropout_prob)
+        def add(x: jax.Array, sublayer: Callable[[jax.Array], jax.Array], name: str) -> jax.Array:
+            normed_already = not c.pre_norm or (c.embedding_norm and self.index == 0 and name == "attention")
+            y = sublayer(x if normed_already else _norm(c, f"{name}_norm")(x))
+            y = _norm(c, f"{name}_post_norm")(y) if c.post_norms else y
+            x = x + dropout(self, y, c.hidden_dropout_prob)
+            return x if c.pre_norm else _norm(c, f"{name}_norm")(x)
 
-        states = _norm(c, "attention_norm")(x)
-        x = add(
-            x, Attention(c, self.index, name="attention")(states, allowed[kind], *angles[kind]), "attention_post_norm"
-        )
-        return add(x, FeedForward(c, name="ffn")(_norm(c, "ffn_norm")(x)), "ffn_post_norm")
+        attention = Attention(c, self.index, name="attention")
+        x = add(x, lambda x: attention(x, allowed[kind], *angles[kind]), "attention")
+        return add(x, FeedForward(c, name="ffn"), "ffn")
 
 
 class Decoder(Encoder):
@@ -190,7 +202,8 @@ class Decoder(Encoder):
         layer = nn.remat(Layer) if c.remat else Layer
         self.embeddings = Embeddings(c)
         self.blocks = [layer(c, i, name=f"layer_{i}") for i in range(c.num_hidden_layers)]
-        self.final_norm = _norm(c, "final_norm")
+        if c.pre_norm:
+            self.final_norm = _norm(c, "final_norm")
         if c.language_head and not c.tie_word_embeddings:
             self.lm_head = _dense(c, c.vocab_size, "lm_head", False)
 
@@ -200,7 +213,7 @@ class Decoder(Encoder):
 
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
-        x = self.embeddings(ids, self.positions(mask))
+        x = self.embeddings(ids, self.positions(mask), token_type)
         if self.is_initializing() and self.config.language_head:
             self.logits(x[:1, :1])
         return x
@@ -219,7 +232,7 @@ class Decoder(Encoder):
 
     def finish(self, x: jax.Array) -> jax.Array:
         """Hidden states of the last layer [B, L, D] from those after the last block."""
-        return self.final_norm(x)
+        return self.final_norm(x) if self.config.pre_norm else x
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Scores of every token of the vocabulary as the next one.

@@ -13,6 +13,7 @@ from llm4rec_jax.models.decoders.config import (
     decoder_config,
     decoder_config_to_hf,
     read_rope,
+    read_ropes,
     read_windows,
     refuse,
     rope_fields,
@@ -102,21 +103,13 @@ def _gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
     bidirectional = bool(raw.get("use_bidirectional_attention"))
     if bidirectional and windows["sliding_window"]:
         windows["sliding_window"] = windows["sliding_window"] // 2 + 1
-    by_type = raw.get("rope_parameters") or {}
-    if unknown := sorted(by_type.keys() - {FULL, SLIDING}):
-        raise ValueError(f"rope_parameters has {', '.join(unknown)} beside {FULL} and {SLIDING}")
-    full = {**(by_type.get(FULL) or {}), **(raw.get("rope_scaling") or {})}
-    theta = raw["rope_local_base_freq"]
     return decoder_config(
         raw,
         _ACTIVATION,
         model_type="gemma3_text",
-        rope=read_rope({**raw, "rope_scaling": None, "rope_parameters": full}),
-        sliding_rope=read_rope(
-            {**raw, "rope_scaling": None, "rope_parameters": by_type.get(SLIDING), "rope_theta": theta}
-        ),
         qk_norm=True,
         causal=not bidirectional,
+        **read_ropes(raw),
         **windows,
         **_normed_twice(raw),
     )

@@ -75,7 +75,7 @@ def load(
     config = config if dropout is None else config.with_dropout(dropout)
     config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
     if language_head:
-        if not hasattr(config, "language_head"):
+        if not family.causal:
             raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
         config = dataclasses.replace(config, language_head=True)
     names, tensors = names_of(family), Checkpoint(folder)
