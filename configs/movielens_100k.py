@@ -25,8 +25,8 @@ def get_config(arg: str = "lora") -> ConfigDict:
     config.peft.method = arg if arg in METHODS else "frozen"
     with config.unlocked():
         if arg == "lora":
-            # Every linear layer of the upper third: the states below it are then computed once a run, not once a step.
-            config.peft.options.lora = {"rank": 8, "alpha": 8.0, "dropout": 0.0, "target": r"layer_[45]/.*"}
+            # Every linear layer of the last two blocks: the states below them are computed once a run, not once a step.
+            config.peft.options.lora = {"rank": 8, "alpha": 8.0, "dropout": 0.0, "target": "layer_-[12]/.*"}
         if arg == "houlsby":
             config.peft.options.houlsby = {"reduction": 16}
         if arg == "prefix":

@@ -80,7 +80,7 @@ def get_config(arg: str = "id") -> ConfigDict:
             config.train.steps, config.train.warmup, config.train.learning_rate = 400, 50, 1e-3
             config.train.eval_every = config.train.checkpoint_every = 100
         if arg == "houlsby":
-            config.peft.options.houlsby = ConfigDict({"reduction": 16, "target": r"layer_[45]/(attention|ffn)"})
+            config.peft.options.houlsby = ConfigDict({"reduction": 16, "target": "layer_-[12]/(attention|ffn)"})
         if arg in FITTED:
             name, options = FITTED[arg]
             config.baseline.name, config.baseline.options = name, ConfigDict(options)

@@ -36,14 +36,14 @@ def main() -> None:
     source, encoder = assembly.encoder_path, text.encoder
     sentences = {
         "tokenizer_from": source,
-        "pooling": config.encoder.pooling,
+        "pooling": config.encoder.pooling or encoder.family.pooling,
         "max_tokens": min(config.text.max_tokens, encoder.config.max_position_embeddings),
     }
     if _MERGE.value:
         written = save_load.merge(_OUT.value, encoder, params["encoder"], method, own, **sentences)
     else:
-        # A shortened encoder is compared with the whole one, so a hub name must be a folder.
-        base = str(huggingface.resolve(source) if config.encoder.layers else source)
+        # A shortened encoder is compared with the whole one, so a hub name must be a folder; a GGUF file always must.
+        base = str(huggingface.resolve(source) if config.encoder.layers or Path(source).exists() else source)
         written = save_load.save(
             _OUT.value, method, own, params["encoder"], base=base, others=others, family=encoder.family, **sentences
         )

@@ -75,11 +75,11 @@ def run(main: Callable[[], None], several: bool = False, joins: bool = True, nee
     _run(without_arguments)
 
 
-def run_on(main: Callable[[list[str]], None], what: str) -> None:
-    """Runs a command on its arguments, each a `what`; errors end as those of `run`."""
+def run_on(main: Callable[[list[str]], None], what: str, needs_one: bool = True) -> None:
+    """Runs a command on its arguments, each a `what`, of which it may need one; errors end as those of `run`."""
 
     def with_arguments(arguments: list[str]) -> None:
-        if not arguments:
+        if needs_one and not arguments:
             raise app.UsageError(f"needs at least one {what}")
         if distributed.wanted():
             raise ValueError(_ALONE)

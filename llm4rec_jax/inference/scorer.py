@@ -59,13 +59,27 @@ class RecommenderScorer:
       tokens: Texts of the catalogue; None when items are ids only.
       prompts: Writes histories as text, for a user encoder that reads prompts.
       history: Length H of the longest history that is read.
+      standardize: Changes the vectors of the catalogue's texts [I, W] together, as `inference.standardize` does; None
+        leaves them as they are. For a frozen encoder.
+
+    Attributes:
+      standardizes: Whether vectors of texts are changed together.
     """
 
     def __init__(
-        self, model: Recommender, method: Peft, mesh: Mesh, tokens: Tokens | None, prompts: Prompts | None, history: int
+        self,
+        model: Recommender,
+        method: Peft,
+        mesh: Mesh,
+        tokens: Tokens | None,
+        prompts: Prompts | None,
+        history: int,
+        standardize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self._model, self._method, self._mesh = model, method, mesh
         self._tokens, self._prompts, self._history = tokens, prompts, history
+        self._standardize = standardize
+        self.standardizes = standardize is not None
 
         def embed_items(weights: Weights, items: jax.Array, *text: jax.Array) -> jax.Array:
             return forward(model.items, method, *weights, {"ids": items, **({"text": text[0]} if text else {})})
@@ -114,7 +128,8 @@ class RecommenderScorer:
     def text(self, params: Params, delta: Delta, states: np.ndarray | None = None) -> np.ndarray:
         """Returns the vectors of the catalogue's texts, [I, W]; for `states` see `BatchTextEncoder.encode`."""
         encoder, tokens = self._texts
-        return encoder.encode((params, delta), tokens, states)
+        vectors = encoder.encode((params, delta), tokens, states)
+        return vectors if self._standardize is None else self._standardize(vectors)
 
     def states(self, params: Params, delta: Delta, layer: int | None) -> np.ndarray:
         """Returns the hidden states of the catalogue's texts; see `BatchTextEncoder.hidden_states`."""

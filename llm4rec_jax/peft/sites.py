@@ -51,7 +51,7 @@ def stack(params: Params, method: str) -> tuple[int, int]:
 
 
 def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
-    """Returns the names that a regular expression matches in full.
+    """Returns the names that a regular expression matches in full; with `layer_-` in it blocks count from the end.
 
     Raises:
       ValueError: it matches none; the message lists the names, with layer numbers folded.
@@ -59,19 +59,28 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     Example:
       >>> match(r".*/(query|value)", ["layer_0/query", "layer_0/key", "layer_0/value"])
       ['layer_0/query', 'layer_0/value']
+      >>> match("layer_-1/.*", ["layer_0/query", "layer_1/query"])
+      ['layer_1/query']
       >>> match("query", ["layer_0/query", "layer_1/query"])
       Traceback (most recent call last):
       ValueError: target 'query' matches nothing; there are: layer_N/query
     """
     names = list(names)
+    called = dict(zip(_from_the_end(names) if "layer_-" in target else names, names, strict=True))
     try:
-        matched = matching(target, names)
+        matched = [called[name] for name in matching(target, called)]
     except ValueError as error:
         raise ValueError(f"{what} {target!r} {error}") from error
     if not matched:
         folded = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", name) for name in names)
         raise ValueError(f"{what} {target!r} matches nothing; there are: {', '.join(folded) or 'no sites at all'}")
     return matched
+
+
+def _from_the_end(names: list[str]) -> list[str]:
+    """Returns the names with blocks counted from the end: of two blocks `layer_0` is `layer_-2`."""
+    depth = 1 + max((int(found[1]) for name in names if (found := re.match(r"layer_(\d+)\b", name))), default=-1)
+    return [re.sub(r"^layer_(\d+)\b", lambda found: f"layer_{int(found[1]) - depth}", name) for name in names]
 
 
 def replace(params: Params, delta: Delta) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Every error in a configuration or its data is raised here, before any long work 
 """
 
 import warnings
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
+from llm4rec_jax.inference.standardize import center, whiten
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import (
@@ -52,18 +53,27 @@ FROM_FOLDER = "folder"
 
 def load_encoder(config: Any, path: str | Path) -> PretrainedText:
     """The text encoder at a path, as `config.encoder` wants it."""
+    encoder = config.encoder
+    pooling = encoder.pooling
+    if pooling is None:
+        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
+        pooling = family.pooling
     loaded = load_text_encoder(
         path,
-        None if config.pooling == FROM_FOLDER else config.pooling,
-        layers=config.layers,
-        compute_dtype=config.dtype,
-        remat=config.remat,
-        attention=config.attention,
-        dropout=config.dropout,
+        None if pooling == FROM_FOLDER else pooling,
+        layers=encoder.layers,
+        compute_dtype=encoder.dtype,
+        remat=encoder.remat,
+        attention=encoder.attention,
+        dropout=encoder.dropout,
     )
     for notice in loaded.notices:
         warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
-    return loaded
+    if encoder.pretrained:
+        return loaded
+    tokens = np.zeros((1, 2), np.int32)
+    drawn = jax.jit(loaded.encoder.init)(jax.random.fold_in(jax.random.key(config.seed), 3), tokens, tokens)
+    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
 
 
 class Assembly:
@@ -123,9 +133,9 @@ class Assembly:
         return self.config.inputs != "id"
 
     @cached_property
-    def encoder_path(self) -> str | Path:
+    def encoder_path(self) -> str:
         """The folder or hub name of the encoder."""
-        return self.config.encoder.path or assets.minilm()
+        return assets.language_model(self.config.encoder.path or "minilm")
 
     @cached_property
     def titles(self) -> list[str]:
@@ -164,15 +174,16 @@ class Assembly:
         if not self.reads_text:
             return None
         text = self.config.text
-        if not self._folder.changes_texts:
+        if not self._folder.changes_texts(self.config.encoder.item_prompt):
             stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
             if stored is not None:
                 return stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
-        """Token ids of texts, from the cache when they have been tokenised before."""
-        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
+        """Token ids of items' texts, from the cache when they have been tokenised before."""
+        prepared = self._folder.prepare(texts, self.config.encoder.item_prompt)
+        return tokenise(prepared, self._folder.model, max_tokens)
 
     @cached_property
     def _folder(self) -> SentenceFolder:
@@ -192,7 +203,7 @@ class Assembly:
         longest = token_bucket(text.max_prompt_tokens, self.pretrained.encoder.config.max_position_embeddings)
 
         def encode(written: str, **options: Any) -> Any:
-            return self._tokenizer(*self._folder.prepare([written]), **options)
+            return self._tokenizer(*self._folder.prepare([written], self.config.encoder.user_prompt), **options)
 
         write = PromptTokenizer(
             UserTemplate(text.user, max_items=text.max_items),
@@ -212,7 +223,7 @@ class Assembly:
     @cached_property
     def pretrained(self) -> PretrainedText:
         """The text encoder as it came."""
-        return load_encoder(self.config.encoder, self.encoder_path)
+        return load_encoder(self.config, self.encoder_path)
 
     @cached_property
     def _users(self) -> str:
@@ -237,7 +248,7 @@ class Assembly:
             edges=self._edges if users in GRAPHS else None,
             users=users,
             head=model.head,
-            pooling=self.pretrained.pooling if self.reads_text else self.config.encoder.pooling,
+            pooling=self.pretrained.pooling if self.reads_text else "mean",
             project=model.project,
             tower=model.tower,
             width=model.width,
@@ -290,8 +301,21 @@ class Assembly:
     @cached_property
     def scorer(self) -> RecommenderScorer:
         return RecommenderScorer(
-            self.model, self.method, self.mesh, self.tokens, self.prompts, self.config.train.history
+            self.model,
+            self.method,
+            self.mesh,
+            self.tokens,
+            self.prompts,
+            self.config.train.history,
+            self._standardize if self.reads_text else None,
         )
+
+    @property
+    def _standardize(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        encoder = self.config.encoder
+        if encoder.whiten is not None:
+            return partial(whiten, components=encoder.whiten)
+        return center if encoder.center else None
 
     @cached_property
     def train_config(self) -> TrainConfig:

@@ -79,16 +79,16 @@ class RatingAssembly:
         return self.whole if k is None else few_shot(self.whole, k, seed=self.config.seed)
 
     @cached_property
-    def _encoder_path(self) -> str | Path:
-        return self.config.encoder.path or assets.minilm()
+    def _encoder_path(self) -> str:
+        return assets.language_model(self.config.encoder.path or "minilm")
 
     @cached_property
     def _folder(self) -> SentenceFolder:
         """Treatment of texts, as the encoder's folder describes it."""
         return describe(pretrained.resolve(self._encoder_path))
 
-    def _tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
-        return tokenise(self._folder.prepare(texts), self._folder.model, max_tokens)
+    def _tokenise(self, texts: list[str], max_tokens: int, prompt: str | None) -> Tokens:
+        return tokenise(self._folder.prepare(texts, prompt), self._folder.model, max_tokens)
 
     @cached_property
     def model(self) -> TextEncoder:
@@ -97,7 +97,7 @@ class RatingAssembly:
 
     @cached_property
     def pretrained(self) -> PretrainedText:
-        return load_encoder(self.config.encoder, self._encoder_path)
+        return load_encoder(self.config, self._encoder_path)
 
     @cached_property
     def reading(self) -> dict[str, Any]:
@@ -118,7 +118,8 @@ class RatingAssembly:
         chosen, text, items = self.config.baseline, self.config.text, self.whole.items
         if chosen.name == "liked_share":
             return ANSWER_BASELINES.build(chosen.name, self.data.train, Features(items.height), **chosen.options)
-        texts = [self._tokenise(item_texts(items, template), text.max_tokens) for template in text.views]
+        prompt = self.config.encoder.item_prompt
+        texts = [self._tokenise(item_texts(items, template), text.max_tokens, prompt) for template in text.views]
         number = None
         if text.number is not None:
             if text.number not in items.columns:
@@ -153,14 +154,14 @@ class RatingAssembly:
     @cached_property
     def reader(self) -> Reader:
         """Reads the prompts of all questions, or the texts of all items."""
-        text, asks = self.config.text, not self.head.reads_history
+        text, encoder, asks = self.config.text, self.config.encoder, not self.head.reads_history
         if asks:
-            parts, length = self.data.parts(), text.max_prompt_tokens
+            parts, length, prompt = self.data.parts(), text.max_prompt_tokens, encoder.user_prompt
             texts = [rating_prompts(parts[name], self.titles, text.user) for name in _PARTS]
         else:
-            texts, length = [self.titles], text.max_tokens
+            texts, length, prompt = [self.titles], text.max_tokens, encoder.item_prompt
         # Each part apart: validation and test are the same in every draw, and so their vectors are found in the cache.
-        tokens = [self._tokenise(own, length) for own in texts]
+        tokens = [self._tokenise(own, length, prompt) for own in texts]
         # The centre is that of the training prompts, or of all items.
         centre = self.vectors(tokens[-1]).mean(0)
         vectors = None if self._tuned else np.concatenate([self.vectors(own) for own in tokens])

@@ -88,7 +88,9 @@ class EncoderConfig:
     """The pretrained language model."""
 
     path: str | None = option(None)
-    """Folder or hub name; None takes MiniLM-L6 as `make setup` installs it."""
+    """Folder, hub name, "minilm" or "smollm2" as `make setup` installs them; None takes "minilm"."""
+    pretrained: bool = option(True)
+    """Whether the weights are those at the path; False draws them at random by the seed, for a control."""
     layers: int | None = option(None, low=1)
     """Number of first blocks that are kept; None keeps all."""
     dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
@@ -99,9 +101,18 @@ class EncoderConfig:
     """Implementation of attention; cuDNN's runs on NVIDIA GPUs in 16 bits without dropout."""
     dropout: float | None = option(0.0, low=0.0, below=1.0)
     """Replaces the dropout rates of the pretrained model; None keeps them."""
-    pooling: str = option("mean")
-    """How token states become a text's vector; see `models.encoders.pooling.POOLINGS`. "folder" does what the
-    encoder's folder says, with the dense layers and the norm that stand there; without a word there, as the family."""
+    pooling: str | None = option(None)
+    """How token states become a text's vector; see `models.encoders.pooling.POOLINGS`. None takes what suits the
+    model's family: "mean", or "last" for decoders. "folder" does what the encoder's folder says, with the dense layers
+    and the norm that stand there."""
+    item_prompt: str | None = option(None)
+    """Name of a prompt of the encoder's folder that stands before items' texts; None takes the folder's default."""
+    user_prompt: str | None = option(None)
+    """Name of the prompt that stands before the texts of users, for a user model that reads prompts."""
+    center: bool = option(False)
+    """Whether the mean of the catalogue's vectors is taken from each; for a frozen encoder."""
+    whiten: int | None = option(None, low=1)
+    """Number of principal components to which the catalogue's vectors are whitened; for a frozen encoder."""
 
 
 @dataclasses.dataclass(frozen=True)

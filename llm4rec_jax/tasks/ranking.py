@@ -133,6 +133,12 @@ class RankingTask:
         first_trained, reads_all = (0, False) if c is None else constant_below(params.trainable["delta"], depth)
         frozen_encoder = c is not None and first_trained == depth and not reads_all
         self._constant_text = deterministic and frozen_encoder and "pooling" not in self._params
+        if self.scorer.standardizes and (not self._constant_text or self._prompts is not None):
+            raise ValueError(
+                "config.encoder.center and whiten change vectors of items that are computed once: give "
+                "config.peft.method=frozen, no dropout in the encoder and a user model that reads items, or leave them "
+                "out"
+            )
         self._layer = None if reads_all else first_trained
         self._caches_states = False
         if c is not None and first_trained and self._tokens is not None and deterministic and not self._constant_text:

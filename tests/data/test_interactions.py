@@ -147,6 +147,9 @@ def test_missing_asset_names_the_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"make setup.*third_party/requirements.txt.*local path"):
         assets.minilm()
+    with pytest.raises(FileNotFoundError, match=r"make setup.*third_party/smollm2.txt"):
+        assets.language_model("smollm2")
+    assert assets.language_model("owner/name") == "owner/name"
 
 
 def test_registry_explains_wrong_names():

@@ -10,6 +10,7 @@ def test_match():
     names = [f"layer_{i}/{n}" for i in range(12) for n in ("query", "query_norm")]
     assert match(r"layer_1/.*", names) == ["layer_1/query", "layer_1/query_norm"]
     assert match(r".*/query", names) == names[::2]
+    assert match(r"layer_-[12]/query", [*names, "embeddings/word"]) == ["layer_10/query", "layer_11/query"]
     with pytest.raises(
         ValueError, match=r"^target 'query' matches nothing; there are: layer_N/query, layer_N/query_norm$"
     ):

@@ -53,6 +53,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def types(self) -> list[str]:
+        """Names of the types that tensors are stored in, as safetensors has them."""
+        return sorted({place.kind for place in self._places.values()})
+
     def __getitem__(self, name: str) -> np.ndarray:
         file, start, kind, shape = self._places[name]
         if kind not in FLOATS:

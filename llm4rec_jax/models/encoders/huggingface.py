@@ -1,24 +1,30 @@
 """A Hugging Face folder or hub name to (encoder, params) and back, whatever its family. Strict in both directions."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm4rec_jax.checksums import Damaged, check_manifest, write_manifest
+from llm4rec_jax.data import assets
 from llm4rec_jax.data.cache import default_folder
 from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
+from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders import gguf
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
-from llm4rec_jax.models.encoders.checkpoint import INDEX, WEIGHTS, Checkpoint, PretrainedError, write_weights
+from llm4rec_jax.models.encoders.checkpoint import INDEX, Checkpoint, PretrainedError, write_weights
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.trees import flatten, unflatten
@@ -51,7 +57,8 @@ def load(
 
     Args:
       path_or_hub_name: A folder with `config.json` and `model.safetensors` (or `model.safetensors.index.json` and its
-        shards), or the name of a repository on the Hugging Face hub.
+        shards), a GGUF file, "minilm" or "smollm2" as `make setup` installs them, or the name of a repository on the
+        Hugging Face hub.
       layers: Number of layers to keep, from the first on; None keeps all.
       compute_dtype: Type that activations are computed in; parameters are float32.
       remat: Recompute blocks in the backward pass.
@@ -101,12 +108,14 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
 
     Raises:
       PretrainedError: neither a folder nor a repository that can be reached.
+      FileNotFoundError: the wheel of a name in `assets.LANGUAGE_MODELS` is not installed.
     """
-    name = os.fspath(path_or_hub_name)
+    name = assets.language_model(path_or_hub_name)
     if Path(name).is_dir():
         return Path(name)
     if name.endswith(gguf.SUFFIX) and Path(name).is_file():
-        return _converted(Path(name))
+        about = Path(name).stat()
+        return _converted(Path(name).resolve(), about.st_size, about.st_mtime_ns, default_folder("gguf"))
     if Path(name).is_file():
         raise PretrainedError(f"{name} is a file: give the folder that holds config.json and model.safetensors")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
@@ -124,13 +133,28 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def _converted(file: Path) -> Path:
-    """The Hugging Face folder that a GGUF file has been converted to, which is done once."""
-    about = file.stat()
-    key = hashlib.sha256(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = default_folder("gguf") / f"{file.stem}-{key}"
-    # The weights are written last.
-    return folder if (folder / WEIGHTS).is_file() else gguf.convert(file, folder)
+@functools.cache
+def _converted(file: Path, size: int, changed: int, cache: Path) -> Path:
+    """The Hugging Face folder that a GGUF file has been converted to, which is done once for the same content.
+
+    A folder that is not what was written is converted again, with a warning. In one process it is looked at once, as
+    long as size and time of the file stay the same.
+    """
+    with file.open("rb") as opened:
+        key = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    folder = cache / f"{file.stem}-{key}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+        try:
+            check_manifest(folder)
+        except Damaged as error:
+            if folder.exists():
+                warnings.warn(f"{error}; {file} is converted again", stacklevel=2)
+                shutil.rmtree(folder)
+            with replacing(folder) as scratch:
+                gguf.convert(file, scratch)
+                write_manifest(scratch)
+    return folder
 
 
 def save(

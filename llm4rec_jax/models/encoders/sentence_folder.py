@@ -59,11 +59,6 @@ class SentenceFolder(NamedTuple):
     lower_case: bool = False
     says_pooling: bool = True
 
-    @property
-    def changes_texts(self) -> bool:
-        """Whether `prepare` changes texts unless told otherwise."""
-        return bool(self.prompt) or self.lower_case
-
     def prepare(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
         """The texts as the language model was trained to read them.
 
@@ -79,6 +74,10 @@ class SentenceFolder(NamedTuple):
         before = self.prompt if prompt is None else self.prompts[prompt]
         whole = [before + text for text in texts]
         return [text.lower() for text in whole] if self.lower_case else whole
+
+    def changes_texts(self, prompt: str | None = None) -> bool:
+        """Returns whether `prepare` changes any text."""
+        return self.lower_case or self.prepare([""], prompt) != [""]
 
     def notices(self, pooling: str) -> list[str]:
         """Returns what is left out when another pooling is taken instead, one sentence each."""

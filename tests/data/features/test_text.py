@@ -159,3 +159,10 @@ def test_user_text_splits_the_history_by_a_mask():
 def test_user_template_refuses_an_empty_history_window():
     with pytest.raises(ValueError, match="max_items"):
         UserTemplate(max_items=0)
+
+
+def test_instructions_and_prefixes_stay_what_they_are():
+    instruction = "Instruct: Given films that a user watched, retrieve the next one\nQuery: "
+    assert UserTemplate(f"{instruction}{{history}}")(["Heat", "Jaws"]) == f"{instruction}Heat; Jaws"
+    items = pl.DataFrame({"title": ["Heat"], "year": [1995.0], "genres": [["Crime"]]})
+    assert item_texts(items, "passage: {title} ({year}). {genres}") == ["passage: Heat (1995). Crime"]

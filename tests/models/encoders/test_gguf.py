@@ -165,8 +165,22 @@ def test_a_file_is_converted_once(file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = pretrained.resolve(file)
     written = (folder / "model.safetensors").stat().st_mtime_ns
+    pretrained._converted.cache_clear()
+    file.touch()
     assert pretrained.resolve(file) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_damaged_conversion_is_made_again(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = pretrained.resolve(file)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("32", "64"))
+    pretrained._converted.cache_clear()
+    with pytest.warns(UserWarning, match=r"config\.json is damaged.*is converted again"):
+        assert pretrained.resolve(file) == folder
+    assert (folder / "config.json").read_text() == config
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
 
 
 def by_hand(number: int, block: bytes) -> list[float]:
