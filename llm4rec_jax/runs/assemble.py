@@ -71,8 +71,9 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
         warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
     if encoder.pretrained:
         return loaded
+    # The same for every seed, so that runs which share a program share an encoder.
     tokens = np.zeros((1, 2), np.int32)
-    drawn = jax.jit(loaded.encoder.init)(jax.random.fold_in(jax.random.key(config.seed), 3), tokens, tokens)
+    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
     return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
 
 

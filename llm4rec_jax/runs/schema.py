@@ -90,7 +90,7 @@ class EncoderConfig:
     path: str | None = option(None)
     """Folder, hub name, "minilm" or "smollm2" as `make setup` installs them; None takes "minilm"."""
     pretrained: bool = option(True)
-    """Whether the weights are those at the path; False draws them at random by the seed, for a control."""
+    """Whether the weights are those at the path; False draws random ones, the same in every run, for a control."""
     layers: int | None = option(None, low=1)
     """Number of first blocks that are kept; None keeps all."""
     dtype: str = option("float32", choices=("float32", "bfloat16", "float16"))
