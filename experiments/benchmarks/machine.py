@@ -18,7 +18,7 @@ _DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16"],
     "Type of activations on both sides, in step, train, encode, trials.",
 )
-_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a BERT for step and encode in place of MiniLM-L6.")
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of an encoder for step and encode in place of MiniLM-L6.")
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "peft", "sentence-transformers")
 
@@ -56,7 +56,7 @@ def product_rate(dtype: str = "float32") -> float:
 
 
 def _version(package: str) -> str | None:
-    """Returns Returns None where it is not installed: the peers come with the extra "bench" only."""
+    """Returns the version, None where it is not installed: the peers come with the extra "bench" only."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -22,19 +22,19 @@ from llm4rec_jax.training.optimizer import optimizer
 from llm4rec_jax.trees import flatten
 
 _SHAPES = flags.DEFINE_list("shapes", [], "For the benchmark `step`: TEXTSxTOKENS in place of 64x16,32x64,16x128.")
+_METHODS = flags.DEFINE_multi_enum("methods", ["full", "lora"], ["full", "lora"], "For the benchmark `step`.")
 _ATTENTION = flags.DEFINE_enum("attention", "xla", ["xla", "cudnn"], "For the benchmark `step`: our attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "For the benchmark `step`: torch.compile is a peer too.")
 
 SHAPES = ((64, 16), (32, 64), (16, 128))
-METHODS = ("full", "lora")
 RATE = 1e-5
 TEMPERATURE = 20.0
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Both methods at every shape."""
+    """Every method at every shape."""
     shapes = [tuple(map(int, shape.split("x"))) for shape in _SHAPES.value] or SHAPES
-    for method in METHODS:
+    for method in _METHODS.value:
         for texts, length in shapes:
             yield measure(
                 method,

@@ -1,5 +1,6 @@
-"""The peer of the encoder's benchmarks: transformers' BERT with scaled dot-product attention, and peft's LoRA."""
+"""The peer of the encoder's benchmarks: transformers' model with scaled dot-product attention, and peft's LoRA."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,46 +8,48 @@ import numpy as np
 import peft as hf
 import torch
 from torch import nn
-from transformers import BertModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from experiments.benchmarks import torch_device
-from llm4rec_jax.models.encoders.bert import BERT
-from llm4rec_jax.models.encoders.huggingface import names_of
+from llm4rec_jax.models.encoders.huggingface import names_of, read_config
+from llm4rec_jax.models.encoders.weights import Names
 from llm4rec_jax.trees import flatten
 
-NAMES = names_of(BERT)
-"""Torch's names of our parameters."""
 
-
-def load(folder: Path) -> BertModel:
-    """The encoder without its pooler, no dropout, on the device."""
-    model = BertModel.from_pretrained(
-        folder,
-        attn_implementation="sdpa",
-        add_pooling_layer=False,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+def load(folder: Path) -> PreTrainedModel:
+    """Returns the encoder in float32 without its pooler, no dropout, on the device."""
+    config = AutoConfig.from_pretrained(folder)
+    for name in vars(config):
+        if "dropout" in name or name.endswith("_pdrop"):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    pooler = {"add_pooling_layer": False} if config.model_type == "bert" else {}
+    model = AutoModel.from_pretrained(folder, config=config, attn_implementation="sdpa", dtype=torch.float32, **pooler)
     nn.Module.to(model, torch_device.DEVICE)
     return model
 
 
-def with_lora(model: BertModel, delta: Any, alpha: int = 8) -> Any:
+def tensor_names(folder: Path) -> Names:
+    """Returns torch's names of our parameters of a folder."""
+    return names_of(read_config(folder)[0])
+
+
+def with_lora(model: PreTrainedModel, delta: Any, names: Names, alpha: int = 8) -> Any:
     """peft's LoRA at the sites of our arrays, {site: {"a", "b"}}, with them."""
     rank = next(iter(delta.values()))["a"].shape[1]
-    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[NAMES.module(site) for site in delta])
+    config = hf.LoraConfig(r=rank, lora_alpha=alpha, target_modules=[names.module(site) for site in delta])
     # By default it has adapters of a base in bfloat16 in float32.
     adapted = hf.get_peft_model(model, config, autocast_adapter_dtype=False)
     arrays = dict(adapted.named_parameters())
     for path, array in flatten(delta).items():
-        arrays[lora_name(path)].data.copy_(torch.tensor(np.asarray(array).T))
+        arrays[lora_name(path, names)].data.copy_(torch.tensor(np.asarray(array).T))
     return adapted
 
 
-def lora_name(path: str) -> str:
+def lora_name(path: str, names: Names) -> str:
     """peft's name of `layer_3/attention/query/a`, whose array is the transpose of ours."""
     site, _, leaf = path.rpartition("/")
-    return f"base_model.model.{NAMES.module(site)}.lora_{leaf.upper()}.default.weight"
+    return f"base_model.model.{names.module(site)}.lora_{leaf.upper()}.default.weight"
 
 
 class Step:
@@ -70,13 +73,13 @@ class Step:
         numbers: str = "float32",
         compiled: bool = False,
     ) -> None:
-        model = load(folder)
+        model, names = load(folder), tensor_names(folder)
         if numbers == "half":
             nn.Module.to(model, torch.bfloat16)
         self._numbers = numbers
         self._paths, self._temperature = list(flatten(delta)), temperature
-        self._name_of = lora_name if method == "lora" else NAMES.tensor
-        self._model = with_lora(model, delta) if method == "lora" else model
+        self._name_of = partial(lora_name, names=names) if method == "lora" else names.tensor
+        self._model = with_lora(model, delta, names) if method == "lora" else model
         self._model.train()
         self._forward = torch.compile(self._model) if compiled else self._model
         trained = [p for p in self._model.parameters() if p.requires_grad]

@@ -1,6 +1,7 @@
 """The peer of `benches.train` in torch: transformers' BERT, peft's LoRA, an MLP, and a causal transformer of users."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,8 +77,9 @@ class Training:
     ) -> None:
         self._data, self._reading, self._clip, self._dtype = data, reading, clip, dtype
         encoder = torch_encoder.load(folder)
-        names = torch_encoder.lora_name if method == "lora" else torch_encoder.NAMES.tensor
-        self._encoder = torch_encoder.with_lora(encoder, delta) if method == "lora" else encoder
+        tensors = torch_encoder.tensor_names(folder)
+        names = partial(torch_encoder.lora_name, names=tensors) if method == "lora" else tensors.tensor
+        self._encoder = torch_encoder.with_lora(encoder, delta, tensors) if method == "lora" else encoder
         width, (wide, hidden) = params["project/output/kernel"].shape[1], params["project/hidden/kernel"].shape
         length = params["users/position/embedding"].shape[0]
         layers = sum(path.endswith("ffn/up/kernel") for path in params)

@@ -1,7 +1,10 @@
 """Benchmarks say what they measured; whether it is fast is for people to read."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import transformers
 
 from experiments.bench import BENCHES
 from experiments.benchmarks import attention, machine, step, timing, trials
@@ -35,9 +38,20 @@ def test_attention_is_what_its_equation_says(backward):
     assert {"ratio_equation", "ratio_torch"} < set(measured)
 
 
-@pytest.mark.parametrize("method", step.METHODS)
-def test_both_sides_of_a_step_compute_the_same(method):
-    measured = step.measure(method, texts=6, length=8, repeats=1)
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=1100, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+        intermediate_size=40, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("method", "decoder"), [("full", False), ("lora", False), ("lora", True)])
+def test_both_sides_of_a_step_compute_the_same(llama, method, decoder):
+    measured = step.measure(method, texts=6, length=8, repeats=1, folder=llama if decoder else None)
     assert measured["parity_vectors"] < 1e-5
     assert measured["parity_loss"] < 1e-5
     assert measured["parity_gradients"] < 1e-4
