@@ -36,7 +36,6 @@ class RatingTask:
 
     metrics = METRICS
     compute_dtype = jnp.float32
-    has_loops = False
 
     def __init__(
         self,

@@ -1,9 +1,12 @@
 """Programs that a training step is compiled to: one for each shape of its batches."""
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import jax
+
+from llm4rec_jax.training.flops import count_flops
 
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -15,13 +18,12 @@ class CompiledSteps:
 
     Args:
       function: (…, batch) -> anything.
-      loops: Whether the function holds loops. XLA counts the body of a loop once, however often it runs, so the FLOPs
-        of such a function are not known.
+      devices: Number of devices that share a call.
     """
 
-    def __init__(self, function: jax.stages.Wrapped, loops: bool = False) -> None:
-        self._function, self._loops = function, loops
-        self._begun: dict[_Shapes, Future[jax.stages.Compiled]] = {}
+    def __init__(self, function: jax.stages.Wrapped, devices: int = 1) -> None:
+        self._function, self._devices = function, devices
+        self._begun: dict[_Shapes, Future[tuple[jax.stages.Compiled, float]]] = {}
         self._flops: dict[_Shapes, float] = {}
 
     def __len__(self) -> int:
@@ -43,16 +45,17 @@ class CompiledSteps:
         """Returns the program for these arguments; waits for it where it has been begun."""
         shapes = _shapes(arguments[-1])
         begun = self._begun.pop(shapes, None)
-        program = begun.result() if begun else self._compiled(*arguments)
-        self._flops[shapes] = 0.0 if self._loops else (program.cost_analysis() or {}).get("flops", 0.0)
+        program, self._flops[shapes] = begun.result() if begun else self._compiled(*arguments)
         return program
 
     def flops(self, batch: Any) -> float:
-        """Returns XLA's count for a call with a batch of this shape, on one device; 0 where it is not known."""
+        """Returns the FLOPs of a call with a batch of this shape, on one device; 0 where they are not known."""
         return self._flops[_shapes(batch)]
 
-    def _compiled(self, *arguments: Any) -> jax.stages.Compiled:
-        return self._function.lower(*arguments).compile()
+    def _compiled(self, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+        traced = self._function.trace(*arguments)
+        flops = count_flops(traced.jaxpr) / self._devices
+        return traced.lower().compile(), 0.0 if math.isnan(flops) else flops
 
 
 def _shapes(batch: Any) -> _Shapes:

@@ -122,10 +122,11 @@ class TrainingLog:
                 self.log(f"step {step}: {shown}")
 
     def write_program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None:
-        """Records the compiler's figures for a program of the training step, on one device.
+        """Records what a program of the training step costs on one device.
 
-        These are its FLOPs, left out where they are not known (0), and the bytes of arguments, outputs and temporary
-        arrays together; those of the arguments (parameters, optimizer states, a batch) also by themselves.
+        These are the FLOPs of its matrix products, left out where they are not known (0), and by the compiler the bytes
+        of arguments, outputs and temporary arrays together; those of the arguments (parameters, optimizer states, a
+        batch) also by themselves.
         """
         memory = compiled.memory_analysis()
         used = arguments = 0

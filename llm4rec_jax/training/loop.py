@@ -94,7 +94,8 @@ def run_loop(
     setting = sharding.place(step_of.setting, mesh)
     # Moments of the optimizer lie where their parameters do, and stay there from step to step.
     layout = sharding.shardings(jax.eval_shape(step_of.start, setting, params.trainable), mesh, rules, strict=False)
-    layout["trainable"] = jax.tree.map(lambda a: a.sharding, params.trainable)
+    for name in layout.keys() & {"trainable", "average"}:
+        layout[name] = jax.tree.map(lambda a: a.sharding, params.trainable)
     state = jax.jit(step_of.start, out_shardings=layout)(setting, params.trainable)
     step_function = step_of.jitted(layout, replicated)
     stream = task.batches(config.seed)
@@ -113,7 +114,7 @@ def run_loop(
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         position = stream.get_state()
         upcoming: Any = None  # a batch that has been taken before its step, on the host and on the mesh
-        compiled = CompiledSteps(step_function, loops=task.has_loops)
+        compiled = CompiledSteps(step_function, mesh.size)
         if step < config.steps and recorder.active:
             host = next(stream)
             upcoming = host, task.place(host)

@@ -74,7 +74,7 @@ class Population:
         self.tasks, self._configs, self._workdirs = tasks, configs, workdirs
         first = tasks[0]
         self.method, self.metrics, self.compute_dtype = first.method, first.metrics, first.compute_dtype
-        self.has_loops, self.prepare, self.constant_shapes = first.has_loops, first.prepare, first.constant_shapes
+        self.prepare, self.constant_shapes = first.prepare, first.constant_shapes
 
     @property
     def notes(self) -> Sequence[str]:

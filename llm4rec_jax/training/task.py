@@ -64,7 +64,6 @@ class LoopTask(Protocol):
       method: Parameter-efficient method, whose `optimizer` wraps the one for its delta.
       metrics: Names of the validation metrics that can decide which state is the best.
       compute_dtype: Type that most of the work is computed in, for the device's peak rate.
-      has_loops: Whether the step holds loops, whose FLOPs XLA does not count.
       notes: Lines for the user about what the loop is going to do.
     """
 
@@ -76,9 +75,6 @@ class LoopTask(Protocol):
 
     @property
     def compute_dtype(self) -> Any: ...
-
-    @property
-    def has_loops(self) -> bool: ...
 
     @property
     def notes(self) -> Sequence[str]: ...

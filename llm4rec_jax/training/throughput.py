@@ -37,7 +37,7 @@ class BatchStats(NamedTuple):
       token_places: Elements of the arrays that the encoder is given, padding included.
       items: Distinct items.
       mentions: Places of histories, targets and negatives that refer to an item.
-      flops: FLOPs of the step on one device, as XLA counts them; 0 where they are not known.
+      flops: FLOPs of the step on one device, by `count_flops`; 0 where they are not known.
     """
 
     tokens: int

@@ -55,11 +55,9 @@ class UserEncoder(nn.Module):
           none masked, every position has the embedding that follows the whole history. See `masking`.
         "user_id": `users` to [B, 1, D]. See `known_users`.
         "prompt": `prompt` to [B, 1, D].
-      is_recurrent: Whether the encoder loops over positions, so that compilers count the work of one position only.
     """
 
     inputs: ClassVar[InputKind] = "history"
-    is_recurrent: ClassVar[bool] = False
 
     def __call__(self, inputs: UserInputs) -> jax.Array:
         """Inputs of B users to user embeddings, [B, H, D] or [B, 1, D]."""

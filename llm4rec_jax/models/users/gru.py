@@ -1,7 +1,5 @@
 """A recurrent network over the history."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ class Gru(UserEncoder):
       dropout: Rate on the item embeddings, used when a dropout rng is given.
     """
 
-    is_recurrent: ClassVar[bool] = True
     dropout: float = 0.2
 
     @nn.compact
