@@ -5,8 +5,10 @@ precise for scores of 1e4 and more. `where` is True for the candidates which cou
 whatever they hold. An example left without a negative costs nothing.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -131,13 +133,25 @@ class Loss(NamedTuple):
     """A loss and the candidates it scores an example against, which fix the arguments of `function`.
 
     - "sampled": function(positive [...], negative [..., K], where=[..., K])
-    - "in_batch": function(scores [..., N], target [...], log_q [N], where=[..., N])
+    - "in_batch" and "mixed": function(scores [..., N], target [...], where=[..., N])
     - "catalogue": function(scores [..., N], target [...], where=[..., N])
     - "none": function(scores [...], target [...]), the target a label or a rating
+
+    Negatives may have a `log_q`, the log probability by which they are drawn: a function that corrects for it takes
+    log_q=[..., K] where they are sampled, and log_q=[N] where they are items of the batch.
     """
 
     function: Callable[..., jax.Array]
     negatives: Negatives
+
+    def takes(self, option: str) -> bool:
+        """Returns whether the function has an argument of this name."""
+        return option in inspect.signature(self.function).parameters
+
+    def bind(self, **options: Any) -> "Loss":
+        """Returns the loss with those of the options that its function takes."""
+        taken = {name: value for name, value in options.items() if self.takes(name)}
+        return self._replace(function=functools.partial(self.function, **taken)) if taken else self
 
     def __call__(
         self,
@@ -148,21 +162,20 @@ class Loss(NamedTuple):
     ) -> jax.Array:
         """Loss of each example, called alike for every kind; a kind ignores what it has no use for.
 
-        "sampled" takes scores [..., 1 + K] with the positive in column 0, and `where` [..., K] over the negatives;
-        the other kinds take the arguments of `function`. Raises ValueError for a missing target or log_q.
+        "sampled" takes scores [..., 1 + K] with the positive in column 0, and `where` and `log_q` [..., K] over the
+        negatives; the other kinds take the arguments of `function`. Raises ValueError for a missing target or log_q.
         """
+        corrects = {"log_q": log_q} if self.takes("log_q") else {}
+        if corrects and log_q is None:
+            raise ValueError("this loss needs log_q, the log sampling probability of each candidate")
         if self.negatives == "sampled":
             scores = jnp.asarray(scores)
-            return self.function(scores[..., 0], scores[..., 1:], where=where)
+            return self.function(scores[..., 0], scores[..., 1:], where=where, **corrects)
         if target is None:
             raise ValueError(f'a loss with negatives "{self.negatives}" needs a target')
         if self.negatives == "none":
             return self.function(scores, target)
-        if self.negatives == "catalogue":
-            return self.function(scores, target, where=where)
-        if log_q is None:
-            raise ValueError("an in-batch loss needs log_q, the log sampling probability of each candidate")
-        return self.function(scores, target, log_q, where=where)
+        return self.function(scores, target, where=where, **corrects)
 
 
 LOSSES: Registry[Loss] = Registry("loss")

@@ -21,7 +21,7 @@ from llm4rec_jax.evaluation.evaluate import evaluate
 from llm4rec_jax.inference.batch_sizes import group_cost
 from llm4rec_jax.inference.ranks import Ranks
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
-from llm4rec_jax.losses.ranking import LOSSES
+from llm4rec_jax.losses import LOSSES, Loss
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.options import check, option
 from llm4rec_jax.peft.core import Peft
@@ -45,9 +45,13 @@ class LossConfig:
     name: str = option("full_softmax")
     """Name of the loss; see `losses.LOSSES`."""
     num_negatives: int = option(1, low=0)
-    """Number of sampled items that a target is compared with (K), for losses over sampled negatives."""
+    """Number of sampled items that a target is compared with (K); for "mixed_negatives" that a batch draws."""
     alpha: float = option(0.0, low=0.0)
     """Power of the popularity that negatives are drawn by; 0 draws uniformly."""
+    temperature: float | None = option(None, above=0.0)
+    """For "info_nce": divisor of the scores; None is 1."""
+    calibration: float | None = option(None, low=0.0, high=1.0)
+    """For "gbce": t, the share of the overconfidence from sampling that is taken back; None is 0.75."""
     label_threshold: float | None = option(None)
     """For "bce_pointwise": a rating at or above it is a positive."""
 
@@ -94,11 +98,10 @@ class RankingTask:
         self._params, self._config, self._loss = params, config, loss or LossConfig()
         self._tokens, self._prompts, self._ks, self._state_cache_bytes = tokens, prompts, ks, state_cache_bytes
         self._scorer = scorer
-        self._chosen = LOSSES.lookup(self._loss.name)
+        self._chosen = chosen_loss(self._loss, int(split.known.sum()))
         self._parts = config.micro_batches or 1
         self._encoder = None if model.text is None else model.text.encoder.config
         self.compute_dtype = jnp.float32 if self._encoder is None else self._encoder.dtype
-        self.has_loops = self._parts > 1 or model.users.is_recurrent
         self.metrics = _metric_names(ks)
         self.notes: list[str] = []
         _check_loss(self._loss, self._chosen.negatives, split)
@@ -251,6 +254,22 @@ class RankingTask:
         return f"the users {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
 
 
+def chosen_loss(config: LossConfig, num_items: int) -> Loss:
+    """Returns the loss that a configuration names, with its options.
+
+    Raises:
+      ValueError: There is no such loss, or it has no such option.
+    """
+    loss = LOSSES.lookup(config.name)
+    options = {"temperature": config.temperature, "calibration": config.calibration}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if not loss.takes(name):
+            takers = ", ".join(other for other, candidate in LOSSES.items() if candidate.takes(name))
+            raise ValueError(f"config.loss.{name} is an option of {takers}, but the loss is {config.name!r}")
+    return loss.bind(**given, num_items=num_items)
+
+
 def _metric_names(ks: Sequence[int]) -> list[str]:
     """Returns the names of the metrics of a ranking; `users*` entries are counts, not metrics."""
     one = np.ones(1, np.int64)
@@ -262,7 +281,7 @@ def _check_loss(loss: LossConfig, negatives: str, split: Split) -> None:
     """Raises ValueError for what would otherwise come out only after the first steps, or never."""
     if not len(split.validation):
         raise ValueError(f"nothing to validate on: under {split.protocol!r} the validation part is empty")
-    if negatives == "sampled" and loss.num_negatives < 1:
+    if negatives in ("sampled", "mixed") and loss.num_negatives < 1:
         raise ValueError(
             f"num_negatives is {loss.num_negatives}, but the loss {loss.name!r} compares with sampled items: give 1 or "
             "more"

@@ -116,7 +116,8 @@ class Objective(NamedTuple):
             case "sampled":
                 negatives = _given(batch.negatives, "negatives")
                 columns = jnp.concatenate([batch.target[..., None], negatives], axis=-1)
-                return self.loss(run(matcher, user_embeddings[:, :, None], item_embeddings[columns], apply="score"))
+                scores = run(matcher, user_embeddings[:, :, None], item_embeddings[columns], apply="score")
+                return self.loss(scores, log_q=None if batch.log_q is None else jnp.asarray(batch.log_q)[negatives])
         return self._candidate_losses(user_embeddings, item_embeddings, batch, run)
 
     def _candidate_losses(

@@ -15,7 +15,7 @@ from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.task import NonFiniteLoss
 
 TRAIN_KEYS = {field.name for field in dataclasses.fields(TrainConfig)}
-LOSS_KEYS = {"num_negatives", "alpha", "label_threshold"}
+LOSS_KEYS = {"num_negatives", "alpha", "label_threshold", "temperature", "calibration"}
 TASK_KEYS = {"tokens", "prompts", "ks", "state_cache_bytes"}
 
 

@@ -243,7 +243,7 @@ def arguments(negatives: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_is_called_alike_under_jit_and_vmap(name):
-    loss = LOSSES.lookup(name)
+    loss = LOSSES.lookup(name).bind(num_items=40)
     given = arguments(loss.negatives)
     value = loss(**given)
     assert value.shape == (B,)
@@ -261,8 +261,9 @@ def test_the_positive_of_a_sampled_loss_is_column_zero(scores):
 def test_wrong_calls_say_what_is_missing():
     with pytest.raises(ValueError, match="needs a target"):
         LOSSES.lookup("mse")(jnp.zeros(2))
-    with pytest.raises(ValueError, match="log_q"):
-        LOSSES.lookup("in_batch")(jnp.zeros((2, 3)), jnp.zeros(2, int))
+    for name in ("in_batch", "softmax_log_q"):
+        with pytest.raises(ValueError, match="log_q"):
+            LOSSES.lookup(name)(jnp.zeros((2, 3)), jnp.zeros(2, int))
     with pytest.raises(ValueError, match="hinge"):
         LOSSES.lookup("hinges")
 

@@ -43,8 +43,9 @@ def make(mode: str, width: int = H, seed: int = 1) -> Batch:
         target=rng.integers(8, size=(B, width)),
         target_mask=target_mask,
     )
+    log_q = np.log(rng.random(len(rows))).astype(np.float32)
     if mode == "sampled":
-        return batch._replace(negatives=rng.integers(11, size=(B, width, K)))
+        return batch._replace(negatives=rng.integers(11, size=(B, width, K)), log_q=log_q)
     if mode == "none":
         return batch._replace(rating=rng.integers(1, 6, (B, width)).astype(np.float32))
     candidates = np.zeros(len(rows), bool)
@@ -53,7 +54,7 @@ def make(mode: str, width: int = H, seed: int = 1) -> Batch:
         return batch._replace(candidates=candidates)
     candidates[batch.target[target_mask]] = True
     own = np.sort(np.pad(rng.integers(11, size=(B, 4)), ((0, 0), (2, 0)), constant_values=-1), axis=1)
-    return batch._replace(candidates=candidates, user_items=own, log_q=np.log(rng.random(len(rows))).astype(np.float32))
+    return batch._replace(candidates=candidates, user_items=own, log_q=log_q)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -69,7 +70,14 @@ def one(name: str, positive: float, negative: np.ndarray, wanted: float) -> floa
             return float(-np.log(sigmoid(positive)) - np.log(1 - sigmoid(negative)).mean())
         case "hinge":
             return float(np.maximum(0, 1 - positive + negative).mean())
-        case "softmax" | "in_batch" | "full_softmax":
+        case "gbce":
+            power = 1 - 0.75 * (1 - K / (ITEMS - 1))
+            return float(-(power * np.log(sigmoid(positive)) + np.log(1 - sigmoid(negative)).sum()) / (K + 1))
+        case "dns":
+            return float(-np.log(sigmoid(positive - negative.max())))
+        case "softmax_log_q":
+            return float(np.log(np.exp(positive) + np.exp(negative).mean()) - positive)
+        case "softmax" | "in_batch" | "mixed_negatives" | "info_nce" | "full_softmax":
             return float(np.log(np.exp(positive) + np.exp(negative).sum()) - positive)
         case "bce_pointwise":
             probability = sigmoid(positive)
@@ -89,11 +97,13 @@ def naive(name: str, batch: Batch) -> float:
         read = batch.history[b][: length if batch.target.shape[1] == 1 else t + 1]
         profile, target = vectors[read].mean(0), batch.target[b, t]
         scores = vectors @ profile
-        if batch.log_q is not None:
+        if name in ("in_batch", "mixed_negatives"):
             scores = scores - batch.log_q
         against = np.zeros(0)
         if batch.negatives is not None:
             against = scores[batch.negatives[b, t]]
+            if name == "softmax_log_q":
+                against = against - batch.log_q[batch.negatives[b, t]]
         elif batch.candidates is not None:
             own = [] if batch.user_items is None else batch.user_items[b]
             rivals = [u for u in np.flatnonzero(batch.candidates) if u != target and batch.items[u] not in own]
@@ -103,7 +113,8 @@ def naive(name: str, batch: Batch) -> float:
 
 
 def objective(name: str) -> Objective:
-    return Objective(MODEL, METHOD, LOSSES.lookup(name), THRESHOLD if name == "bce_pointwise" else None)
+    loss = LOSSES.lookup(name).bind(num_items=ITEMS)
+    return Objective(MODEL, METHOD, loss, THRESHOLD if name == "bce_pointwise" else None)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -186,7 +197,8 @@ def test_items_that_take_no_part_have_no_gradient(name):
     part = np.isin(np.arange(ITEMS), batch.items[np.concatenate(used)])
     assert not part[11]
     assert not table[~part].any()
-    if name != "hinge":  # It has no gradient beyond its margin.
+    # Beyond the margin, and for negatives that are not the hardest, there is no gradient.
+    if name not in ("hinge", "dns"):
         assert (table[part] != 0).any(axis=1).all()
 
 

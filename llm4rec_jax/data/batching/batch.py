@@ -43,8 +43,9 @@ class Batch(NamedTuple):
       prompt: the histories as texts, for a user encoder that reads text.
       rating: ratings of the targets, float32 [B, T].
       negatives: positions in `items`, [B, T, K].
-      candidates: bool [U], the items that a target is compared with: the batch's targets, or the whole catalogue.
-      log_q: log probability that a target is this item, [U].
+      candidates: bool [U], the items that a target is compared with: the batch's targets, perhaps with items drawn for
+        all of them, or the whole catalogue.
+      log_q: log probability by which a candidate or a negative is this item, [U].
       user_items: rows of the item table that the user has in training, [B, M], ascending, padded with -1 in front.
       masked_positions: bool [B, H], positions of the history that a user encoder has to fill; `target` has the items.
       target_positions: positions in the flat [B * T] where `target_mask` is true, [P], padded with `NOWHERE`; losses

@@ -40,7 +40,7 @@ class BatchOptions:
       history: length of the longest history H.
       every_position: whether every position of a window is trained on; else there is one example a target.
       negatives: candidates that the loss compares a target with (`Loss.negatives`).
-      num_negatives: number of drawn items a target, K; read for "sampled" only.
+      num_negatives: number of drawn items: a target's (K) for "sampled", a batch's for "mixed".
       alpha: power of popularity by which negatives are drawn.
       ratings: whether to give the targets' ratings.
       predict_first: whether users' first items are targets too, for a model that reads no history; with one example a
@@ -100,10 +100,11 @@ class BatchBuilder:
         columns = self.history + (options.masking is not None)
         targets = columns if options.every_position else 1
         slots = columns * (prompts is None) + targets * (1 + options.num_negatives)
-        self._max_items = min(options.batch_size // num_processes * slots, int(split.known.sum()))
+        shared = options.num_negatives if options.negatives == "mixed" else 0
+        self._max_items = min(options.batch_size // num_processes * slots + shared, int(split.known.sum()))
         self._known = np.flatnonzero(split.known).astype(np.int32)
         popularity = np.bincount(self.sequences.items, minlength=len(split.known))
-        self._log_q = np.log(np.maximum(popularity, 1) / popularity.sum()).astype(np.float32)
+        self._target_share = np.maximum(popularity, 1) / popularity.sum()
         self._sampler = None
         if options.negatives == "sampled":
             self._sampler = NegativeSampler(self.sequences, split.known, popularity, options.alpha)
@@ -153,7 +154,7 @@ class BatchBuilder:
             history_mask = column <= (stop - start)[:, None]
             history_at = target_at = np.where(history_mask, start[:, None] + column, start[:, None])
             target_mask = draw_masked_positions(options.masking, history_mask & self._is_target[history_at], rng)
-        negatives = None
+        negatives, num_targets = None, int(target_mask.sum())
         rows = self._process_rows
         if self._sampler is not None:
             negatives = self._sampler(rng, user, target_at.shape[1] * options.num_negatives, rows)
@@ -165,12 +166,14 @@ class BatchBuilder:
         parts = [self.sequences.items[history_at], self.sequences.items[target_at]]
         if negatives is not None:
             parts.append(negatives.reshape(*target_at.shape, options.num_negatives))
-        return _DrawnExamples(user, start, stop, parts, history_mask, target_at, target_mask)
+        elif options.negatives == "mixed":
+            parts.append(rng.choice(self._known, options.num_negatives))
+        return _DrawnExamples(user, start, stop, parts, history_mask, target_at, target_mask, num_targets)
 
     def __call__(self, numbers: np.ndarray, rng: np.random.Generator) -> Batch:
         """Builds this process's part of the batch of these examples; everything random is drawn for all processes."""
         options = self._options
-        user, start, stop, parts, history_mask, target_at, target_mask = self._draw(numbers, rng)
+        user, start, stop, parts, history_mask, target_at, target_mask, num_targets = self._draw(numbers, rng)
         if self._catalogue is not None:
             items, tokens, position = self._catalogue
             parts = [position[np.searchsorted(self._known, part)] for part in parts]
@@ -183,6 +186,7 @@ class BatchBuilder:
         batch = Batch(
             user.astype(np.int32), items, parts[0], history_mask, parts[1], target_mask, tokens,
             negatives=parts[2] if self._sampler is not None else None,
+            log_q=self._sampler.log_q[items] if self._sampler is not None else None,
             masked_positions=target_mask if options.masking is not None else None,
         )  # fmt: skip
         if self._prompts is not None:
@@ -193,10 +197,17 @@ class BatchBuilder:
         if self._catalogue is not None:
             # Padding repeats items: only the position that `position` gives is a candidate.
             batch = batch._replace(candidates=np.isin(np.arange(len(items)), position))
-        elif options.negatives == "in_batch":
+        elif options.negatives in ("in_batch", "mixed"):
             candidates = np.zeros(len(items), bool)
             candidates[parts[1][target_mask]] = True
-            batch = batch._replace(candidates=candidates, log_q=self._log_q[items], user_items=self._user_items(user))
+            share = self._target_share[items]
+            if options.negatives == "mixed":
+                candidates[parts[2]] = True
+                # A candidate is one of the targets, or one of the uniform draws from all known items.
+                drawn = len(parts[2])
+                share = (num_targets * share + drawn / len(self._known)) / (num_targets + drawn)
+            log_q = np.log(share).astype(np.float32)
+            batch = batch._replace(candidates=candidates, log_q=log_q, user_items=self._user_items(user))
         if options.compact_targets and batch.candidates is not None:
             batch = batch._replace(target_positions=self._target_positions(target_mask))
         return batch
@@ -259,7 +270,11 @@ class BatchBuilder:
 
 
 class _DrawnExamples(NamedTuple):
-    """Examples before their items are looked up; `parts` are rows of items, [B, H], [B, T] and, if drawn, [B, T, K]."""
+    """Examples before their items are looked up.
+
+    `parts` are rows of items: histories [B, H], targets [B, T] and, if drawn, negatives, of each target [B, T, K] or of
+    all [K]. `num_targets` counts the targets of all processes.
+    """
 
     user: np.ndarray
     start: np.ndarray
@@ -268,6 +283,7 @@ class _DrawnExamples(NamedTuple):
     history_mask: np.ndarray
     target_at: np.ndarray
     target_mask: np.ndarray
+    num_targets: int
 
 
 def _examples(split: Split, options: BatchOptions) -> tuple[Examples, int]:

@@ -7,8 +7,9 @@ import numpy as np
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.splits.split import Sequences
 
-Negatives = Literal["sampled", "in_batch", "catalogue", "none"]
-"""Items that a loss compares a target with: drawn ones, the batch's other targets, all items, or no items."""
+Negatives = Literal["sampled", "in_batch", "mixed", "catalogue", "none"]
+"""Items that a loss compares a target with: drawn ones, the batch's other targets, these with items
+drawn once for the batch, all items, or no items."""
 
 # Total of the integer weights. Their sums are exact, so that rounding cannot let a draw fall on an item of the user.
 _TOTAL = 1 << 50
@@ -43,6 +44,8 @@ class NegativeSampler:
             weights *= np.maximum(popularity, 0.5) ** alpha
         self._weights = np.where(known, np.maximum(np.round(weights / weights.sum() * _TOTAL), 1), 0).astype(np.int64)
         self._cumulative = np.concatenate([[0], np.cumsum(self._weights)])
+        # Log probability of drawing each item, before a user's own items are cut out, [I].
+        self.log_q = np.log(np.maximum(self._weights, 1) / self._cumulative[-1]).astype(np.float32)
 
         self._seen = seen
         # Only users with as many interactions as there are items can have all of them.

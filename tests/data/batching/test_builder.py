@@ -19,7 +19,7 @@ from llm4rec_jax.data.splits.protocols import few_shot, global_time, leave_one_o
 from llm4rec_jax.data.splits.split import Sequences, Split
 
 USERS, ITEMS = 23, 150
-MODES = ("sampled", "in_batch", "catalogue", "none")
+MODES = ("sampled", "in_batch", "mixed", "catalogue", "none")
 
 
 def batches_of(split: Split, **options: Any) -> tuple[BatchBuilder, Any]:
@@ -141,6 +141,7 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
         every_position=every_position,
         negatives=mode,
         num_negatives=3,
+        alpha=0.75,
         ratings=mode == "none",
         tokens=tokens,
         multiple_of=multiple_of,
@@ -151,6 +152,7 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
     for batch in islice(batches, 6):
         items = np.asarray(batch.items)
         used = [batch.history, batch.target] + ([batch.negatives] if mode == "sampled" else [])
+        used += [np.flatnonzero(batch.candidates)] if mode == "mixed" else []
         places = np.unique(np.concatenate([np.ravel(part) for part in used]))
         if mode == "catalogue":
             assert batch.candidates is not None
@@ -173,22 +175,29 @@ def test_what_a_batch_holds(mode, every_position, with_tokens, multiple_of):
             for user, negatives in zip(batch.users, items[batch.negatives], strict=True):
                 assert not np.isin(negatives, sequences.of(user)).any()
                 assert split.known[negatives].all()
-        if mode == "in_batch":
-            check_in_batch(batch, sequences, popularity)
+            weights = np.where(split.known, np.maximum(popularity, 0.5) ** 0.75, 0)
+            share = (weights / weights.sum())[items[batch.negatives]]
+            np.testing.assert_allclose(np.asarray(batch.log_q)[batch.negatives], np.log(share), rtol=1e-5)
+        if mode in ("in_batch", "mixed"):
+            check_in_batch(batch, sequences, popularity, 3 if mode == "mixed" else 0, int(split.known.sum()))
         else:
-            assert batch.log_q is None
+            assert (batch.log_q is None) == (mode != "sampled")
             assert batch.user_items is None
             assert (batch.candidates is not None) == (mode == "catalogue")
         check_tokens(batch, tokens)
 
 
-def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray) -> None:
+def check_in_batch(batch: Batch, sequences: Sequences, popularity: np.ndarray, drawn: int, known: int) -> None:
+    """A candidate is a target, by popularity, or one of the uniform draws from the known items."""
     assert batch.candidates is not None
     assert batch.user_items is not None
     items, target = np.asarray(batch.items), np.asarray(batch.target)
-    targets = np.unique(target[np.asarray(batch.target_mask)])
-    np.testing.assert_array_equal(np.flatnonzero(batch.candidates), targets)
-    np.testing.assert_allclose(np.asarray(batch.log_q)[targets], np.log(popularity[items[targets]] / popularity.sum()))
+    targets, count = np.unique(target[np.asarray(batch.target_mask)]), int(np.sum(batch.target_mask))
+    candidates = np.flatnonzero(batch.candidates)
+    assert np.isin(targets, candidates).all()
+    assert len(np.setdiff1d(candidates, targets)) <= drawn
+    share = count * np.maximum(popularity[items[candidates]], 1) / popularity.sum() + drawn / known
+    np.testing.assert_allclose(np.asarray(batch.log_q)[candidates], np.log(share / (count + drawn)), rtol=1e-5)
     for user, own in zip(batch.users, np.asarray(batch.user_items), strict=True):
         assert own[own >= 0].tolist() == sorted(sequences.of(user))
         assert (np.diff(own) >= 0).all()
