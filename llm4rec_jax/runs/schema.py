@@ -238,6 +238,7 @@ _OPTION_RANGES: dict[str, dict[str, Any]] = {
     "mask_prob": {"above": 0.0, "high": 1.0},
     "mask_last_prob": {"low": 0.0, "high": 1.0},
     "temperature": {"above": 0.0},
+    "init_scale": {"above": 0.0},
     "rank": {"low": 1, "high": 4096},
     "reduction": {"low": 1},
     "length": {"low": 1},
@@ -284,8 +285,18 @@ def resolve(config: Any) -> ConfigDict:
 
 def table(config: Any, name: str, **more: Any) -> Any:
     """Returns a table of a resolved configuration as its dataclass: `table(config, "loss").num_negatives`."""
-    kind = type(getattr(Config(), name))
-    return kind(**_plain(config[name]), **more)
+    return _as_dataclass(getattr(Config(), name), _plain(config[name]), **more)
+
+
+def _as_dataclass(defaults: Any, values: Mapping[str, Any], **more: Any) -> Any:
+    """Returns an object of the type of `defaults` with these values; tables within a table become dataclasses too."""
+    inner = {name: getattr(defaults, name) for name in values}
+    tables = {name: _as_dataclass(default, values[name]) for name, default in inner.items() if _is_table(default)}
+    return type(defaults)(**{**values, **tables, **more})
+
+
+def _is_table(default: Any) -> bool:
+    return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 
 def _as_config_dict(options: Any) -> ConfigDict:

@@ -7,6 +7,21 @@ from collections.abc import Mapping
 from llm4rec_jax.options import check, option
 
 SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "lion", "muon", "schedule_free_adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class PartRates:
+    """Highest learning rates of parts of the model; None leaves a part at `learning_rate`."""
+
+    encoder: float | None = option(None, low=0.0)
+    """Arrays that the method trains in the language model, and its pooling."""
+    items: float | None = option(None, low=0.0)
+    """Projection of text vectors, and vectors of ids."""
+    users: float | None = option(None, low=0.0)
+    """User encoder."""
+    head: float | None = option(None, low=0.0)
+    """Scoring or rating head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +56,18 @@ class TrainConfig:
     """Shape of the learning rate after the warm-up."""
     warmup: int = option(0, low=0)
     """Number of batches over which the learning rate rises from zero."""
+    optimizer: str | None = option(None, choices=OPTIMIZERS)
+    """Name of the optimizer; None is "adamw". See `training.optimizer`."""
+    rates: PartRates = PartRates()
+    """Learning rates of parts of the model."""
+    layer_decay: float | None = option(None, above=0.0, high=1.0)
+    """Factor on the learning rate from a block of the encoder to the one below; None is 1."""
+    freeze_encoder_steps: int | None = option(None, low=0)
+    """Number of first batches in which the method's own arrays rest; then their warm-up and schedule begin."""
+    ema: float | None = option(None, low=0.0, below=1.0)
+    """Decay of an exponential moving average of what is trained, which is evaluated and saved; None keeps none."""
     weight_decay: float = option(0.0, low=0.0)
-    """Decoupled weight decay of arrays with two axes or more."""
+    """Decoupled weight decay of arrays with two axes or more: biases and norms do not decay."""
     clip: float | None = option(1.0, low=0.0)
     """Largest global norm of the gradient; 0 or None turns clipping off."""
     accumulate: int = option(1, low=1)
@@ -68,12 +93,33 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self, "config.train")
-        _ = self.rate_factors
+        _ = self.scale_by_regex
         if self.warmup > self.steps:
             raise ValueError(f"config.train.warmup is a warm-up of {self.warmup} steps in a run of {self.steps}")
+        if self.warmup + (self.freeze_encoder_steps or 0) > self.steps:
+            raise ValueError(
+                f"config.train.freeze_encoder_steps is {self.freeze_encoder_steps}: with a warm-up of {self.warmup} "
+                f"steps nothing is left of a run of {self.steps}"
+            )
+        if not self.learning_rate and any(rate is not None for rate in dataclasses.astuple(self.rates)):
+            raise ValueError("config.train.learning_rate is 0, but config.train.rates has rates: give one above 0")
+        if self.optimizer == "schedule_free_adamw":
+            self._check_schedule_free()
+
+    def _check_schedule_free(self) -> None:
+        for name, value, allowed in (
+            ("schedule", self.schedule, "constant"),
+            ("ema", self.ema, None),
+            ("freeze_encoder_steps", self.freeze_encoder_steps or None, None),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"config.train.{name} is {value!r}, but schedule_free_adamw averages all steps in place of a "
+                    f"schedule: give {allowed!r}"
+                )
 
     @property
-    def rate_factors(self) -> dict[str, float]:
+    def scale_by_regex(self) -> dict[str, float]:
         """Factors on the learning rate by regex, in order."""
         if isinstance(self.scales, Mapping):
             return dict(self.scales)

@@ -1,12 +1,13 @@
-"""AdamW with warm-up, a schedule, clipping, accumulation, and learning rates by regex."""
+"""Optimizers with warm-up, a schedule, clipping, accumulation, and a learning rate for each array."""
 
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from llm4rec_jax.peft.core import Peft, optimize_apart
 from llm4rec_jax.trees import flatten, path_name
@@ -41,22 +42,49 @@ def schedule(kind: str, peak: float | jax.Array, steps: int, warmup: int = 0, en
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def scale_by_path(scales: Mapping[str, float], trainable: Any) -> optax.GradientTransformation:
-    """Multiplies the updates of the arrays whose path matches a regex in full; the first that matches decides.
-
-    Raises:
-      ValueError: a regex matches none of `trainable`'s arrays; the message lists what exists.
-    """
-    names = list(flatten(trainable))
-    for pattern in scales:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(f"learning rate of {pattern!r}: matches nothing trainable; there are: {', '.join(names)}")
+def scale_by_path(factors: Mapping[str, float | jax.Array]) -> optax.GradientTransformation:
+    """Multiplies the updates of arrays by factors, by path."""
 
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        name = path_name(path)
-        return update * next((s for pattern, s in scales.items() if re.fullmatch(pattern, name)), 1.0)
+        return update * factors.get(path_name(path), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
+
+
+def named_optimizer(
+    name: str, rate: optax.Schedule, weight_decay: float | jax.Array = 0.0
+) -> optax.GradientTransformation:
+    """Returns an optimizer by its name in optax; only matrices decay.
+
+    These are "adamw" (Loshchilov and Hutter 2019, arXiv 1711.05101), "lion" (Chen et al. 2023, arXiv 2302.06675),
+    "muon" for matrices, its updates as large as those of the AdamW that it leaves the rest to (Liu et al. 2025, arXiv
+    2502.16982), and the optimizer whose steps "schedule_free_adamw" averages (Defazio et al. 2024, arXiv 2405.15682).
+    """
+    if name == "muon":
+        return optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_muon_dimensions,
+            consistent_rms=0.2,
+        )
+    direction = {
+        "adamw": optax.scale_by_adam,
+        "lion": optax.scale_by_lion,
+        # Adam without its first moment, which the average over steps replaces.
+        "schedule_free_adamw": partial(optax.scale_by_rms, 0.999, 1e-8, eps_in_sqrt=False, bias_correction=True),
+    }[name]()
+    decay = optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree))
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
+
+
+def _muon_dimensions(tree: Any) -> Any:
+    """Returns what is a matrix to Muon: all arrays of two axes but tables of vectors."""
+
+    def dimensions(path: tuple[Any, ...], array: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        is_table = path_name(path).split("/")[-1] == "embedding"
+        return optax.contrib.MuonDimensionNumbers() if jnp.ndim(array) == 2 and not is_table else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, tree)
 
 
 def optimizer(
@@ -70,49 +98,74 @@ def optimizer(
     weight_decay: float | jax.Array = 0.0,
     clip: float | None = 1.0,
     accumulate: int = 1,
-    scales: Mapping[str, float] | None = None,
+    factors: Mapping[str, float | jax.Array] | None = None,
+    name: str = "adamw",
+    head_only: int = 0,
 ) -> optax.GradientTransformation:
     """The optimizer of {"delta": …, "params": …}; the method may change it for its delta.
 
     Args:
       method: its `optimizer` wraps the one for the delta.
-      trainable: the tree that will be trained, to check regexes against.
+      trainable: the tree that will be trained, or the shapes of its arrays.
       learning_rate: the peak; it and `weight_decay` may be arrays, of a program that trains with any.
       steps: total number of batches; one update is made for every `accumulate` of them.
       schedule_kind, warmup: see `schedule`; warm-up in batches.
       weight_decay: decoupled (Loshchilov & Hutter 2019), on arrays of two axes or more.
       clip: largest global norm of the gradient, None for no clipping.
       accumulate: batches whose mean gradient makes one update.
-      scales: factors on the learning rate by regex over paths such as "params/users/layer_0/ffn/up/kernel".
+      factors: factors on the learning rate by path; see `rate_factors`.
+      name: see `named_optimizer`.
+      head_only: batches in which the delta rests while the other parameters are trained (Kumar et al. 2022, LP-FT,
+        arXiv 2202.10054). Then its own warm-up and schedule begin.
 
     Raises:
-      ValueError: a regex that matches nothing, or the delta of a method that changes its optimizer.
+      ValueError: a factor for the delta of a method that changes its optimizer, or a method that does so with
+        "schedule_free_adamw".
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
     # The last window may be a part of one.
-    updates, rest = -(-steps // accumulate), steps % accumulate
-    rate = schedule(schedule_kind, learning_rate, updates, -(-warmup // accumulate))
+    updates, rest, resting = -(-steps // accumulate), steps % accumulate, -(-head_only // accumulate)
     if method.changes_optimizer:
-        names = list(flatten({"delta": trainable["delta"]}))
-        for pattern in scales or {}:
-            if found := [name for name in names if re.fullmatch(pattern, name)]:
-                raise ValueError(
-                    f"learning rate of {pattern!r}: matches {found[0]}, but {method.name or 'the method'} decides "
-                    "itself how its delta is updated; leave the delta out"
-                )
-    tx = optax.chain(
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=lambda tree: jax.tree.map(lambda a: jnp.ndim(a) > 1, tree)),
-        optax.scale_by_learning_rate(rate),
-    )
-    tx = optimize_apart({"delta": method.optimizer(tx, updates), "params": tx})
-    tx = optax.chain(
-        optax.clip_by_global_norm(clip) if clip is not None else optax.identity(),
-        tx,
-        scale_by_path(scales or {}, trainable),
-    )
+        _check_method(method, trainable, factors or {}, name)
+
+    def of_part(updates: int) -> optax.GradientTransformation:
+        return named_optimizer(name, rate_over(updates), weight_decay)
+
+    def rate_over(updates: int) -> optax.Schedule:
+        return schedule(schedule_kind, learning_rate, updates, -(-warmup // accumulate))
+
+    delta = method.optimizer(of_part(updates - resting), updates - resting)
+    before = [optax.clip_by_global_norm(clip) if clip is not None else optax.identity()]
+    if resting:
+        delta = optax.conditionally_mask(delta, lambda update: update >= resting)
+        # The gradient of an array that rests counts for nothing in the norm.
+        rests = optax.scale_by_schedule(lambda update: jnp.float32(update >= resting))
+        before.insert(0, optimize_apart({"delta": rests, "params": optax.identity()}))
+    after = [optimize_apart({"delta": delta, "params": of_part(updates)}), scale_by_path(factors or {})]
+    if name == "schedule_free_adamw":
+        after = [optax.contrib.schedule_free(optax.chain(*after), rate_over(updates))]
+    tx = optax.chain(*before, *after)
     if accumulate == 1:
         return tx
     window = (lambda update: jnp.where(update == updates - 1, rest, accumulate)) if rest else accumulate
     return optax.MultiSteps(tx, window).gradient_transformation()
+
+
+def _check_method(method: Peft, trainable: Any, factors: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError for options that a method which changes its optimizer cannot have."""
+    said = f"{method.name or 'the method'} decides itself how its delta is updated"
+    if found := [path for path in flatten({"delta": trainable["delta"]}) if path in factors]:
+        raise ValueError(f"{found[0]} has a learning rate of its own, but {said}; leave the delta out")
+    if name != "adamw":
+        raise ValueError(f"train.optimizer is {name!r}, but {said}; leave it at adamw")
+
+
+def averaged(opt_state: optax.OptState, trainable: Any) -> Any:
+    """Returns the parameters to evaluate of a state of "schedule_free_adamw"."""
+
+    def is_average(state: Any) -> bool:
+        return isinstance(state, optax.contrib.ScheduleFreeState)
+
+    (state,) = filter(is_average, jax.tree.leaves(opt_state, is_leaf=is_average))
+    return optax.contrib.schedule_free_eval_params(state, trainable)

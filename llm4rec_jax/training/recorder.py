@@ -167,7 +167,7 @@ class RunRecorder:
     def checkpoint(self, step: int, state: Any, frozen: Any, position: Any, validate: bool) -> None:
         """Saves a state to go on from, after a validation where it is due."""
         if validate:
-            self._validate(step, state["trainable"], frozen)
+            self._validate(step, state.get("average", state["trainable"]), frozen)
         books = {**self._record, "input": position, "records": self._log.records}
         self._checkpoints.save("last", step, state, {**books, "window": self._window} if self._window else books)
 

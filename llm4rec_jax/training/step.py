@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from llm4rec_jax.training.config import TrainConfig
-from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.optimizer import averaged, optimizer
+from llm4rec_jax.training.rates import rate_factors
 from llm4rec_jax.training.task import Task
 
 
@@ -24,7 +25,7 @@ class TrainStep:
       trainable: Tree that is trained; only its structure is used.
 
     Raises:
-      ValueError: A regex of `scales` matches nothing, or the options of the schedule do not fit.
+      ValueError: A learning rate concerns nothing that is trained, or the options of the schedule do not fit.
     """
 
     def __init__(self, task: Task, config: TrainConfig, trainable: Any) -> None:
@@ -55,13 +56,24 @@ class TrainStep:
             weight_decay=setting["weight_decay"],
             clip=config.clip or None,
             accumulate=config.accumulate,
-            scales=config.rate_factors,
+            factors=rate_factors(
+                self._shapes,
+                setting["learning_rate"],
+                rates=config.rates,
+                layer_decay=config.layer_decay,
+                scales=config.scale_by_regex,
+            ),
+            name=config.optimizer or "adamw",
+            head_only=config.freeze_encoder_steps or 0,
         )
 
     def start(self, setting: Mapping[str, Any], trainable: Any) -> dict[str, Any]:
-        """Returns the state before the first step."""
+        """Returns the state before the first step; an "average" is what is evaluated in place of "trainable"."""
         moments = self._optimizer(setting).init(trainable)
-        return {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": moments}
+        state = {"step": jnp.zeros((), jnp.int32), "trainable": trainable, "opt_state": moments}
+        if self._config.ema is None and self._config.optimizer != "schedule_free_adamw":
+            return state
+        return {**state, "average": jax.tree.map(jnp.copy, trainable)}
 
     def step(
         self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any
@@ -72,10 +84,17 @@ class TrainStep:
         value, grads = jax.value_and_grad(self._task.loss)(state["trainable"], frozen, batch, dropout)
         updates, opt_state = self._optimizer(setting).update(grads, state["opt_state"], state["trainable"])
         state = {
+            **state,
             "step": state["step"] + 1,
             "trainable": optax.apply_updates(state["trainable"], updates),
             "opt_state": opt_state,
         }
+        if self._config.ema is not None:
+            # The first step's weight is 1: the average is not drawn to the start.
+            weight = (1 - self._config.ema) / (1 - self._config.ema ** state["step"])
+            state["average"] = optax.incremental_update(state["trainable"], state["average"], weight)
+        elif "average" in state:
+            state["average"] = averaged(opt_state, state["trainable"])
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state["trainable"])}
         return state, {"loss": value, **norms}
 

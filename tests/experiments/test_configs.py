@@ -39,7 +39,7 @@ def test_wrong_scales_are_named():
 def test_scales_are_read_in_order():
     config = get_config("id")
     config.train.scales = r"params/ids/.*=0.5 params/.*=2"
-    assert Assembly(config).train_config.rate_factors == {"params/ids/.*": 0.5, "params/.*": 2.0}
+    assert Assembly(config).train_config.scale_by_regex == {"params/ids/.*": 0.5, "params/.*": 2.0}
 
 
 @pytest.mark.parametrize("arg", baselines_movielens.ARGS)

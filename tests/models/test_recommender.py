@@ -103,6 +103,19 @@ def text_model():
     return model, drawn(model)
 
 
+@pytest.mark.parametrize("project", ["mlp", "linear"])
+def test_scores_may_begin_near_zero(project):
+    def scores(scale: float) -> np.ndarray:
+        model = build("text", users="transformer", project=project, width=8, options={"project": {"init_scale": scale}})
+        params = init(model, jax.random.key(0))
+        items = run(model.items, params, {"text": jnp.asarray(np.random.default_rng(0).normal(size=(5, 12)))})
+        inputs = UserInputs(items[HISTORY], jnp.asarray(HISTORY_MASK))
+        users = run(model.matcher, params, inputs, method="user_embeddings")
+        return np.asarray(users @ items.T)
+
+    assert np.abs(scores(0.01)).max() < 0.1 < np.abs(scores(1.0)).max()
+
+
 def of_prompt(model, params, text):
     """The user embeddings of prompts with these vectors."""
     return run(model.matcher, params, UserInputs(prompt=text), method="user_embeddings")[:, 0]

@@ -20,6 +20,7 @@ from llm4rec_jax.peft.methods.adalora import AdaLoraState
 from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.optimizer import optimizer
+from llm4rec_jax.training.rates import rate_factors
 from llm4rec_jax.training.task import partition_params
 from tests.helpers import tiny
 from tests.helpers.training import train
@@ -139,8 +140,11 @@ def test_learning_rates_by_path_leave_its_delta_alone(spec):
     tree = {"delta": whole.init(jax.random.key(0), params), "params": {"users": {"kernel": jnp.ones((4, 4))}}}
     options = {"learning_rate": 0.1, "steps": 10}
     for pattern in ("delta/.*", ".*kernel" if spec == "galore" else ".*/query/[abp]"):
-        with pytest.raises(ValueError, match=rf"matches delta/encoder/.*, but {re.escape(spec)} decides itself"):
-            optimizer(whole, tree, scales={pattern: 2.0}, **options)
-    optimizer(whole, tree, scales={"params/.*": 2.0}, **options)
+        with pytest.raises(ValueError, match=rf"delta/encoder/.* of its own, but {re.escape(spec)} decides itself"):
+            optimizer(whole, tree, factors=rate_factors(tree, scales={pattern: 2.0}), **options)
+    with pytest.raises(ValueError, match=rf"'lion', but {re.escape(spec)} decides itself"):
+        optimizer(whole, tree, name="lion", **options)
+    optimizer(whole, tree, factors=rate_factors(tree, scales={"params/.*": 2.0}), **options)
     plain = within(create("lora"), "encoder")
-    optimizer(plain, {**tree, "delta": plain.init(jax.random.key(0), params)}, scales={"delta/.*": 2.0}, **options)
+    tree["delta"] = plain.init(jax.random.key(0), params)
+    optimizer(plain, tree, factors=rate_factors(tree, scales={"delta/.*": 2.0}), **options)

@@ -1,13 +1,20 @@
 """The optimizer against plain optax."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from llm4rec_jax.peft.core import Peft, chain
-from llm4rec_jax.training.optimizer import optimizer, schedule
+from llm4rec_jax.training.config import PartRates, TrainConfig
+from llm4rec_jax.training.optimizer import averaged, optimizer, schedule
+from llm4rec_jax.training.rates import rate_factors
+from llm4rec_jax.training.step import TrainStep
 
 METHOD = Peft(lambda key, params: {})
 
@@ -145,7 +152,7 @@ def test_learning_rates_by_path():
     """The first regex that matches decides, on the decay too."""
     scales = {r"params/users/bias": 0.0, r"params/.*": 0.5}
     options = {"learning_rate": 0.1, "steps": 1, "weight_decay": 0.1}
-    scaled = run(optimizer(METHOD, trainable(), scales=scales, **options), [0.5])
+    scaled = run(optimizer(METHOD, trainable(), factors=rate_factors(trainable(), scales=scales), **options), [0.5])
     whole, start = run(optimizer(METHOD, trainable(), **options), [0.5]), trainable()
     close(scaled["delta"], whole["delta"])
     np.testing.assert_array_equal(scaled["params"]["users"]["bias"], start["params"]["users"]["bias"])
@@ -155,7 +162,7 @@ def test_learning_rates_by_path():
 
 def test_a_regex_that_matches_nothing_lists_what_there_is():
     with pytest.raises(ValueError, match=r"'params/user': matches nothing.*delta/layer_0/query/a, .*params/users/bias"):
-        optimizer(METHOD, trainable(), learning_rate=0.1, steps=1, scales={"params/user": 1.0})
+        rate_factors(trainable(), scales={"params/user": 1.0})
 
 
 def test_a_method_changes_the_optimizer_of_its_delta_and_sees_nothing_else():
@@ -187,3 +194,130 @@ def test_nothing_in_the_delta_is_no_matter():
     tx = optimizer(METHOD, tree, learning_rate=0.1, steps=1, weight_decay=0.1)
     updates, _ = tx.update(tree, tx.init(tree), tree)
     assert updates["delta"] == {}
+
+
+def test_lion_and_muon_are_those_of_optax():
+    options: Any = {"learning_rate": 0.01, "steps": 12, "weight_decay": 0.2, "clip": None}
+    ours = run(optimizer(METHOD, trainable(), name="lion", **options), TARGETS)
+    close(ours, run(optax.lion(0.01, weight_decay=0.2, mask=matrices), TARGETS))
+    ours = run(optimizer(METHOD, trainable(), name="muon", **options), TARGETS)
+    close(ours, run(optax.contrib.muon(0.01, weight_decay=0.2, consistent_rms=0.2), TARGETS), rtol=1e-4)
+
+
+def test_tables_of_vectors_are_no_matrices_to_muon():
+    tree = {"delta": {}, "params": {"ids": {"embedding": jnp.ones((4, 3))}, "project": {"kernel": jnp.ones((4, 3))}}}
+    tx = optimizer(METHOD, tree, learning_rate=1.0, steps=1, clip=None, name="muon")
+    updates, _ = tx.update(tree, tx.init(tree), tree)
+    adam = optax.adam(1.0, nesterov=True)
+    expected, _ = adam.update(tree["params"], adam.init(tree["params"]), tree["params"])
+    np.testing.assert_allclose(updates["params"]["ids"]["embedding"], expected["ids"]["embedding"], rtol=1e-5)
+    assert np.abs(updates["params"]["project"]["kernel"]).max() < 0.5
+
+
+def test_schedule_free_adamw_is_that_of_optax():
+    tx = optimizer(METHOD, trainable(), learning_rate=0.1, steps=12, warmup=3, clip=None, name="schedule_free_adamw")
+    plain = optax.contrib.schedule_free_adamw(0.1, warmup_steps=3)
+    evaluated = []
+    for one in (tx, plain):
+        tree = trainable()
+        state = one.init(tree)
+        for target in TARGETS:
+            updates, state = one.update(jax.grad(loss)(tree, target), state, tree)
+            tree = optax.apply_updates(tree, updates)
+        evaluated.append(averaged(state, tree))
+    close(*evaluated)
+    assert not np.allclose(evaluated[0]["params"]["users"]["bias"], tree["params"]["users"]["bias"])
+
+
+def within_parts() -> dict[str, Any]:
+    """Arrays by the names that a recommender gives them."""
+    encoder = {"embeddings/word": {"prompt": 0.0}, "layer_1/ffn/up": {"a": 0.0}, "layer_3/attention/query": {"a": 0.0}}
+    params = {"project": {"kernel": 0.0}, "users": {"layer_0": {"kernel": 0.0}}, "head": {"kernel": 0.0}}
+    return {"delta": {"0": {"encoder": encoder}, "1": {"users": {"layer_0": {"b": 0.0}}}}, "params": params}
+
+
+def test_rates_of_parts_blocks_and_regexes_multiply():
+    rates = PartRates(encoder=0.02, users=0.5)
+    factors = rate_factors(within_parts(), 0.1, rates=rates, layer_decay=0.5, scales={"params/.*": 3.0, ".*": 7.0})
+    assert factors == pytest.approx(
+        {
+            "delta/0/encoder/embeddings/word/prompt": 7 * 0.2 * 0.5**4,
+            "delta/0/encoder/layer_1/ffn/up/a": 7 * 0.2 * 0.5**2,
+            "delta/0/encoder/layer_3/attention/query/a": 7 * 0.2,
+            "delta/1/users/layer_0/b": 7 * 5,
+            "params/users/layer_0/kernel": 3 * 5,
+            "params/project/kernel": 3,
+            "params/head/kernel": 3,
+        }
+    )
+    assert rate_factors(within_parts()) == {}
+    with pytest.raises(ValueError, match=r"train.rates.head: no such part is trained; there are: .*users/kernel"):
+        rate_factors(trainable(), rates=PartRates(head=0.1))
+    with pytest.raises(ValueError, match=r"train.layer_decay: no block is trained"):
+        rate_factors(trainable(), layer_decay=0.5)
+
+
+def test_a_part_has_its_rate_whatever_the_others_have():
+    tree = trainable()
+    factors = rate_factors(tree, 0.1, rates=PartRates(users=0.03))
+    ours = run(optimizer(METHOD, tree, learning_rate=0.1, steps=12, clip=None, factors=factors), TARGETS)
+    rates = {"delta": optax.adam(0.1), "params": optax.adam(0.03)}
+    plain = optax.partition(rates, {part: jax.tree.map(lambda _, part=part: part, tree[part]) for part in tree})
+    close(ours, run(plain, TARGETS), rtol=1e-4)
+
+
+def test_a_delta_that_rests_begins_as_a_run_of_its_own():
+    """After five updates of the head alone, with the head's own clipping: Adam's moments and the schedule are new."""
+    options: Any = {"learning_rate": 0.1, "schedule_kind": "cosine", "warmup": 3, "clip": 0.5}
+    tx = optimizer(METHOD, trainable(), steps=12, head_only=5, **options)
+    head = optimizer(METHOD, trainable(), steps=12, **options)
+    delta = optimizer(METHOD, trainable(), steps=7, **{**options, "clip": None})
+    tree, state = trainable(), tx.init(trainable())
+    head_state, delta_state = head.init(tree), delta.init(tree)
+    for i, target in enumerate(TARGETS):
+        grads = jax.grad(loss)(tree, target)
+        updates, state = tx.update(grads, state, tree)
+        if i < 5:
+            grads["delta"] = jax.tree.map(jnp.zeros_like, grads["delta"])
+        expected, head_state = head.update(grads, head_state, tree)
+        if i >= 5:
+            clipped, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
+            own, delta_state = delta.update(clipped, delta_state, tree)
+        expected["delta"] = grads["delta"] if i < 5 else own["delta"]
+        close(updates, expected)
+        tree = optax.apply_updates(tree, updates)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), tree["delta"], trainable()["delta"])
+    assert min(jax.tree.leaves(moved)) > 0.01
+
+
+def test_the_moving_average_is_that_of_optax_without_the_start():
+    task: Any = SimpleNamespace(method=METHOD, loss=lambda trainable, frozen, batch, key: loss(trainable, batch))
+    step = TrainStep(task, TrainConfig(steps=12, learning_rate=0.1, ema=0.8), trainable())
+    state = step.start(step.setting, trainable())
+    plain = optax.ema(0.8, debias=True)
+    plain_state = plain.init(trainable())
+    for target in TARGETS:
+        state, _ = jax.jit(step.step)({}, step.setting, state, target)
+        expected, plain_state = plain.update(state["trainable"], plain_state)
+        close(state["average"], expected)
+    assert "average" not in TrainStep(task, TrainConfig(), trainable()).start(step.setting, trainable())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": "lyon"}, "did you mean 'lion'"),
+        ({"layer_decay": 1.5}, "must be at most 1.0"),
+        ({"ema": 1.0}, "must be less than 1.0"),
+        (
+            {"rates": PartRates(users=0.1), "learning_rate": 0.0},
+            "config.train.learning_rate is 0, but config.train.rates",
+        ),
+        ({"steps": 10, "warmup": 3, "freeze_encoder_steps": 8}, "nothing is left of a run of 10"),
+        ({"optimizer": "schedule_free_adamw", "schedule": "cosine"}, "config.train.schedule is 'cosine'"),
+        ({"optimizer": "schedule_free_adamw", "ema": 0.9}, "config.train.ema is 0.9"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        TrainConfig(**options)

@@ -14,6 +14,7 @@ from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import TRANSFORMER_RULES
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training.config import PartRates
 from llm4rec_jax.training.log import TrainingLog
 from llm4rec_jax.training.preemption import Preempted
 from llm4rec_jax.training.task import NonFiniteLoss
@@ -93,6 +94,29 @@ def test_together_is_one_by_one(split, text, tmp_path, method, loss, devices):
                 assert apart.max() < 1e-4, name
     curves = [curve(run.workdir, "loss") for run in runs]
     assert abs(curves[0][-1] - curves[1][-1]) > 1e-3
+
+
+def test_optimizers_together_are_those_of_one_by_one(split, text, tmp_path):
+    model, chosen, tokens, params = parts(split, text, "lora")
+    optimizer = {"optimizer": "muon", "ema": 0.8, "freeze_encoder_steps": 2, "layer_decay": 0.5}
+    options = {
+        **OPTIONS,
+        **optimizer,
+        "steps": 8,
+        "eval_every": 4,
+        "loss": "in_batch",
+        "tokens": tokens,
+        "mesh": mesh(),
+    }
+    options["rates"] = PartRates(encoder=1e-3)
+    runs = [Run(params(s["seed"]), split, tmp_path / f"together-{s['seed']}", **s) for s in SETTINGS]
+    together = train_together(model, chosen, runs, **options)
+    for run, setting, outcome in zip(runs, SETTINGS, together, strict=True):
+        folder = tmp_path / f"alone-{setting['seed']}"
+        train(model, chosen, run.params, split, folder, **setting, **options)
+        assert not isinstance(outcome, NonFiniteLoss)
+        np.testing.assert_allclose(curve(run.workdir, "loss"), curve(folder, "loss"), rtol=1e-5)
+        assert curve(run.workdir, "ndcg@5") == pytest.approx(curve(folder, "ndcg@5"), abs=1e-5)
 
 
 @pytest.mark.parametrize(("loss", "drawn", "seeds"), [("bpr", 40, (0, 1)), ("full_softmax", 3, (0, 19))])

@@ -24,13 +24,15 @@ class LinearProjection(nn.Module):
 
     Attributes:
       width: D.
+      init_scale: Factor on the initial weights; scores begin near zero where it is small.
     """
 
     width: int
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(self.width, name="output")(x)
+        return nn.Dense(self.width, kernel_init=_scaled(self.init_scale), name="output")(x)
 
 
 @PROJECTIONS.register("mlp")
@@ -41,14 +43,21 @@ class MlpProjection(nn.Module):
       width: D.
       hidden: Width of the hidden layer.
       dropout: Rate on the hidden layer, used when a dropout rng is given.
+      init_scale: Factor on the initial weights of the last layer; scores begin near zero where it is small.
     """
 
     width: int
     hidden: int = 256
     dropout: float = 0.0
+    init_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.gelu(nn.Dense(self.hidden, name="hidden")(nn.LayerNorm(name="norm")(x)))
         x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-        return nn.Dense(self.width, name="output")(x)
+        return nn.Dense(self.width, kernel_init=_scaled(self.init_scale), name="output")(x)
+
+
+def _scaled(factor: float) -> nn.initializers.Initializer:
+    """Returns the initializer of a linear layer whose weights are multiplied by a factor."""
+    return nn.initializers.variance_scaling(factor**2, "fan_in", "truncated_normal")
