@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.peft import create, forward
-from llm4rec_jax.peft.hf.save_load import InterchangeError, load, save
+from llm4rec_jax.peft.hf.save_load import load, save
 from tests.helpers.small import moved
 
 MASK = np.arange(7) < np.array([7, 4, 1])[:, None]
@@ -76,16 +76,3 @@ def test_a_prefix_with_shared_keys(tmp_path):
     np.testing.assert_allclose(ours, torch_states(model), rtol=0, atol=2e-5)
     loaded = load(tmp_path / "adapter", params, family=encoder.family)
     jax.tree.map(np.testing.assert_array_equal, loaded.delta, delta)
-
-
-def test_fused_projections_are_refused(tmp_path):
-    """GPT-2 holds query, key and value in one module, which peft adapts as a whole."""
-    base = draw("gpt2", tmp_path / "base")
-    encoder, params = pretrained.load(tmp_path / "base")
-    method = create("lora", {"lora": {"rank": 2}})
-    with pytest.raises(InterchangeError, match=r"peft adapts h\.0\.attn\.c_attn only as a whole, .* with `merge`"):
-        save(tmp_path / "adapter", method, method.init(jax.random.key(0), params), params, family=encoder.family)
-    model = hf.get_peft_model(base, hf.LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True))
-    model.save_pretrained(tmp_path / "theirs")
-    with pytest.raises(InterchangeError, match=r"not read for: h\.0\.attn\.c_attn|'fan_in_fan_out' is True"):
-        load(tmp_path / "theirs", params, family=encoder.family)

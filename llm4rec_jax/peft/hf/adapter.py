@@ -52,8 +52,9 @@ class Modules(NamedTuple):
 
     Attributes:
       linear, norms: Sites of linear layers and norms by the name of torch's module.
+      fused: Sites that lie side by side in a module, by the name of torch's module.
       others: Sites that adapters are not read or written for, by the name of torch's module: embedding tables, and
-        parts of modules that hold several projections at once.
+        parts of modules of unknown size.
       sizes: Shapes by site, (in, out) of a linear layer and (width,) of a norm.
       depth: Number of blocks; without parameters, the number that the names of the arrays need.
       width: Width D of the encoder.
@@ -62,6 +63,7 @@ class Modules(NamedTuple):
 
     linear: dict[str, str]
     norms: dict[str, str]
+    fused: dict[str, tuple[str, ...]]
     others: dict[str, str]
     sizes: dict[str, tuple[Size, ...]]
     depth: int
@@ -73,10 +75,16 @@ class Modules(NamedTuple):
         """Modules of torch's model that no hidden state depends on, so that adapters of them are ignored."""
         return self.family.unused_modules
 
+    def size_of(self, parts: tuple[str, ...]) -> tuple[Size, ...]:
+        """Returns the shape of a module of one or several projections: sites of (8, 6) and (8, 2) make (8, 8)."""
+        if len(parts) == 1:
+            return self.sizes[parts[0]]
+        return (self.sizes[parts[0]][0], sum(int(self.sizes[site][1]) for site in parts))
+
     def torch_name(self, site: str) -> str:
         """Returns torch's name of a site: "encoder.layer.3.output.dense" for "layer_3/ffn/down"."""
         name = pretrained.names_of(self.family).module(site)
-        if name in self.others:
+        if name in self.others or name in self.fused:
             raise InterchangeError(f"peft adapts {name} only as a whole, and this adapts {site}: write it with `merge`")
         return name
 
@@ -116,7 +124,9 @@ def modules_spoken_of(keys: Iterable[str]) -> Modules:
     }  # fmt: skip
     linear = {f"layer_{i}/{site}": sizes[name] for i in range(depth) for name, site in has.linear.items()}
     norms = {f"layer_{i}/{name}": ("width",) for i in range(depth) for name in has.norms}
-    return _modules(linear, {"embeddings/norm": ("width",), **norms}, ["embeddings/word"], "width", family)
+    if any("embeddings/norm/scale" in rule.paths for rule in family.weight_rules):
+        norms["embeddings/norm"] = ("width",)
+    return _modules(linear, norms, ["embeddings/word"], "width", family)
 
 
 def _modules(
@@ -124,13 +134,16 @@ def _modules(
 ) -> Modules:
     blocks = {site.split("/")[0] for site in linear if site.startswith("layer_")}
     names = pretrained.names_of(family)
-    fused = {site for site in linear if len(names.source(f"{site}/kernel").paths) > 1}
+    within = {site: names.source(f"{site}/kernel").paths for site in linear}
+    parts = {site: tuple(p.removesuffix("/kernel") for p in paths) for site, paths in within.items() if len(paths) > 1}
 
     def by_name(some_sites: Iterable[str]) -> dict[str, str]:
         return {names.module(site): site for site in sorted(some_sites)}
 
-    sizes, single = linear | norms, linear.keys() - fused
-    return Modules(by_name(single), by_name(norms), by_name({*tables, *fused}), sizes, len(blocks), width, family)
+    single, unknown = by_name(linear.keys() - parts), parts if isinstance(width, str) else {}
+    fused = {names.module(site): parts[site] for site in parts.keys() - unknown}
+    others = by_name({*tables, *unknown})
+    return Modules(single, by_name(norms), fused, others, linear | norms, len(blocks), width, family)
 
 
 def without_head(tensors: Tensors, family: Family) -> tuple[str, Tensors]:
@@ -293,6 +306,7 @@ class Adapter(NamedTuple):
         shapes: Callable[[str, tuple[Size, ...]], Shapes],
         beside: Iterable[str] = (),
         norms: bool = False,
+        outputs: Iterable[str] = (),
     ) -> dict[str, Tensors]:
         """Returns the arrays of every module that `target_modules` names, {site: {name: array}}.
 
@@ -300,17 +314,20 @@ class Adapter(NamedTuple):
           shapes: Function from torch's name and the sizes of a module to the shapes of its arrays.
           beside: Names of arrays that belong to no module.
           norms: The modules are norms and not linear layers.
+          outputs: Names of arrays whose first axis is the output of a module. With them modules of several projections
+            are read too: these arrays are taken apart, and the projections share all others.
 
         Raises:
           InterchangeError: an array is missing, misshapen or not finite, or there is one beyond these.
         """
         modules, unused = self.modules, self.modules.unused
-        linear = [*modules.linear, *unused]
+        linear = [*modules.linear, *modules.fused, *unused]
         matched = self.fields.matching("target_modules", [*linear, *modules.norms, *modules.others], linear)
-        kind = modules.norms if norms else modules.linear
+        kind = {name: (site,) for name, site in (modules.norms if norms else modules.linear).items()}
+        kind |= modules.fused if outputs else {}
         if stray := [name for name in matched if name not in kind and (norms or name not in unused)]:
             raise self.fields.error(f"target_modules includes what this type is not read for: {some(stray)}", INSTEAD)
-        adapted = {name: shapes(name, modules.sizes[kind[name]]) for name in matched if name in kind}
+        adapted = {name: shapes(name, modules.size_of(kind[name])) for name in matched if name in kind}
         if not adapted:
             raise self.fields.error("target_modules names nothing that hidden states depend on")
         expected: Shapes = dict.fromkeys(beside)
@@ -318,10 +335,15 @@ class Adapter(NamedTuple):
             expected |= {f"{ROOT}{name}.{leaf}": shape for leaf, shape in arrays.items()}
         beyond = {name: shapes(name, ("unused", "unused")) for name in unused if name in matched}
         self.expect(expected, {f"{ROOT}{name}.{leaf}" for name, arrays in beyond.items() for leaf in arrays})
-        return {
-            kind[name]: {leaf: self.tensors[f"{ROOT}{name}.{leaf}"] for leaf in arrays}
-            for name, arrays in adapted.items()
-        }
+        found: dict[str, Tensors] = {site: {} for name in adapted for site in kind[name]}
+        for name, arrays in adapted.items():
+            cuts = np.cumsum([modules.sizes[site][-1] for site in kind[name]][:-1]) if len(kind[name]) > 1 else []
+            for leaf in arrays:
+                array = self.tensors[f"{ROOT}{name}.{leaf}"]
+                pieces = np.split(array, cuts) if leaf in outputs else [array] * len(kind[name])
+                for site, piece in zip(kind[name], pieces, strict=True):
+                    found[site][leaf] = piece
+        return found
 
     def expect(self, expected: Shapes, ignored: Iterable[str] = ()) -> None:
         """Compares the names and shapes of arrays, and refuses values that are not finite."""
@@ -344,18 +366,6 @@ class Adapter(NamedTuple):
                 raise self.error(f"{key} has values that are not finite", "go back to one from before they arose")
 
 
-class Written(NamedTuple):
-    """An adapter to be written.
-
-    Attributes:
-      fields: The configuration without the fields that all types share.
-      tensors: The arrays by peft's names.
-    """
-
-    fields: dict[str, Any]
-    tensors: Tensors
-
-
 def build(adapter: Adapter, name: str, **options: Any) -> Peft:
     """Returns a method with the options of an adapter."""
     try:
@@ -372,17 +382,3 @@ def to_delta(arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Delta:
 def one_of(names: Iterable[str]) -> str:
     """Returns a regular expression that matches exactly these names, none of them when there are none."""
     return "|".join(map(re.escape, names)) or r"(?!)"
-
-
-def targets(delta: Mapping[str, Any], modules: Modules) -> dict[str, Any]:
-    """Returns the field `target_modules` for the sites of a delta."""
-    return {"target_modules": sorted(map(modules.torch_name, delta))}
-
-
-def by_torch_name(delta: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], modules: Modules) -> Tensors:
-    """Returns the arrays {site: {name: array}} by peft's names, matrices transposed."""
-    return {
-        f"{ROOT}{modules.torch_name(site)}.{names[name]}": array.T
-        for site, arrays in delta.items()
-        for name, array in arrays.items()
-    }

@@ -16,15 +16,13 @@ from llm4rec_jax.peft.hf.adapter import (
     InterchangeError,
     Modules,
     Size,
-    Written,
     build,
-    by_torch_name,
     one_of,
     some,
-    targets,
     to_delta,
 )
 from llm4rec_jax.peft.hf.low_rank import read_adalora, read_lora, read_vera, write_adalora, write_lora, write_vera
+from llm4rec_jax.peft.hf.writing import Written, by_torch_name, targets
 from llm4rec_jax.peft.methods.prefix import plain
 from llm4rec_jax.peft.sites import Delta
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llm4rec_jax.models.encoders.base import Family
+from llm4rec_jax.models.encoders.huggingface import names_of
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
     INSTEAD,
@@ -19,14 +21,12 @@ from llm4rec_jax.peft.hf.adapter import (
     Modules,
     Shapes,
     Size,
-    Written,
     build,
-    by_torch_name,
     one_of,
     short,
-    targets,
     to_delta,
 )
+from llm4rec_jax.peft.hf.writing import Written, by_torch_name, targets, whole_modules
 from llm4rec_jax.peft.methods.vera import draw_projections
 from llm4rec_jax.peft.sites import Delta
 
@@ -47,6 +47,11 @@ def _check_start(fields: Fields) -> None:
         )
 
 
+def _inputs_first(family: Family) -> bool:
+    """Returns whether torch's modules hold their matrices as [in, out], as those of GPT-2 do."""
+    return not names_of(family).source(f"layer_0/{family.sites.query}/kernel").rule.transpose
+
+
 def read_lora(adapter: Adapter) -> tuple[Peft, Delta]:
     """Returns lora or dora with the delta of a LORA adapter."""
     fields = adapter.fields
@@ -54,7 +59,7 @@ def read_lora(adapter: Adapter) -> tuple[Peft, Delta]:
     rslora, dora = fields.flag("use_rslora", False), fields.flag("use_dora", False)
     fields.names("target_modules")
     _check_start(fields)
-    fields.refuse_others(*_LORA_HARMLESS)
+    fields.refuse_others(*_LORA_HARMLESS, *(["fan_in_fan_out"] if _inputs_first(adapter.modules.family) else []))
 
     def shapes(name: str, size: tuple[Size, ...]) -> Shapes:
         both: Shapes = {_LORA["a"]: (rank, size[0]), _LORA["b"]: (size[1], rank)}
@@ -62,7 +67,7 @@ def read_lora(adapter: Adapter) -> tuple[Peft, Delta]:
 
     delta = {
         site: {name: w[theirs].T for name, theirs in _LORA.items() if theirs in w}
-        for site, w in adapter.by_site(shapes).items()
+        for site, w in adapter.by_site(shapes, outputs=(_LORA["b"], _LORA["magnitude"])).items()
     }
     options: dict[str, Any] = {"rank": rank, "dropout": dropout, "target": one_of(delta)}
     if dora:
@@ -73,20 +78,28 @@ def read_lora(adapter: Adapter) -> tuple[Peft, Delta]:
 
 def write_lora(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
     """Returns the adapter of lora, lora_plus or dora."""
+    arrays, times = whole_modules(delta, modules)
+    rslora = options.get("rslora", False)
     fields = {
         "peft_type": "LORA",
-        "r": options["rank"],
-        "use_rslora": options.get("rslora", False),
+        "r": options["rank"] * times,
+        "use_rslora": rslora,
         "use_dora": any("magnitude" in w for w in delta.values()),
+        "target_modules": sorted(arrays),
     }
-    return Written(fields | _lora_fields(options, delta, modules), by_torch_name(delta, _LORA, modules))
+    if _inputs_first(modules.family):
+        fields["fan_in_fan_out"] = True
+    # The scale stays α / r, or α / √r.
+    scaled = {**options, "alpha": options["alpha"] * (times**0.5 if rslora else times)}
+    tensors = {f"{ROOT}{name}.{_LORA[leaf]}": array.T for name, w in arrays.items() for leaf, array in w.items()}
+    return Written(fields | _lora_fields(scaled), tensors)
 
 
-def _lora_fields(options: Mapping[str, Any], delta: Delta, modules: Modules) -> dict[str, Any]:
+def _lora_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     alpha = options["alpha"]
     # peft calls it an integer.
     whole = int(alpha) if float(alpha).is_integer() else alpha
-    return {"lora_alpha": whole, "lora_dropout": options["dropout"], "bias": "none", **targets(delta, modules)}
+    return {"lora_alpha": whole, "lora_dropout": options["dropout"], "bias": "none"}
 
 
 # ------------------------------------------------------------------------------------------------------------- adalora
@@ -162,7 +175,7 @@ def write_adalora(options: Mapping[str, Any], delta: Delta, modules: Modules) ->
             f"{name}.lora_E": np.pad(w["lambda"][:, None], ((0, fill), (0, 0))),
             f"{name}.lora_B": np.pad(w["q"].T, ((0, 0), (0, fill))),
         }
-    return Written(fields | _lora_fields(options, delta, modules), tensors)
+    return Written(fields | _lora_fields(options) | targets(delta, modules), tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------- vera

@@ -152,7 +152,7 @@ def test_the_decoders_are_registered():
     assert {find_family(name).pooling for name in DECODERS} == {"last"}
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
+@pytest.mark.parametrize("model_type", [*DECODERS, "modernbert", "nomic_bert"])
 def test_heads_and_hidden_units_are_cut_over_the_model_axis(model_type):
     family = find_family(model_type)
     encoder = family.build(family.config_from_hf(dict(FIELDS)))
