@@ -20,7 +20,7 @@ from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
-from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
+from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer, tokenizer_fingerprint
 from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
@@ -44,11 +44,18 @@ from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.ranking import RankingTask
+from llm4rec_jax.training import run_id
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
 
 FROM_FOLDER = "folder"
 """Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
+
+
+def reading_fingerprint(folder: SentenceFolder, pooling: str) -> str:
+    """Returns the hash of how an encoder's folder has texts read: its tokenizer, prompt, case, and pooling if asked."""
+    steps = folder.pooling if pooling == FROM_FOLDER else None
+    return run_id.hash_of([tokenizer_fingerprint(folder.model), folder.prompt, folder.lower_case, repr(steps)])
 
 
 def load_encoder(config: Any, path: str | Path) -> PretrainedText:
@@ -100,7 +107,7 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        text = ("pretrained",) if self.reads_text else ()
+        text = ("pretrained", "tokenizer_fingerprint") if self.reads_text else ()
         for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
@@ -362,6 +369,13 @@ class Assembly:
             f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
             f"{split.protocol}\n{format_statistics(split.statistics())}"
         )
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hash of how texts are read; None where no model reads any."""
+        if not self.reads_text or self.config.baseline.name is not None:
+            return None
+        return reading_fingerprint(self._folder, self.config.encoder.pooling)
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data."""

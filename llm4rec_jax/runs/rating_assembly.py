@@ -24,7 +24,7 @@ from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, Sentence
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs.assemble import load_encoder
+from llm4rec_jax.runs.assemble import load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring
@@ -61,7 +61,7 @@ class RatingAssembly:
     def beside(self, config: Any) -> "RatingAssembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = RatingAssembly(config)
-        for name in ("whole", "pretrained", "model", "method", "mesh"):
+        for name in ("whole", "pretrained", "model", "method", "mesh", "tokenizer_fingerprint"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -216,6 +216,13 @@ class RatingAssembly:
         return (
             f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}"
         )
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hash of how texts are read; None where no model reads any."""
+        if self.config.baseline.name == "liked_share":
+            return None
+        return reading_fingerprint(self._folder, self.config.encoder.pooling)
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data.
