@@ -49,7 +49,7 @@ def write(workdir: Path, start: Mapping[str, Any]) -> None:
 
 
 def foreign(path: Path, found: str | None, workdir: Path) -> str | None:
-    """Returns what is wrong where a file has another id than its folder, in words; None where it is the run's own.
+    """Says how the id of a file differs from that of its folder; None where it is the run's own.
 
     Args:
       path: The file.

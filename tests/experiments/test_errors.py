@@ -1,8 +1,13 @@
 """Errors as the person who runs a command gets them: the last line says what was wrong."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 
-from tests.helpers.commands import command
+from tests.helpers.commands import ROOT, command
+from tests.helpers.compiling import environment
 
 
 @pytest.mark.parametrize(
@@ -30,3 +35,29 @@ def test_what_nobody_has_foreseen_ends_in_a_message(config, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: AttributeError: ")
     assert "please report" in last
+
+
+ALLOCATING = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from experiments.cli import command
+
+def main():
+    print(jax.jit(lambda: jnp.zeros(2**44) + 1)() if {on_device} else np.zeros(2**50))
+
+command.run(main, needs_workdir=False)
+"""
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_out_of_memory_says_what_was_asked_for_what_there_is_and_what_helps(on_device):
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATING.format(on_device=on_device)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    asked = r"65,536\.00 GiB" if on_device else r"8\.00 PiB"
+    assert re.match(rf"error: out of memory: {asked} asked for at once, and this machine has [\d.,]+ GiB", last)
+    assert "config.train.batch_size" in last
+    assert "Traceback" not in done.stderr
