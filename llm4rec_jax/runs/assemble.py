@@ -234,7 +234,7 @@ class Assembly:
         return load_encoder(self.config, self.encoder_path)
 
     @cached_property
-    def _users(self) -> str:
+    def users(self) -> str:
         """The current name of the user model."""
         return user_model_name(self.config.model.users)
 
@@ -246,7 +246,7 @@ class Assembly:
 
     @cached_property
     def model(self) -> Recommender:
-        model, users = self.config.model, self._users
+        model, users = self.config.model, self.users
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
@@ -297,7 +297,7 @@ class Assembly:
     @cached_property
     def rules(self) -> sharding.Rules:
         """Rules for arrays cut over the model axis, and over the data axis when the run is fully sharded."""
-        mesh, users = self.config.mesh, self._users
+        mesh, users = self.config.mesh, self.users
         rules: list[Any] = []
         if mesh.model > 1:
             rules += self.pretrained.encoder.family.sharding_rules if self.reads_text else ()

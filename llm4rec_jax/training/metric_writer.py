@@ -160,6 +160,17 @@ class WandbWriter:
         scalars = {f"{record['kind']}/{name}": value for name, value in _numbers(record).items()}
         self._run.log({**scalars, "step": record["step"]})
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Sends the metrics of a finished run: as a table with a row a metric, and in the summary as part/name."""
+        import wandb  # pyright: ignore[reportMissingImports] # an extra
+
+        parts = [part for part in ("validation", "test") if part in result]
+        names = list(dict.fromkeys(name for part in parts for name in result[part]))
+        rows = [[name, *(result[part].get(name) for part in parts)] for name in names]
+        self._run.log({"metrics": wandb.Table(columns=["metric", *parts], data=rows)})
+        for part in parts:
+            self._run.summary.update({f"{part}/{name}": value for name, value in result[part].items()})
+
     def close(self) -> None:
         """Ends the W&B run."""
         self._run.finish()

@@ -86,10 +86,12 @@ def optimizer(
       scales: factors on the learning rate by regex over paths such as "params/users/layer_0/ffn/up/kernel".
 
     Raises:
-      ValueError: a regex that matches nothing, or the delta of a method that changes its optimizer.
+      ValueError: a negative `clip`, a regex that matches nothing, or the delta of a method that changes its optimizer.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
+    if clip is not None and clip < 0:
+        raise ValueError(f"clip is {clip}, must be at least 0: a negative norm would reverse every gradient")
     # The last window may be a part of one.
     updates, rest = -(-steps // accumulate), steps % accumulate
     rate = schedule(schedule_kind, learning_rate, updates, -(-warmup // accumulate))

@@ -1,7 +1,7 @@
 """The id of a run, which stands in every file of its folder.
 
-`run.json` says what a run was started with: its configuration, data, tokenizer and versions. The hash of that is the
-run's id. A file whose id is another one has come from another run, however whole it is. Runs of older versions have no
+`run.json` lists the configuration, data, tokenizer and versions that a run was started with. Their hash is the run's
+id. A file whose id is another one has come from another run, however whole it is. Runs of older versions have no
 run.json, and their files no ids.
 """
 
@@ -43,7 +43,7 @@ def write(workdir: Path, start: Mapping[str, Any]) -> None:
 
     Args:
       workdir: Folder of the run.
-      start: What the run is started with, as JSON.
+      start: Configuration, data, tokenizer and versions, as JSON.
     """
     checksums.write_json(workdir / FILE, {**start, KEY: hash_of(start)})
 

@@ -61,3 +61,16 @@ def test_out_of_memory_says_what_was_asked_for_what_there_is_and_what_helps(on_d
     assert re.match(rf"error: out of memory: {asked} asked for at once, and this machine has [\d.,]+ GiB", last)
     assert "config.train.batch_size" in last
     assert "Traceback" not in done.stderr
+
+
+def test_after_an_error_in_training_one_message_is_the_last_line(config, tmp_path):
+    """It comes while the last checkpoint is being written, whose threads would tell of it in their own words."""
+    no_scale = '--config.peft.options={"lora":{"rank":2,"alpha":0.0}}'
+    done = command("train", f"--config={config}:lora", f"--workdir={tmp_path}", no_scale, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: nothing of the delta has moved in 12 steps")
+    assert [line for line in lines if "error" in line.lower() or "Traceback" in line] == lines[-1:]
+    saved = [path.name for kind in ("last", "best") for path in (tmp_path / "checkpoints" / kind).iterdir()]
+    assert saved
+    assert all(name.isdigit() for name in saved)

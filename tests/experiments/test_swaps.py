@@ -241,7 +241,7 @@ def test_evaluate_replaces_nothing_where_the_numbers_are_others(copies):
     assert {file: file.read_bytes() for file in tables} == tables
 
 
-# ----------------------------------------------------------------------------------------------------------------- fuzz
+# --------------------------------------------------------------------------------------------------------------- fuzz
 def content(path: Path) -> Any:
     """Returns what can be compared of a file, or of all files below a folder."""
     if path.is_dir():
@@ -321,3 +321,48 @@ def test_swaps_are_named(copies, tmp_path):
 @pytest.mark.long
 def test_five_hundred_swaps_are_named(copies, tmp_path):
     print(swaps(copies, tmp_path, 500, seed=1))
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+PIECES = (
+    *"aZ0-_. []*?{}()'\";#%~=:|&\\\n\t",
+    *("[b]", "**", "$HOME", "ü", "u\u0308", "日本", "א", "\u202e", "👩\u200d👧", "<b>"),
+)
+
+
+def odd_names(count: int, seed: int) -> list[str]:
+    """Names of folders made of pieces that mean something to shells, patterns, markup or file systems."""
+    rng, names = random.Random(seed), set[str]()
+    while len(names) < count:
+        name = "".join(rng.choices(PIECES, k=rng.choice((1, 2, 3, 5, 8, 30, 80))))
+        if name not in (".", "..") and len(name.encode()) <= 250:
+            names.add(name)
+    return [*sorted(names), "x" * 250, "[" * 250]
+
+
+def named(copies: tuple[Path, Path], count: int, seed: int, evaluate_every: int) -> None:
+    """Moves a finished run to folders of odd names, where all of it is read, and some is evaluated."""
+    place, _ = copies
+    for number, name in enumerate(odd_names(count, seed)):
+        place = place.rename(place.with_name(name))
+        read_all(place)
+        if number % evaluate_every == 0:
+            assert evaluate_again(place)["test"] == run_folder.read(place / "result.json")["test"]
+        assert not [path for path in place.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_run_is_read_in_folders_of_odd_names(copies):
+    named(copies, 12, seed=0, evaluate_every=12)
+
+
+@pytest.mark.long
+def test_a_run_is_read_in_five_hundred_folders_of_odd_names(copies):
+    named(copies, 500, seed=1, evaluate_every=25)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["a[1]b", "line\nbreak", "st*r?", "übung 日本", "x" * 250])
+def test_a_run_is_trained_in_a_folder_of_an_odd_name(config, tmp_path, name):
+    result = run(study(config, learning_rate=0.01), tmp_path / name)
+    assert result == run_folder.read(tmp_path / name / "result.json")
+    read_all(tmp_path / name)
