@@ -107,7 +107,7 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        text = ("pretrained", "tokenizer_fingerprint") if self.reads_text else ()
+        text = ("pretrained",) if self.reads_text else ()
         for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
@@ -185,7 +185,7 @@ class Assembly:
         if not self._folder.changes_texts(self.config.encoder.item_prompt):
             stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
             if stored is not None:
-                return stored
+                return check_token_ids(stored, self.pretrained, self._folder.model)
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
@@ -370,7 +370,7 @@ class Assembly:
             f"{split.protocol}\n{format_statistics(split.statistics())}"
         )
 
-    @cached_property
+    @property
     def tokenizer_fingerprint(self) -> str | None:
         """Hash of how texts are read; None where no model reads any."""
         if not self.reads_text or self.config.baseline.name is not None:

@@ -61,7 +61,7 @@ class RatingAssembly:
     def beside(self, config: Any) -> "RatingAssembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = RatingAssembly(config)
-        for name in ("whole", "pretrained", "model", "method", "mesh", "tokenizer_fingerprint"):
+        for name in ("whole", "pretrained", "model", "method", "mesh"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -217,7 +217,7 @@ class RatingAssembly:
             f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}"
         )
 
-    @cached_property
+    @property
     def tokenizer_fingerprint(self) -> str | None:
         """Hash of how texts are read; None where no model reads any."""
         if self.config.baseline.name == "liked_share":

@@ -1,11 +1,16 @@
 """Errors as the person who runs a command gets them: the last line says what was wrong."""
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from experiments.sweeps import trials
+from llm4rec_jax.runs.run import run
 from tests.helpers.commands import ROOT, command
 from tests.helpers.compiling import environment
 
@@ -74,3 +79,15 @@ def test_after_an_error_in_training_one_message_is_the_last_line(config, tmp_pat
     saved = [path.name for kind in ("last", "best") for path in (tmp_path / "checkpoints" / kind).iterdir()]
     assert saved
     assert all(name.isdigit() for name in saved)
+
+
+def test_a_token_beyond_the_embeddings_is_named(config, tmp_path):
+    """Tokens were added to the tokenizer, and the embeddings not resized."""
+    chosen = trials.load(str(config)).get_config("frozen")
+    folder = Path(shutil.copytree(chosen.encoder.path, tmp_path / "encoder"))
+    words = AutoTokenizer.from_pretrained(folder)
+    words.add_tokens([f"extra{i}" for i in range(100)])
+    words.save_pretrained(folder)
+    chosen.encoder.path, chosen.text.item = str(folder), "{title} extra99"
+    with pytest.raises(ValueError, match=r"its tokenizer gives the token \d+, and the encoder has embeddings of"):
+        run(chosen, tmp_path / "run")
