@@ -3,7 +3,6 @@
 Every error in a configuration or its data is raised here, before any long work starts.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.prompts import PromptTokenizer
 from llm4rec_jax.data.features.text import UserTemplate, item_texts
-from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer, tokenizer_fingerprint
+from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
@@ -34,54 +33,18 @@ from llm4rec_jax.models.encoders.sentence_folder import (
     PretrainedText,
     SentenceFolder,
     describe,
-    load_text_encoder,
 )
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.ranking import RankingTask
-from llm4rec_jax.training import run_id
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
-
-FROM_FOLDER = "folder"
-"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
-
-
-def reading_fingerprint(folder: SentenceFolder, pooling: str) -> str:
-    """Returns the hash of how an encoder's folder has texts read: its tokenizer, prompt, case, and pooling if asked."""
-    steps = folder.pooling if pooling == FROM_FOLDER else None
-    return run_id.hash_of([tokenizer_fingerprint(folder.model), folder.prompt, folder.lower_case, repr(steps)])
-
-
-def load_encoder(config: Any, path: str | Path) -> PretrainedText:
-    """The text encoder at a path, as `config.encoder` wants it."""
-    encoder = config.encoder
-    pooling = encoder.pooling
-    if pooling is None:
-        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
-        pooling = family.pooling
-    loaded = load_text_encoder(
-        path,
-        None if pooling == FROM_FOLDER else pooling,
-        layers=encoder.layers,
-        compute_dtype=encoder.dtype,
-        remat=encoder.remat,
-        attention=encoder.attention,
-        dropout=encoder.dropout,
-    )
-    for notice in loaded.notices:
-        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
-    if encoder.pretrained:
-        return loaded
-    # The same for every seed, so that runs which share a program share an encoder.
-    tokens = np.zeros((1, 2), np.int32)
-    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
-    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
 
 
 class Assembly:
@@ -191,7 +154,8 @@ class Assembly:
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of items' texts, from the cache when they have been tokenised before."""
         prepared = self._folder.prepare(texts, self.config.encoder.item_prompt)
-        return tokenise(prepared, self._folder.model, max_tokens)
+        tokens = tokenise(prepared, self._folder.model, max_tokens)
+        return check_token_ids(tokens, self.pretrained, self._folder.model)
 
     @cached_property
     def _folder(self) -> SentenceFolder:
