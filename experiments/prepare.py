@@ -32,6 +32,8 @@ def main() -> None:
     started = time.perf_counter()
     assembly = Assembly(_CONFIG.value)
     config, out = assembly.config, Path(_OUT.value or "")
+    if out.exists():
+        raise ValueError(f"--out={out} exists: remove it, or name another folder to prepare")
     if config.data.split != "leave_one_out":
         raise ValueError(f"config.data.split is {config.data.split!r}: only leave_one_out is prepared")
     texts = None

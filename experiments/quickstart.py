@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+import rich.text
 from absl import flags
 
 from configs import movielens_100k
 from experiments.cli import command
+from experiments.cli.console import visible
 from experiments.recommend import table as side_by_side
 from experiments.reports import quickstart as report
 from llm4rec_jax.inference.recommend import recommend
@@ -66,18 +68,23 @@ def main() -> None:
     }
     runs = {label: workdir / name for name, label in names.items()}
     note = NOTE.format(**{name: config.train.steps for name, config in configs.items()})
+    # From what the models read in the test, so that the film that was held out can be among the recommended.
+    user, _ = assembly.history_of(_USER.value or "")
+    history = assembly.split.history("test").of(user).tolist()
+    held_out = ", ".join(assembly.titles[item] for item in assembly.split.targets_of("test").of(user))
     lists = {}
     for name in configs:
-        run_assembly, scorer = restore_scorer(workdir / name)
-        user, history = run_assembly.history_of(_USER.value or "")
-        lists[names[name]] = recommend(scorer, history.tolist(), 10, user, mesh=assembly.mesh)
-        console.rule(f"user {_USER.value}, {names[name]}")
-        console.print(side_by_side(run_assembly.titles, history.tolist(), lists[names[name]]))
+        _, scorer = restore_scorer(workdir / name)
+        lists[names[name]] = recommend(scorer, history, 10, user, mesh=assembly.mesh)
+        console.rule(rich.text.Text(visible(f"user {_USER.value}, {names[name]}; held out: {held_out}")))
+        console.print(side_by_side(assembly.titles, history, lists[names[name]]))
     table = report.markdown(runs, note)
     (workdir / "table.md").write_text(table, encoding="utf-8")
-    latest = [assembly.titles[i] for i in assembly.history_of(_USER.value or "")[1][::-1][:10]]
+    latest = [assembly.titles[item] for item in history[::-1][:10]]
     shown = {label: [assembly.titles[r.item] for r in found] for label, found in lists.items()}
-    report.page(workdir / "index.html", "MovieLens-100k", runs, note, {"history, latest first": latest, **shown})
+    heading = f"Recommendations for user {_USER.value}; held out for the test: {held_out}"
+    shown = {"history, latest first": latest, **shown}
+    report.page(workdir / "index.html", "MovieLens-100k", runs, note, heading, shown)
     console.rule("test, whole catalogue ranked")
     console.print(table, markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page with plots: {workdir / 'index.html'}", markup=False, highlight=False)

@@ -17,6 +17,7 @@ from absl import flags
 from experiments.cli import command
 from experiments.sweeps import trials
 from llm4rec_jax.runs import folder
+from llm4rec_jax.runs.checks import check_training
 from llm4rec_jax.runs.run import assemble, finish
 from llm4rec_jax.training.checkpoint import latest_step
 from llm4rec_jax.training.population import train_together
@@ -45,6 +46,7 @@ def run(workdirs: Sequence[Path], log: Callable[[str], None] = print) -> None:
     if configs[0].baseline.name is not None:
         raise ValueError(f"{open_folders[0]} is a baseline in closed form, which is not trained")
     first = assemble(configs[0])
+    check_training(first)
     assemblies = [first, *(first.beside(config) for config in configs[1:])]
     log(first.summary())
     for workdir, assembly in zip(open_folders, assemblies, strict=True):

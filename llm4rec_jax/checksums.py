@@ -19,6 +19,7 @@ from llm4rec_jax.io import write_bytes
 _KEY, _PREFIX = "checksum", "sha256:"
 # In Parquet the checksum of the file, with this in its place, stands among the metadata.
 _MARK, _BLANK = b"llm4rec_jax.sha256", b"0" * 64
+_ABOUT = "llm4rec_jax.about"
 _PLACE = re.compile(re.escape(_MARK) + rb".{1,4}?([0-9a-f]{64})", re.DOTALL)
 MANIFEST = "checksums.json"
 
@@ -62,10 +63,10 @@ def _of_value(value: Any) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- Parquet
-def write_parquet(path: Path, table: pl.DataFrame) -> None:
-    """Writes a table, and among its metadata the checksum of the whole file; NotWritten."""
+def write_parquet(path: Path, table: pl.DataFrame, about: str = "") -> None:
+    """Writes a table, and among its metadata a word about it and the checksum of the whole file; NotWritten."""
     buffer = io.BytesIO()
-    table.write_parquet(buffer, metadata={_MARK.decode(): _BLANK.decode()})
+    table.write_parquet(buffer, metadata={_MARK.decode(): _BLANK.decode(), _ABOUT: about})
     content = buffer.getvalue()
     (place,) = _PLACE.finditer(content)
     write_bytes(path, _put(content, place, hashlib.sha256(content).hexdigest().encode()))
@@ -90,6 +91,11 @@ def read_parquet(path: Path, required: bool = False) -> pl.DataFrame:
         return pl.read_parquet(io.BytesIO(content))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise Damaged(f"{path} is damaged ({error})") from error
+
+
+def read_parquet_about(path: Path) -> str:
+    """Returns the word about a table that `write_parquet` wrote; "" where there is none."""
+    return pl.read_parquet_metadata(path).get(_ABOUT, "")
 
 
 def _put(content: bytes, place: re.Match[bytes], value: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Atomic writes: a file, a folder or a link is there whole, or not at all."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,9 @@ def not_written(path: Path, error: Exception) -> NotWritten:
     parents = [folder for folder in path.absolute().parents if folder.is_dir()]
     gone = f"; {path.parent} is not there any more" if parents[0] != path.absolute().parent else ""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
+    # numpy says how many items it got rid of, and not why.
+    if re.fullmatch(r"\d+ requested and \d+ written", reason):
+        reason = os.strerror(errno.ENOSPC)
     # TensorStore tells its whole way there.
     if code := re.search(r"os_error_code='(\d+)'", reason):
         reason = os.strerror(int(code[1]))

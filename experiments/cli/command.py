@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from experiments.cli import compilation_cache, distributed, overrides
+from experiments.cli import compilation_cache, distributed, out_of_memory, overrides
 from experiments.cli.console import to_stderr
 from llm4rec_jax.runs import plugins
 
@@ -118,6 +118,9 @@ def _run(main: Callable[[list[str]], None]) -> None:
                 to_stderr(f"error: {error}")
                 sys.exit(2)
             except Exception as error:
+                if not _DEBUG.value and (said := out_of_memory.explained(error)):
+                    to_stderr(f"error: {said}")
+                    sys.exit(2)
                 # An error that nobody has foreseen keeps its traceback, and says how to report it.
                 traceback.print_exc()
                 to_stderr(

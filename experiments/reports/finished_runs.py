@@ -79,6 +79,7 @@ def read(folder: Path) -> FinishedRun:
     Raises:
       RunFolderError: a file that is missing or damaged, or does not say what result.json says; the message names it.
     """
+    run_folder.check_files(folder)
     result = run_folder.read(folder / "result.json")
     try:
         numbers = [*result["test"].values(), *result["parameters"].values(), result["seconds"]]
@@ -95,12 +96,12 @@ def read(folder: Path) -> FinishedRun:
     config = _flat(run_folder.read(folder / "config.json")) if (folder / "config.json").exists() else {}
     pointwise = (folder / "per_row_test.parquet").exists()
     file = folder / ("per_row_test.parquet" if pointwise else "per_user_test.parquet")
+    if not file.exists():
+        raise RunFolderError(f"{file} does not exist, though {folder / 'result.json'} does")
+    tested = run_folder.read_table(file)
+    history = folder / "metrics.jsonl"
     try:
-        tested = checksums.read_parquet(file)
-        history = folder / "metrics.jsonl"
         records = len(metric_writer.read(history))
-    except FileNotFoundError:
-        raise RunFolderError(f"{file} does not exist, though {folder / 'result.json'} does") from None
     except checksums.Damaged as error:
         raise RunFolderError(str(error)) from error
     if history.exists() and records != result.get("records", records):

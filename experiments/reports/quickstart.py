@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from experiments.cli.console import visible
 from experiments.reports import finished_runs, render
 from experiments.reports import page as html_page
 from experiments.reports.spec import Table
@@ -23,20 +24,23 @@ def markdown(runs: Mapping[str, Path], note: str) -> str:
     return f"{render.markdown(_statistics(runs)).rstrip()}\n\n{note}\n"
 
 
-def page(file: Path, title: str, runs: Mapping[str, Path], note: str, lists: Mapping[str, Sequence[str]]) -> None:
+def page(
+    file: Path, title: str, runs: Mapping[str, Path], note: str, heading: str, lists: Mapping[str, Sequence[str]]
+) -> None:
     """The page of a table, with lists of titles side by side.
 
     Args:
       file: written by this.
-      title: the heading.
+      title: Heading of the page.
       runs, note: as of `markdown`.
-      lists: heading to titles.
+      heading: Heading of the lists.
+      lists: Name of a list to its titles.
 
     Raises:
       ValueError: as `markdown`.
     """
     rows = list(zip_longest(*lists.values(), fillvalue=""))
-    shown = [("Recommendations", html_page.listing(list(lists), rows))]
+    shown = [(visible(heading), html_page.listing(list(lists), rows))]
     file.write_text(html_page.page(_statistics(runs), title, note, shown), encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 Every error in a configuration or its data is raised here, before any long work starts.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,47 +33,18 @@ from llm4rec_jax.models.encoders.sentence_folder import (
     PretrainedText,
     SentenceFolder,
     describe,
-    load_text_encoder,
 )
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
-
-FROM_FOLDER = "folder"
-"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
-
-
-def load_encoder(config: Any, path: str | Path) -> PretrainedText:
-    """The text encoder at a path, as `config.encoder` wants it."""
-    encoder = config.encoder
-    pooling = encoder.pooling
-    if pooling is None:
-        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
-        pooling = family.pooling
-    loaded = load_text_encoder(
-        path,
-        None if pooling == FROM_FOLDER else pooling,
-        layers=encoder.layers,
-        compute_dtype=encoder.dtype,
-        remat=encoder.remat,
-        attention=encoder.attention,
-        dropout=encoder.dropout,
-    )
-    for notice in loaded.notices:
-        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
-    if encoder.pretrained:
-        return loaded
-    # The same for every seed, so that runs which share a program share an encoder.
-    tokens = np.zeros((1, 2), np.int32)
-    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
-    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
 
 
 class Assembly:
@@ -178,13 +148,14 @@ class Assembly:
         if not self._folder.changes_texts(self.config.encoder.item_prompt):
             stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
             if stored is not None:
-                return stored
+                return check_token_ids(stored, self.pretrained, self._folder.model)
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of items' texts, from the cache when they have been tokenised before."""
         prepared = self._folder.prepare(texts, self.config.encoder.item_prompt)
-        return tokenise(prepared, self._folder.model, max_tokens)
+        tokens = tokenise(prepared, self._folder.model, max_tokens)
+        return check_token_ids(tokens, self.pretrained, self._folder.model)
 
     @cached_property
     def _folder(self) -> SentenceFolder:
@@ -227,7 +198,7 @@ class Assembly:
         return load_encoder(self.config, self.encoder_path)
 
     @cached_property
-    def _users(self) -> str:
+    def users(self) -> str:
         """The current name of the user model."""
         return user_model_name(self.config.model.users)
 
@@ -239,7 +210,7 @@ class Assembly:
 
     @cached_property
     def model(self) -> Recommender:
-        model, users = self.config.model, self._users
+        model, users = self.config.model, self.users
         former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
@@ -290,7 +261,7 @@ class Assembly:
     @cached_property
     def rules(self) -> sharding.Rules:
         """Rules for arrays cut over the model axis, and over the data axis when the run is fully sharded."""
-        mesh, users = self.config.mesh, self._users
+        mesh, users = self.config.mesh, self.users
         rules: list[Any] = []
         if mesh.model > 1:
             rules += self.pretrained.encoder.family.sharding_rules if self.reads_text else ()
@@ -362,6 +333,13 @@ class Assembly:
             f"{dataset.name}, fingerprint {dataset.fingerprint[:12]}\n{format_statistics(dataset.statistics())}\n"
             f"{split.protocol}\n{format_statistics(split.statistics())}"
         )
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hash of how texts are read; None where no model reads any."""
+        if not self.reads_text or self.config.baseline.name is not None:
+            return None
+        return reading_fingerprint(self._folder, self.config.encoder.pooling)
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data."""

@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ import jax
 import polars as pl
 from ml_collections import ConfigDict
 
-from llm4rec_jax import checksums
+from llm4rec_jax import checksums, sharding
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.locks import Lock
 from llm4rec_jax.runs.schema import resolve
+from llm4rec_jax.training import run_id
 
 PACKAGES = (
     "llm4rec-jax",
@@ -35,6 +36,9 @@ PACKAGES = (
 class Described(Protocol):
     """An assembly, as far as a run's folder is concerned."""
 
+    @property
+    def tokenizer_fingerprint(self) -> str | None: ...
+
     def identity(self) -> dict[str, Any]: ...
 
     def description(self) -> dict[str, Any]: ...
@@ -45,28 +49,64 @@ class RunFolderError(ValueError):
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON with a checksum, by rename, so that a file is whole or not there.
+    """Writes JSON with a checksum and the run's id, by rename, so that a file is whole or not there.
 
     Only the first of several processes writes.
     """
     if jax.process_index() == 0:
-        checksums.write_json(path, value)
+        own = run_id.run_id(path.parent)
+        checksums.write_json(path, dict(value) if own is None else {**value, run_id.KEY: own})
 
 
 def write_table(path: Path, table: pl.DataFrame) -> None:
     """Writes Parquet as `write` does JSON."""
     if jax.process_index() == 0:
-        checksums.write_parquet(path, table)
+        checksums.write_parquet(path, table, run_id.run_id(path.parent) or "")
 
 
 def read(path: Path) -> Any:
-    """Reads JSON; RunFolderError when the file is missing or damaged."""
+    """Reads JSON; RunFolderError when the file is missing, damaged or another run's."""
+    with _named(path):
+        value = checksums.read_json(path)
+    _check_own(path, value.pop(run_id.KEY, None) if isinstance(value, dict) else None)
+    return value
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Reads Parquet as `read` does JSON."""
+    with _named(path):
+        table = checksums.read_parquet(path)
+    _check_own(path, checksums.read_parquet_about(path) or None)
+    return table
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        return checksums.read_json(path)
+        yield
     except FileNotFoundError:
         raise RunFolderError(f"{path} does not exist: is {path.parent} the folder of a run? Train one first") from None
     except checksums.Damaged as error:
         raise RunFolderError(str(error)) from error
+
+
+def _check_own(path: Path, found: str | None) -> None:
+    """Checks that a file is of the run in its folder; before a run has trained, its files are written anew."""
+    if _has_trained(path.parent) and (wrong := run_id.foreign(path, found, path.parent)):
+        raise RunFolderError(wrong)
+
+
+def check_files(workdir: Path) -> None:
+    """Checks the files of a run that no table is made from: they are whole and the run's own, or not there.
+
+    Raises:
+      RunFolderError: One is damaged, or of another run; the message names it.
+    """
+    for name in ("config.json", "dataset.json", "environment.json", run_id.FILE):
+        if (workdir / name).exists():
+            read(workdir / name)
+    for file in sorted(workdir.glob("per_*_validation.parquet")):
+        read_table(file)
 
 
 def locked(*workdirs: Path) -> contextlib.ExitStack:
@@ -95,20 +135,25 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
     asked = json.loads(config.to_json())
-    if not file.exists():
+    if not _has_trained(workdir):
+        # Nothing is lost of a run that has never trained.
         write(file, asked)
         return
+    if not file.exists():
+        if _started_with(workdir).get("config") != _hash_of(asked):
+            raise RunFolderError(
+                f"{file} is missing, so that nobody can tell whether the run in {workdir} has this configuration: "
+                "bring it back from a copy, or give another --workdir"
+            )
+        write(file, asked)
     held = json.loads(config_of(workdir).to_json())
-    differing = sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None}))
-    if not differing or not _has_trained(workdir):
-        # Nothing is lost of a run that has never trained.
-        if asked != held:
-            write(file, asked)
-    else:
+    if differing := sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None})):
         raise RunFolderError(
             f"{workdir} holds a run with another configuration; they differ in {', '.join(differing)}. Give another "
             "--workdir, or remove that one"
         )
+    if asked["mesh"] != held["mesh"]:
+        write(file, {**read(file), "mesh": asked["mesh"]})
 
 
 def config_of(workdir: Path) -> ConfigDict:
@@ -124,15 +169,32 @@ def config_of(workdir: Path) -> ConfigDict:
 
 
 def describe(assembly: Described, workdir: Path) -> None:
-    """Writes environment.json and dataset.json; RunFolderError when the run was trained on other data."""
+    """Writes environment.json and dataset.json, and run.json and the id in config.json where the run starts.
+
+    Raises:
+      RunFolderError: The run was trained on other data, with another tokenizer, or with numbers of another width.
+    """
     if _has_trained(workdir):
         check_data(assembly, workdir)
+    elif jax.process_index() == 0:
+        config = read(workdir / "config.json")
+        now = environment()
+        start = {
+            "config": _hash_of(config),
+            "data": assembly.identity(),
+            "tokenizer": assembly.tokenizer_fingerprint,
+            **{name: now[name] for name in ("packages", "commit", "x64")},
+        }
+        run_id.write(workdir, start)
+        write(workdir / "config.json", config)
     write(workdir / "environment.json", environment())
     write(workdir / "dataset.json", assembly.description())
+    # The other processes read the id.
+    sharding.broadcast_from_first(True)
 
 
 def check_data(assembly: Described, workdir: Path) -> None:
-    """RunFolderError when the data at hand is not what the run was trained on."""
+    """RunFolderError when the data at hand, or the tokenizer, is not what the run was trained on."""
     held = read(workdir / "dataset.json")
     for name, value in assembly.identity().items():
         if held.get(name) != value:
@@ -140,6 +202,34 @@ def check_data(assembly: Described, workdir: Path) -> None:
                 f"data changed since {workdir} was trained: its {name} was {held.get(name)!r}, now it is "
                 f"{value!r}. Bring the old data back, or train in another --workdir"
             )
+    check_tokenizer(assembly, workdir)
+
+
+def check_tokenizer(assembly: Described, workdir: Path) -> None:
+    """RunFolderError when texts are read, or numbers computed, otherwise than where the run was trained."""
+    start = _started_with(workdir)
+    if (known := start.get("tokenizer")) != (now := assembly.tokenizer_fingerprint) and start:
+        raise RunFolderError(
+            f"the tokenizer changed since {workdir} was trained: its fingerprint was {known}, now it is {now}. Bring "
+            "the old files of the encoder's folder back, or train in another --workdir"
+        )
+    if start and start["x64"] != _x64():
+        raise RunFolderError(
+            f"{workdir} was trained with JAX_ENABLE_X64={int(start['x64'])}, and now it is {int(_x64())}, which "
+            "changes results: set it as it was, or train in another --workdir"
+        )
+
+
+def _started_with(workdir: Path) -> dict[str, Any]:
+    """Returns what a run was started with; nothing for a run of an older version."""
+    file = workdir / run_id.FILE
+    return read(file) if file.exists() else {}
+
+
+def _hash_of(config: Mapping[str, Any]) -> str:
+    """Returns the hash of a configuration, without the layout and the place of the run that it starts from."""
+    start = config.get("init_from")
+    return run_id.hash_of({**config, "mesh": None, "init_from": start and Path(start).name})
 
 
 def environment() -> dict[str, Any]:
@@ -154,10 +244,13 @@ def environment() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
         "processes": jax.process_count(),
-        # JAX_ENABLE_X64 changes results.
-        "x64": bool(jax.config.values["jax_enable_x64"]),
+        "x64": _x64(),
         "commit": git.stdout.strip() if git.returncode == 0 else None,
     }
+
+
+def _x64() -> bool:
+    return bool(jax.config.values["jax_enable_x64"])
 
 
 def _has_trained(workdir: Path) -> bool:

@@ -137,6 +137,7 @@ class LoadedRun:
             raise ValueError(f"{self.workdir} knows items by their ids only: it has no language model to encode with")
         text = self.assembly.pretrained
         model = TextEncoder(text.encoder, text.pooling)
+        folder.check_tokenizer(self.assembly, self.workdir)
         state = best_state(self.workdir)
         params = {**text.params, **state["params"]}
         return model, ({name: params[name] for name in ("encoder", "pooling") if name in params}, state["delta"])
@@ -190,6 +191,7 @@ def evaluate_again(workdir: Path) -> dict[str, dict[str, float]]:
       {"validation": {metric: value}, "test": …}.
     """
     config: Any = folder.config_of(workdir)
+    folder.check_files(workdir)
     if config.baseline.name is not None:
         assembly = assemble(config)
         folder.check_data(assembly, workdir)

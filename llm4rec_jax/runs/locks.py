@@ -39,10 +39,10 @@ class Lock:
     """
 
     def __init__(self, folder: Path, **holder: Any) -> None:
-        path = folder / "lock"
-        with writing(path):
+        self._path = folder / "lock"
+        with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+", encoding="utf-8")
+            self._file = self._path.open("a+", encoding="utf-8")
         if _handed_on(self._file.fileno()):
             return
         try:
@@ -59,9 +59,10 @@ class Lock:
     def note(self, **holder: Any) -> None:
         """Says who has it."""
         about = {"host": socket.gethostname(), "since": time.strftime("%F %T"), **holder}
-        self._file.truncate(0)
-        self._file.write(json.dumps(about) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.truncate(0)
+            self._file.write(json.dumps(about) + "\n")
+            self._file.flush()
 
     def fileno(self) -> int:
         return self._file.fileno()

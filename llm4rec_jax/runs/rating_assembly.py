@@ -24,7 +24,7 @@ from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, Sentence
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs.assemble import load_encoder
+from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring
@@ -88,7 +88,8 @@ class RatingAssembly:
         return describe(pretrained.resolve(self._encoder_path))
 
     def _tokenise(self, texts: list[str], max_tokens: int, prompt: str | None) -> Tokens:
-        return tokenise(self._folder.prepare(texts, prompt), self._folder.model, max_tokens)
+        tokens = tokenise(self._folder.prepare(texts, prompt), self._folder.model, max_tokens)
+        return check_token_ids(tokens, self.pretrained, self._folder.model)
 
     @cached_property
     def model(self) -> TextEncoder:
@@ -216,6 +217,13 @@ class RatingAssembly:
         return (
             f"{data.name}, fingerprint {data.fingerprint[:12]}\n{format_statistics(data.statistics())}\n{data.protocol}"
         )
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hash of how texts are read; None where no model reads any."""
+        if self.config.baseline.name == "liked_share":
+            return None
+        return reading_fingerprint(self._folder, self.config.encoder.pooling)
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data.

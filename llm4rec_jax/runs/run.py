@@ -10,12 +10,13 @@ import jax
 from llm4rec_jax.data import sources
 from llm4rec_jax.runs import folder, plugins
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.runs.checks import check_training
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
 from llm4rec_jax.runs.schema import resolve
 from llm4rec_jax.sharding import broadcast_from_first
 from llm4rec_jax.training.loop import train
-from llm4rec_jax.training.metric_writer import MetricWriter, WandbWriter
+from llm4rec_jax.training.metric_writer import WandbWriter
 from llm4rec_jax.training.task import TrainResult
 
 
@@ -55,6 +56,7 @@ def run(
         if broadcast_from_first((workdir / "result.json").exists()):
             return folder.read(workdir / "result.json")
         assembly = assemble(config)
+        check_training(assembly)
         if config.baseline.name is not None:
             if profile is not None:
                 raise ValueError("--profile traces training steps, but a baseline has none: leave it out")
@@ -91,7 +93,7 @@ def give_notices(assembly: Assembly | RatingAssembly, log: Callable[[str], None]
         log(line)
 
 
-def metric_writers(config: Any, workdir: Path) -> Sequence[MetricWriter]:
+def metric_writers(config: Any, workdir: Path) -> Sequence[WandbWriter]:
     """Returns the writers that `config.log` asks for."""
     if config.log.wandb is None or jax.process_index():
         return ()
@@ -117,6 +119,9 @@ def finish(
     }
     result["seconds"] += seconds
     folder.write(workdir / "result.json", result)
+    for writer in metric_writers(assembly.config, workdir):
+        writer.write_result(result)
+        writer.close()
     return result
 
 

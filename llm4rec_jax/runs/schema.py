@@ -327,7 +327,7 @@ def _rename(values: dict[str, Any]) -> None:
     for path, names in RENAMED_VALUES.items():
         name, key = path.split(".")
         held = values.get(name, {})
-        if isinstance(held, dict) and held.get(key) in names:
+        if isinstance(held, dict) and isinstance(held.get(key), str) and held[key] in names:
             warnings.warn(f"config.{path}={held[key]} is called {names[held[key]]} now", FutureWarning, stacklevel=3)
             held[key] = names[held[key]]
     options = values.get("model", {}).get("user_options")

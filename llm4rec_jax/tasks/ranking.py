@@ -32,6 +32,9 @@ from llm4rec_jax.training.placement import place_batch, place_together
 from llm4rec_jax.training.task import CheckpointableIterator, Params, partition_params
 from llm4rec_jax.training.throughput import BatchStats, batch_stats
 
+KS = (5, 10, 20)
+"""Cut-offs of the validation metrics."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -90,7 +93,7 @@ class RankingTask:
         loss: LossConfig | None = None,
         tokens: Tokens | None = None,
         prompts: Prompts | None = None,
-        ks: Sequence[int] = (5, 10, 20),
+        ks: Sequence[int] = KS,
         state_cache_bytes: int = 2**31,
         scorer: RecommenderScorer | None = None,
     ) -> None:
@@ -102,20 +105,14 @@ class RankingTask:
         self._parts = config.micro_batches or 1
         self._encoder = None if model.text is None else model.text.encoder.config
         self.compute_dtype = jnp.float32 if self._encoder is None else self._encoder.dtype
-        self.metrics = _metric_names(ks)
+        self.metrics = metric_names(ks)
         self.notes: list[str] = []
         _check_loss(self._loss, self._chosen.negatives, split)
 
     # ------------------------------------------------------------------------------------------------- what is trained
     def bind(self, mesh: Mesh) -> None:
         """Fixes the devices; ValueError where they cannot share a batch."""
-        multiple = self._parts * mesh.shape["data"]
-        if self.batch_size % multiple:
-            parts = f" in {self._parts} micro-batches" if self._parts > 1 else ""
-            raise ValueError(
-                f"batch_size is {self.batch_size}: {mesh.shape['data']} devices on the data axis cannot share that"
-                f"{parts}; give a multiple of {multiple}"
-            )
+        check_batch_size(self._config, mesh)
         self._mesh = mesh
         self.scorer = self._scorer or RecommenderScorer(
             self.model, self.method, mesh, self._tokens, self._prompts, self._config.history
@@ -270,7 +267,18 @@ def chosen_loss(config: LossConfig, num_items: int) -> Loss:
     return loss.bind(**given, num_items=num_items)
 
 
-def _metric_names(ks: Sequence[int]) -> list[str]:
+def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
+    """Raises ValueError where the devices cannot share a batch equally."""
+    devices, parts = mesh.shape["data"], config.micro_batches or 1
+    if config.batch_size % (devices * parts):
+        shared = f"{devices} devices on the data axis" + (f" in {parts} micro-batches" if parts > 1 else "")
+        raise ValueError(
+            f"config.train.batch_size is {config.batch_size}: {shared} cannot share that; give a multiple of "
+            f"{devices * parts}"
+        )
+
+
+def metric_names(ks: Sequence[int] = KS) -> list[str]:
     """Returns the names of the metrics of a ranking; `users*` entries are counts, not metrics."""
     one = np.ones(1, np.int64)
     _, summary = metrics.evaluate_ranks(Ranks(np.array([0, 1]), one, one - 1, one + 1), ks)

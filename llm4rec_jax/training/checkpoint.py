@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from llm4rec_jax import checksums, io
+from llm4rec_jax.training import run_id
 from llm4rec_jax.trees import flatten
 
 
@@ -63,7 +64,8 @@ class Checkpoints:
 
     A checkpoint appears whole or not at all (Orbax writes beside and renames), so a run killed at any instant leaves
     the one before. Then it gets a manifest of its files' checksums. They are compared before the checkpoint is read: a
-    damaged `last` is passed over for the one before, with a warning, and a damaged `best` is an error.
+    damaged `last` is passed over for the one before, with a warning, and a damaged `best` is an error. The record in a
+    checkpoint has the run's id and the step: that of another run, or of another step, is an error too.
 
     Files are written while training goes on, one checkpoint after the other, so that no `last` is there without the
     `best` that it names.
@@ -75,7 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, base: str, keep: int = 2) -> None:
-        self._base = base
+        self._base, self._workdir = base, workdir
         self.folder = workdir / "checkpoints"
         self._sound: set[tuple[str, int]] = set()
         with io.writing(self.folder):
@@ -100,7 +102,7 @@ class Checkpoints:
         manager, where = self._managers[name], self.folder / name / str(step)
         # Orbax would make it anew, in a folder that is no run's any more.
         self._still_there(where)
-        record = {**record, "base": self._base}
+        record = {**record, "base": self._base, "step": step, run_id.KEY: run_id.run_id(self._workdir)}
         try:
             for later in [other for other in manager.all_steps() if other >= step]:
                 manager.delete(later)
@@ -181,10 +183,10 @@ class Checkpoints:
         """Returns the record that was saved with the newest checkpoint, or with that of a step.
 
         Raises:
-          CheckpointError: there is none, or it is damaged.
+          CheckpointError: there is none, it is damaged, or of another run or step.
         """
         step = self._checked(name, step)
-        return self._managers[name].restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        return _own_record(self._managers[name], self.folder / name / str(step), self._workdir)
 
     def _checked(self, name: str, step: int | None) -> int:
         """The step, or that of the newest, once what is there has been compared with its checksums."""
@@ -215,10 +217,13 @@ class Checkpoints:
 def _check(folder: Path) -> int:
     """Returns the step of a checkpoint that is whole; CheckpointError when it is not.
 
-    One without a manifest is by an older version, or was broken off after Orbax had made it whole.
+    One without a manifest is by an older version, or a `last` that was broken off after Orbax had made it whole.
     """
+    required = folder.parent.name == "best" and run_id.run_id(folder.parents[2]) is not None
     try:
-        if (folder / checksums.MANIFEST).exists():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is missing")
+        if required or (folder / checksums.MANIFEST).exists():
             checksums.check_manifest(folder)
     except (checksums.Damaged, OSError) as error:
         raise CheckpointError(
@@ -226,6 +231,23 @@ def _check(folder: Path) -> int:
             "workdir"
         ) from error
     return int(folder.name)
+
+
+def _own_record(manager: ocp.CheckpointManager, where: Path, workdir: Path) -> dict[str, Any]:
+    """Returns the record of a checkpoint; CheckpointError where it is of another run or of another step.
+
+    Records of older versions have neither.
+    """
+    step = int(where.name)
+    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+    if wrong := run_id.foreign(where, record.get(run_id.KEY), workdir):
+        raise CheckpointError(wrong)
+    if record.get("step", step) != step:
+        raise CheckpointError(
+            f"{where} holds the state of step {record['step']}: it was renamed. Give it its name back, or bring that "
+            f"of step {step} back from a copy"
+        )
+    return record
 
 
 def _newest_sound(folder: Path, steps: Sequence[int]) -> int:
@@ -278,14 +300,15 @@ def best_state(workdir: Path) -> Any:
     Raises:
       CheckpointError: There is no checkpoint, or it is damaged.
     """
-    folder = workdir / "checkpoints" / "best"
+    folder, ended = workdir / "checkpoints" / "best", workdir / "result.json"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no trained run: {folder} does not exist")
     with _manager(folder, create=False) as manager:
-        step = manager.latest_step()
+        step = checksums.read_json(ended)["best_step"] if ended.exists() else manager.latest_step()
         if step is None:
             raise CheckpointError(f"{folder} holds no checkpoint: has that run been trained?")
         _agreed(lambda: _check(folder / str(step)))
+        _own_record(manager, folder / str(step), workdir)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         metadata = manager.item_metadata(step).state
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), metadata)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from llm4rec_jax.checksums import Damaged
 from llm4rec_jax.io import write_bytes, writing
+from llm4rec_jax.training.run_id import run_id
 
 _CHECK = "check"
 _REMEDY = "bring it back from a copy, or remove it to go on without its records, and without their seconds"
@@ -33,7 +34,7 @@ class MetricWriter(Protocol):
 
 
 class JsonLinesWriter:
-    """Writes `metrics.jsonl`, a record a line, each with a checksum of itself and of all lines before it.
+    """Writes `metrics.jsonl`, a record a line, each with a checksum of the run's id, all lines before it and itself.
 
     Args:
       file: File to go on with; it is made where it does not exist.
@@ -50,12 +51,13 @@ class JsonLinesWriter:
     """
 
     def __init__(self, file: Path, step: int, records: int = 0) -> None:
-        kept = [record for record in read(file) if record["step"] <= step]
+        # A run that starts takes nothing over from an earlier try.
+        kept = [record for record in read(file) if record["step"] <= step] if step >= 0 else []
         if len(kept) < records and file.exists():
             raise Damaged(
                 f"{file} is damaged: {len(kept)} of the {records} records up to step {step} are left; {_REMEDY}"
             )
-        self.file, self.records, self._link = file, 0, ""
+        self.file, self.records, self._link = file, 0, run_id(file.parent) or ""
         self.seconds = kept[-1]["seconds"] if kept else 0.0
         write_bytes(file, "".join(self._line(record) for record in kept).encode())
         with writing(file):
@@ -158,6 +160,17 @@ class WandbWriter:
         scalars = {f"{record['kind']}/{name}": value for name, value in _numbers(record).items()}
         self._run.log({**scalars, "step": record["step"]})
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Sends the metrics of a finished run: as a table with a row a metric, and in the summary as part/name."""
+        import wandb  # pyright: ignore[reportMissingImports] # an extra
+
+        parts = [part for part in ("validation", "test") if part in result]
+        names = list(dict.fromkeys(name for part in parts for name in result[part]))
+        rows = [[name, *(result[part].get(name) for part in parts)] for name in names]
+        self._run.log({"metrics": wandb.Table(columns=["metric", *parts], data=rows)})
+        for part in parts:
+            self._run.summary.update({f"{part}/{name}": value for name, value in result[part].items()})
+
     def close(self) -> None:
         """Ends the W&B run."""
         self._run.finish()
@@ -167,12 +180,13 @@ def read(file: Path) -> list[dict[str, Any]]:
     """Reads the records of a `metrics.jsonl`; a last line that a kill cut short is left out.
 
     Raises:
-      Damaged: A line differs from what was written, or lines before the last are lost. Files of older versions have no
-        checksums.
+      Damaged: A line differs from what was written, lines before the last are lost, or the file is another run's. Files
+        of older versions have no checksums.
     """
     if not file.is_file():
         return []
-    records, link, checked = [], "", False
+    own = run_id(file.parent)
+    records, link, checked = [], own or "", own is not None
     # Every whole line ends in a newline, so what follows the last one is a piece.
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
@@ -185,7 +199,8 @@ def read(file: Path) -> list[dict[str, Any]]:
         link = _linked(link, record)
         checked = checked or check is not None
         if checked and check != link:
-            raise Damaged(f"{file}, line {number} is damaged, or lines before it are changed or lost; {_REMEDY}")
+            or_else = "the file is of another run" if number == 1 else "lines before it are changed or lost"
+            raise Damaged(f"{file}, line {number} is damaged, or {or_else}; {_REMEDY}")
         records.append(record)
     return records
 

@@ -119,11 +119,13 @@ def optimizer(
         arXiv 2202.10054). Then its own warm-up and schedule begin.
 
     Raises:
-      ValueError: a factor for the delta of a method that changes its optimizer, or a method that does so with
-        "schedule_free_adamw".
+      ValueError: a negative `clip`, a factor for the delta of a method that changes its optimizer, or a method that does
+        so with "schedule_free_adamw".
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
+    if clip is not None and clip < 0:
+        raise ValueError(f"clip is {clip}, must be at least 0: a negative norm would reverse every gradient")
     # The last window may be a part of one.
     updates, rest, resting = -(-steps // accumulate), steps % accumulate, -(-head_only // accumulate)
     if method.changes_optimizer:

@@ -11,11 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from experiments.sweeps import trials
 from llm4rec_jax import peft
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs.load import restore
+from llm4rec_jax.runs.run import run
 from tests.helpers.commands import ROOT, command, last_line
 from tests.helpers.compiling import environment
 
@@ -263,7 +265,7 @@ def test_other_parts_train_and_recommend_to_a_stranger(config, tmp_path, argumen
         (["--config.text.item={titel}"], "title"),
         (["--config.peft.method=lorra"], "did you mean 'lora'"),
         (["--config.peft.options.lora.target=nothing"], "layer_N/attention/query"),
-        (["--config.train.metric=ndcg"], "ndcg@10"),
+        (["--config.train.metric=ndcg"], "config.train.metric"),
         (["--profile", "--config.baseline.name=popularity"], "a baseline has none"),
     ],
 )
@@ -279,6 +281,27 @@ def test_an_unknown_model_names_the_nearest(tmp_path):
     done = command("train", "--config=configs/movielens_100k.py:lorra", f"--workdir={tmp_path}", check=False)
     assert done.returncode != 0
     assert "did you mean 'lora'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("peft.method", "lorra", "config.peft: unknown .*did you mean 'lora'"),
+        ("model.users", "transfomer", "config.model.users: unknown .*did you mean 'transformer'"),
+        ("model.head", "dott", "config.model.head: unknown .*did you mean 'dot'"),
+        ("train.metric", "ndgc@10", "config.train.metric.*did you mean 'ndcg@10'"),
+        ("train.batch_size", 3, "config.train.batch_size is 3: 8 devices .*give a multiple of 8"),
+    ],
+)
+def test_what_needs_no_data_is_checked_before_data_is_read(config, tmp_path, monkeypatch, key, value, words):
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("llm4rec_jax.data.sources.load", read)
+    chosen = trials.load(str(config)).get_config("lora")
+    chosen.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=words):
+        run(chosen, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "recommend", "encode", "quickstart"])

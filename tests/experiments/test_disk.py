@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from llm4rec_jax import peft
 from llm4rec_jax.checksums import MANIFEST, check_manifest
-from llm4rec_jax.io import NotWritten
+from llm4rec_jax.io import NotWritten, replacing
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training.checkpoint import latest_step
 from llm4rec_jax.training.log import TrainingLog
-from tests.helpers import tiny
+from tests.helpers import made_up_runs, tiny
 from tests.helpers.commands import command
 from tests.helpers.training import train
 from tests.training.test_loop import same_bits
@@ -91,6 +92,26 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(disk, tmp_path, monkeyp
     assert last_good(folder / "run") in (2, 3)  # that of step 3 may not have been written yet
     (folder / "filler").unlink()
     same_bits(trained(folder / "run"), trained(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_told_before_anything_is_computed_and_holds_no_scratch_file(disk, config, tmp_path):
+    folder, _ = disk
+    fill(folder)
+    runs = made_up_runs.sweep(tmp_path / "sweep", a=0.0, b=0.1)
+    for name, path, arguments in (
+        ("train", folder / "run", (f"--config={config}:id", f"--workdir={folder / 'run'}")),
+        ("tables", folder / "t.md", (runs, f"--out={folder / 't.md'}")),
+    ):
+        done = command(name, *arguments, check=False)
+        assert done.returncode == 2, done.stderr
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"error: cannot write {path}")
+        assert "(No space left on device): make room" in last
+    full = pytest.raises(NotWritten, match=r"cannot write .*x\.npy \(No space left on device\)")
+    with full, replacing(folder / "x.npy") as scratch:
+        np.save(scratch, np.zeros(10**6))
+    held = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in held} <= {"filler", "lock"}
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")

@@ -249,7 +249,9 @@ def test_the_quickstart_has_intervals_and_lists(tmp_path):
     assert re.fullmatch(r"<u>0\.\d{4}</u> \[0\.\d{3}, 0\.\d{3}\]", ids[2])
     assert re.fullmatch(r"\*\*0\.\d{4}\*\* \[0\.\d{3}, 0\.\d{3}\]", text[2])
     assert report.markdown(runs, "One seed.").endswith("One seed.\n")
-    report.page(tmp_path / "index.html", "Toys", runs, "One seed.", {"history": ["a", "b & c"], "text": ["d"]})
+    report.page(
+        tmp_path / "index.html", "Toys", runs, "One seed.", "For user 7", {"history": ["a", "b & c"], "text": ["d"]}
+    )
     page = (tmp_path / "index.html").read_text()
     Reader(page)
     assert "<tr><td>a</td><td>d</td></tr>\n<tr><td>b &amp; c</td><td></td></tr>" in page

@@ -158,7 +158,7 @@ def run_cache() -> str:
 
 
 def test_other_data_is_refused(place, runs, tmp_path):
-    for file in ("config.json", "dataset.json", "result.json"):
+    for file in ("run.json", "config.json", "dataset.json", "result.json"):
         (tmp_path / file).write_text((runs / "gp-1" / file).read_text())
     data = run_folder.read(tmp_path / "dataset.json")
     run_folder.write(tmp_path / "dataset.json", {**data, "fingerprint": "ab" * 32})

@@ -164,8 +164,16 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
         writer = WandbWriter("tests", tmp_path, {"seed": 0})
         writer.write({"kind": "train", "step": step, "seconds": 0.5, "loss": 1.0})
         writer.close()
+    result = {"validation": {"ndcg@10": 0.25}, "test": {"ndcg@10": 0.125, "auc": 0.5}, "seconds": 1.0}
+    writer = WandbWriter("tests", tmp_path, {"seed": 0})
+    writer.write_result(result)
+    writer.close()
     ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")}
     assert len(ids) == 1
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/metrics*.table.json")
+    held = json.loads(table.read_text())
+    assert held["columns"] == ["metric", "validation", "test"]
+    assert held["data"] == [["ndcg@10", 0.25, 0.125], ["auc", None, 0.5]]
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -117,7 +117,8 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     """Returns the SHA-256, in hex, of all that a tokenizer's output depends on.
 
     A folder is hashed by its tokenizer's settings as they are loaded, so that equal tokenizers have one fingerprint
-    whatever other files lie beside them. Compare it before tokens of two runs are taken for the same.
+    whatever other files lie beside them. Compare it before tokens of two runs are taken for the same. The fingerprint
+    of a folder is cached under a hash of its files, since it takes seconds to load a tokenizer.
 
     Args:
         path: a local model folder, or the name of a model on the Hugging Face hub.
@@ -125,7 +126,16 @@ def tokenizer_fingerprint(path: str | Path) -> str:
     Raises:
         ValueError: if there is no fast tokenizer.
     """
-    return settings_hash(tokenizer(path), max_length=0).hexdigest()
+    folder = Path(path)
+    if not folder.is_dir():
+        return settings_hash(tokenizer(path), max_length=0).hexdigest()
+    check_vocabulary(folder)
+
+    def made() -> dict[str, NDArray[np.uint8]]:
+        return {"sha256": np.frombuffer(settings_hash(tokenizer(folder), max_length=0).digest(), np.uint8)}
+
+    key = _files_hash(folder, max_length=0).hexdigest()
+    return cache.get_or_compute(cache.default_folder("tokens"), key, "fingerprints", made)["sha256"].tobytes().hex()
 
 
 def _files_hash(folder: Path, max_length: int) -> "hashlib._Hash":

@@ -168,8 +168,9 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
         NotWritten: if the disk is full or cannot be written; the message names the folder.
     """
     scratch = folder.with_name(f"{folder.name}.tmp")
-    scratch.mkdir(exist_ok=True)
-    handle = os.open(scratch, os.O_RDONLY)
+    with writing(folder):
+        scratch.mkdir(exist_ok=True)
+        handle = os.open(scratch, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The process that had the lock may have finished since: then this is the inode of its result.
@@ -183,8 +184,10 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
             f"{folder} is being prepared by another process: wait for it, or name another folder"
         ) from None
     except BaseException:
-        if not folder.exists():
-            shutil.rmtree(scratch, ignore_errors=True)
+        # Unless it has got the name of the folder, or is another process's by now.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), scratch.stat()):
+                shutil.rmtree(scratch)
         raise
     finally:
         os.close(handle)

@@ -1,0 +1,65 @@
+"""The pretrained text encoder of a run, and how it reads texts."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm4rec_jax.data.features.tokens import Tokens, tokenizer_fingerprint
+from llm4rec_jax.models.encoders import huggingface as pretrained
+from llm4rec_jax.models.encoders.sentence_folder import (
+    PretrainedText,
+    SentenceFolder,
+    describe,
+    load_text_encoder,
+)
+from llm4rec_jax.training import run_id
+
+FROM_FOLDER = "folder"
+"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
+
+
+def reading_fingerprint(folder: SentenceFolder, pooling: str) -> str:
+    """Returns the hash of an encoder folder's tokenizer, prompts and case, and of its pooling where that is used."""
+    steps = folder.pooling if pooling == FROM_FOLDER else None
+    read = folder.prompts, folder.prompt, folder.lower_case, repr(steps)
+    return run_id.hash_of([tokenizer_fingerprint(folder.model), *read])
+
+
+def check_token_ids(tokens: Tokens, text: PretrainedText, folder: Path) -> Tokens:
+    """Returns tokens all of which the encoder has an embedding of; ValueError names the largest that it has not."""
+    size, largest = text.encoder.config.vocab_size, int(tokens.ids.max(initial=0))
+    if largest >= size:
+        raise ValueError(
+            f"{folder}: its tokenizer gives the token {largest}, and the encoder has embeddings of the tokens below "
+            f"{size} only: tokens were added without `resize_token_embeddings`; give the tokenizer of the encoder"
+        )
+    return tokens
+
+
+def load_encoder(config: Any, path: str | Path) -> PretrainedText:
+    """The text encoder at a path, as `config.encoder` wants it."""
+    encoder = config.encoder
+    pooling = encoder.pooling
+    if pooling is None:
+        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
+        pooling = family.pooling
+    loaded = load_text_encoder(
+        path,
+        None if pooling == FROM_FOLDER else pooling,
+        layers=encoder.layers,
+        compute_dtype=encoder.dtype,
+        remat=encoder.remat,
+        attention=encoder.attention,
+        dropout=encoder.dropout,
+    )
+    for notice in loaded.notices:
+        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
+    if encoder.pretrained:
+        return loaded
+    # The same for every seed, so that runs which share a program share an encoder.
+    tokens = np.zeros((1, 2), np.int32)
+    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
+    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
