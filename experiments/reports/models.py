@@ -45,7 +45,7 @@ def _family_row(family: Family) -> dict[str, Any]:
         "kind": "decoder" if family.causal else "encoder",
         "pooling": family.pooling,
         "methods": sorted(peft.METHODS),
-        "exchanged": sorted(WRITERS),
+        "exchanged": sorted(name for name in WRITERS if family.past_keys or name != "prefix"),
         "peft_targets": list(family.target_modules),
         "shapes": [name for name, fields in SHAPES.items() if fields["model_type"] == family.model_type],
         "transformers": TRANSFORMERS,
@@ -62,7 +62,8 @@ def family_table() -> str:
     return (
         f"{markdown_table(header, rows)}\n\nStates, logits and gradients of every family have been compared with "
         f"transformers {TRANSFORMERS}.\nAll {len(peft.METHODS)} methods adapt every family (bitfit where there are "
-        f"biases), and adapters of {len(WRITERS)} are exchanged\nwith peft: {', '.join(sorted(WRITERS))}."
+        f"biases), and adapters of {len(WRITERS)} are exchanged\nwith peft: {', '.join(sorted(WRITERS))} "
+        "(prefix where transformers\nattends to keys before a text's own)."
     )
 
 

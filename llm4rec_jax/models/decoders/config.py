@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from llm4rec_jax.models.encoders.base import EncoderConfig, config_fields
+from llm4rec_jax.models.encoders.base import EncoderConfig
+from llm4rec_jax.models.encoders.config_json import config_fields
 from llm4rec_jax.models.layers.activations import ACTIVATIONS
 from llm4rec_jax.models.layers.rotary import Rope, rope_from_hf, rope_to_hf
 
@@ -273,17 +274,3 @@ def read_windows(raw: Mapping[str, Any], layer_types: tuple[str, ...]) -> dict[s
         everywhere = layer_types in ((), (FULL,) * raw["num_hidden_layers"])
         return {"layer_types": () if everywhere else layer_types, "sliding_window": None}
     return {"layer_types": layer_types, "sliding_window": raw.get("sliding_window")}
-
-
-def refuse(raw: Mapping[str, Any], **supported: Any) -> None:
-    """Checks fields that have one supported value.
-
-    Raises:
-      ValueError: a field is there with another value, neither None nor the one given.
-
-    Example:
-      >>> refuse({"do_layer_norm_before": True}, do_layer_norm_before=True)
-    """
-    for name, value in supported.items():
-        if raw.get(name) is not None and raw[name] != value:
-            raise ValueError(f"{name} is {raw[name]!r}, but only {value!r} is supported")

@@ -15,11 +15,11 @@ from llm4rec_jax.models.decoders.config import (
     read_rope,
     read_ropes,
     read_windows,
-    refuse,
     rope_fields,
 )
 from llm4rec_jax.models.decoders.llama import ENDS, PROJECTIONS, family
 from llm4rec_jax.models.encoders.base import Sites, register
+from llm4rec_jax.models.encoders.config_json import refuse
 from llm4rec_jax.models.encoders.weights import norm
 
 _DEFAULTS = {"rope_theta": 10_000.0, "head_dim": 256, "tie_word_embeddings": True, "pad_token_id": 0}

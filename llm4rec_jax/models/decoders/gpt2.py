@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm4rec_jax.models.decoders.config import DecoderConfig, decoder_config, decoder_config_to_hf, refuse
+from llm4rec_jax.models.decoders.config import DecoderConfig, decoder_config, decoder_config_to_hf
 from llm4rec_jax.models.decoders.decoder import Decoder
 from llm4rec_jax.models.encoders.base import Family, register
+from llm4rec_jax.models.encoders.config_json import refuse
 from llm4rec_jax.models.encoders.weights import Rule, embedding, linear, norm
 
 _RENAMED = {

@@ -258,7 +258,7 @@ def megatron_rules(bias: bool = True, scope: str = ".*") -> Rules:
       bias: The projections by column have biases; a rule that matches nothing is an error.
       scope: Regular expression for what stands before `layer_N` in a path.
     """
-    into = rf"{scope}layer_\d+/(attention|ffn)/(query|key|value|gate|up)"
+    into = rf"{scope}layer_\d+/(attention|ffn)/(position_)?(query|key|value|gate|up)"
     return (
         (f"{into}/kernel", PartitionSpec(None, "model")),
         *(((f"{into}/bias", PartitionSpec("model")),) if bias else ()),
@@ -279,7 +279,7 @@ class Family:
       model_type: Its name in `config.json`.
       build: Makes the module from its configuration.
       config_from_hf: Makes the configuration from the fields of `config.json`; a ValueError names the key that asks
-        for something which is not supported. `config_fields` does most of the work.
+        for something which is not supported. `config_json.config_fields` does most of the work.
       config_to_hf: The fields of `config.json` from the configuration, those that say how to compute left out.
       weight_rules: Tensors by name and the parameters that they become, strict in both directions.
       prefixes: Beginnings of tensor names that are ignored, as models with a head write them ("model.").
@@ -287,6 +287,7 @@ class Family:
       sites: Which of the common parts a block has.
       unused_modules: Modules that Hugging Face's model has and no hidden state depends on, which adapters may hold.
       target_modules: Hugging Face's names of the modules that its peft adapts by default.
+      past_keys: Whether Hugging Face's model attends to keys that come before its own, as peft's prefixes need.
       sharding_rules: Where the arrays belong on a mesh, by path; see `sharding.specs`.
       causal: Whether a token attends only to itself and those before it.
       pooling: Pooling that suits its hidden states, for folders that do not name one.
@@ -302,6 +303,7 @@ class Family:
     sites: Sites = Sites()
     unused_modules: tuple[str, ...] = ()
     target_modules: tuple[str, ...] = ()
+    past_keys: bool = True
     sharding_rules: Rules = TRANSFORMER_RULES
     causal: bool = False
     pooling: str = "mean"
@@ -346,39 +348,6 @@ def find_family(model_type: str) -> Family:
     """
     _import_families()
     return FAMILIES.lookup(model_type)
-
-
-def config_fields(kind: type[EncoderConfig], raw: Mapping[str, Any], **renamed: str) -> dict[str, Any]:
-    """The fields of a `config.json` that a configuration has, each of the type of its default.
-
-    Args:
-      kind: Class of the configuration.
-      raw: Fields of `config.json`.
-      **renamed: Names in `config.json` by the configuration's name, where they differ: `hidden_size="n_embd"`.
-
-    Raises:
-      ValueError: a field is of another type.
-
-    Example:
-      >>> config_fields(EncoderConfig, {"n_embd": 8, "vocab_size": 5, "other": 1}, hidden_size="n_embd")
-      {'vocab_size': 5, 'hidden_size': 8}
-    """
-    found = {}
-    for field in dataclasses.fields(kind):
-        name = renamed.get(field.name, field.name)
-        if field.name in OURS or name not in raw:
-            continue
-        value, wanted = raw[name], type(field.default)
-        if value is None and "None" in str(field.type):
-            found[field.name] = None
-            continue
-        accepted = (int, float) if wanted is float else wanted
-        if wanted is not type(None) and (
-            not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool)
-        ):
-            raise ValueError(f"{name} is {value!r}, must be of type {wanted.__name__}")
-        found[field.name] = value
-    return found
 
 
 def first_layers(encoder: Encoder, params: dict[str, Any], k: int) -> tuple[Encoder, dict[str, Any]]:

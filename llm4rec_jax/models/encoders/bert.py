@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.encoders.base import OURS, Encoder, Family, config_fields, register
+from llm4rec_jax.models.encoders.base import Encoder, Family, register
+from llm4rec_jax.models.encoders.config_json import config_fields, fields_to_hf
 from llm4rec_jax.models.encoders.post_norm import PostNormConfig, layer_norm, post_norm_blocks
 from llm4rec_jax.models.encoders.weights import embedding, linear, norm
 from llm4rec_jax.models.layers.dropout import dropout
@@ -36,6 +37,11 @@ class BertConfig(PostNormConfig):
         return 0
 
     @property
+    def position_table(self) -> bool:
+        """Whether there are embeddings of positions."""
+        return True
+
+    @property
     def embedding_width(self) -> int:
         """Width of the embeddings before they are projected to D."""
         return self.hidden_size
@@ -44,7 +50,8 @@ class BertConfig(PostNormConfig):
 class Embeddings(nn.Module):
     """Sum of word, position and token type embeddings, normed. [B, L] -> [B, L, D].
 
-    There are no token types where the configuration has none, and a projection where it has another width than D.
+    There are no positions or token types where the configuration has none, and a projection where it has another width
+    than D.
     """
 
     config: BertConfig
@@ -52,31 +59,38 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array, token_type: jax.Array | None = None) -> jax.Array:
         c = self.config
-        if ids.shape[-1] > c.max_position_embeddings:
-            raise ValueError(
-                f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
-                "truncate the text when tokenising"
-            )
         # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
         embed = partial(nn.Embed, features=c.embedding_width, embedding_init=normal(c.initializer_range))
-        words = embed(c.vocab_size, name="word")(ids)
-        positions = embed(c.max_position_embeddings + c.first_position, name="position")(self.positions(ids))
+        x = embed(c.vocab_size, name="word")(ids)
         if c.type_vocab_size:
             if token_type is None:
                 # Flax's table of a single row knows no scalar ids.
                 token_type = jnp.int32(0) if c.type_vocab_size > 1 else jnp.zeros(ids.shape, jnp.int32)
-            words = words + embed(c.type_vocab_size, name="token_type")(token_type)
+            x = x + embed(c.type_vocab_size, name="token_type")(token_type)
         elif token_type is not None:
             raise ValueError(f"{c.model_type} has no token types: leave token_type out")
-        embedded = dropout(self, layer_norm(c, "norm")(words + positions), c.hidden_dropout_prob)
-        if c.embedding_width == c.hidden_size:
-            return embedded
-        return dense(c.hidden_size, "project", c.dtype, c.initializer_range)(embedded)
+        if c.position_table:
+            if ids.shape[-1] > c.max_position_embeddings:
+                raise ValueError(
+                    f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
+                    "truncate the text when tokenising"
+                )
+            x = x + embed(c.max_position_embeddings + c.first_position, name="position")(self.positions(ids))
+        return self.finish(x)
 
     @nn.nowrap
     def positions(self, ids: jax.Array) -> jax.Array:
         """Rows of the position table, [L] or [B, L]."""
         return jnp.arange(ids.shape[-1])
+
+    @nn.nowrap
+    def finish(self, x: jax.Array) -> jax.Array:
+        """Norm, dropout and projection to D of the sum."""
+        c = self.config
+        x = dropout(self, layer_norm(c, "norm")(x), c.hidden_dropout_prob)
+        if c.embedding_width == c.hidden_size:
+            return x
+        return dense(c.hidden_size, "project", c.dtype, c.initializer_range)(x)
 
 
 class Bert(Encoder):
@@ -116,18 +130,6 @@ def config_from_hf(kind: type[_Config], raw: Mapping[str, Any], **renamed: str) 
     return kind(**config_fields(kind, raw, **renamed))
 
 
-def config_to_hf(config: BertConfig, architecture: str = "BertModel", **renamed: str) -> dict[str, Any]:
-    """The fields of `config.json`, the inverse of `config_from_hf`.
-
-    Args:
-      config: The configuration.
-      architecture: Name of the class in transformers.
-      **renamed: Names in `config.json`, as in `config_fields`.
-    """
-    fields = {renamed.get(n, n): value for n, value in dataclasses.asdict(config).items() if n not in OURS}
-    return {"architectures": [architecture], "position_embedding_type": "absolute", **fields}
-
-
 BLOCK_RULES = (
     *linear("encoder.layer.{i}.attention.self.query", "layer_{i}/attention/query"),
     *linear("encoder.layer.{i}.attention.self.key", "layer_{i}/attention/key"),
@@ -155,7 +157,7 @@ BERT = register(
         model_type="bert",
         build=Bert,
         config_from_hf=partial(config_from_hf, BertConfig),
-        config_to_hf=config_to_hf,
+        config_to_hf=partial(fields_to_hf, architecture="BertModel"),
         weight_rules=(*EMBEDDING_RULES, *TOKEN_TYPE_RULES, *BLOCK_RULES),
         prefixes=("bert.",),
         dropped=(r"embeddings\.position_ids", r"(?:pooler|cls|classifier|qa_outputs)\..*"),

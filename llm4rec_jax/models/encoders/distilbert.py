@@ -1,11 +1,11 @@
 """DistilBERT (Sanh et al. 2019, arXiv 1910.01108): BERT without token types, under other names."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from llm4rec_jax.models.encoders.base import Family, register
-from llm4rec_jax.models.encoders.bert import EMBEDDING_RULES, Bert, BertConfig, config_from_hf, config_to_hf
+from llm4rec_jax.models.encoders.bert import EMBEDDING_RULES, Bert, BertConfig, config_from_hf
+from llm4rec_jax.models.encoders.config_json import fields_to_hf
 from llm4rec_jax.models.encoders.post_norm import PostNormConfig
 from llm4rec_jax.models.encoders.weights import linear, norm
 
@@ -34,29 +34,17 @@ _RENAMED = {
     "hidden_act": "activation",
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "",
+    "type_vocab_size": "",
 }
-_FIXED = ("layer_norm_eps", "type_vocab_size")
-"""Fields that `config.json` has no say in."""
-
-
-def _from_hf(raw: Mapping[str, Any]) -> DistilBertConfig:
-    fields = {name: value for name, value in raw.items() if name not in _FIXED}
-    return config_from_hf(DistilBertConfig, fields, **_RENAMED)
-
-
-def _to_hf(config: DistilBertConfig) -> dict[str, Any]:
-    fields = config_to_hf(config, "DistilBertModel", **_RENAMED)
-    return {name: value for name, value in fields.items() if name not in (*_FIXED, "position_embedding_type")}
-
-
 _BLOCK = "transformer.layer.{i}"
 
 register(
     Family(
         model_type="distilbert",
         build=Bert,
-        config_from_hf=_from_hf,
-        config_to_hf=_to_hf,
+        config_from_hf=partial(config_from_hf, DistilBertConfig, **_RENAMED),
+        config_to_hf=partial(fields_to_hf, architecture="DistilBertModel", **_RENAMED),
         weight_rules=(
             *EMBEDDING_RULES,
             *linear(f"{_BLOCK}.attention.q_lin", "layer_{i}/attention/query"),
@@ -74,5 +62,6 @@ register(
             r"(?:vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\..*",
         ),
         target_modules=("q_lin", "v_lin"),
+        past_keys=False,
     )
 )

@@ -11,8 +11,8 @@ from llm4rec_jax.models.encoders.bert import (
     Bert,
     BertConfig,
     config_from_hf,
-    config_to_hf,
 )
+from llm4rec_jax.models.encoders.config_json import fields_to_hf
 from llm4rec_jax.models.encoders.weights import linear
 
 
@@ -44,7 +44,7 @@ register(
         model_type="electra",
         build=Bert,
         config_from_hf=partial(config_from_hf, ElectraConfig),
-        config_to_hf=partial(config_to_hf, architecture="ElectraModel"),
+        config_to_hf=partial(fields_to_hf, architecture="ElectraModel"),
         weight_rules=(
             *EMBEDDING_RULES,
             *TOKEN_TYPE_RULES,

@@ -213,6 +213,8 @@ def family_of(params: Mapping[str, Any]) -> Family:
     paths, fitting = list(flatten(dict(params))), {}
     for family in families().values():
         names = names_of(family)
+        if not all(any(path.startswith(f"layer_0/{site}/") for path in paths) for site in family.sites.linear.values()):
+            continue
         try:
             fitting.setdefault(tuple(names.tensor(path) for path in paths), family)
         except WeightError:
@@ -256,8 +258,9 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
             f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the "
             "original model, or dequantise it (`model.dequantize()` in transformers) and save it again"
         )
-    family = find_family(named)
     try:
-        return family, family.config_from_hf(raw)
+        config = find_family(named).config_from_hf(raw)
     except ValueError as error:
         raise PretrainedError(f"{file}: {error}") from error
+    # One model_type may stand for several families, as that of T5 does.
+    return find_family(config.model_type), config

@@ -116,6 +116,7 @@ register(
         prefixes=("model.",),
         dropped=(r"(?:head|decoder|classifier)\..*",),
         sites=Sites(gate="ffn/gate"),
+        past_keys=False,
         sharding_rules=megatron_rules(bias=False),
     )
 )

@@ -4,13 +4,11 @@ position_bias      number of a bucket -> what it adds to the scores of each head
 """
 
 import dataclasses
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from llm4rec_jax.models.encoders.base import Family, register
 from llm4rec_jax.models.encoders.bert import EMBEDDING_RULES
@@ -18,9 +16,7 @@ from llm4rec_jax.models.encoders.post_norm import PostNormConfig
 from llm4rec_jax.models.encoders.roberta import Roberta, RobertaConfig, counted_from_hf, counted_to_hf
 from llm4rec_jax.models.encoders.weights import embedding, linear, norm
 from llm4rec_jax.models.layers.linear import normal
-
-BUCKETS = 32
-"""Number of the buckets of distances."""
+from llm4rec_jax.models.layers.relative import BUCKETS, bias_by_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +47,6 @@ class MpnetConfig(RobertaConfig):
         return 2
 
 
-def buckets(length: int, count: int = BUCKETS, longest: int = 128) -> np.ndarray:
-    """Numbers of the buckets that distances fall into (Raffel et al. 2020, arXiv 1910.10683, section 2.1).
-
-    Half of them are for keys before the query, half for those after; near distances have one each, far ones share.
-
-    Args:
-      length: Number of tokens L.
-      count: Number of buckets.
-      longest: Distances from this one on share a bucket.
-
-    Returns:
-      [L, L] int, by query and key.
-
-    Example:
-      >>> buckets(3).tolist()
-      [[0, 17, 18], [1, 0, 17], [2, 1, 0]]
-    """
-    distance = np.arange(length) - np.arange(length)[:, None]
-    half, exact = count // 2, count // 4
-    near = np.abs(distance)
-    ratio = np.log(np.maximum(near, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(longest / exact))
-    far = np.minimum(exact + (ratio * np.float32(half - exact)).astype(int), half - 1)
-    return (distance > 0) * half + np.where(near < exact, near, far)
-
-
 class Mpnet(Roberta):
     """MPNet without its pooler and heads."""
 
@@ -87,26 +58,18 @@ class Mpnet(Roberta):
     @nn.nowrap
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
         """The bias on the scores of every block, [1, heads, L, L]."""
-        return (self.position_bias(jnp.asarray(buckets(x.shape[1]))).transpose(2, 0, 1)[None],)
+        return (bias_by_distance(self.position_bias, x.shape[1]),)
 
 
-def _from_hf(raw: Mapping[str, Any]) -> MpnetConfig:
-    return counted_from_hf(MpnetConfig, {name: value for name, value in raw.items() if name != "type_vocab_size"})
-
-
-def _to_hf(config: MpnetConfig) -> dict[str, Any]:
-    left_out = ("type_vocab_size", "position_embedding_type")
-    return {name: value for name, value in counted_to_hf(config, "MPNetModel").items() if name not in left_out}
-
-
+_LEFT_OUT = {"type_vocab_size": ""}
 _BLOCK = "encoder.layer.{i}"
 
 register(
     Family(
         model_type="mpnet",
         build=Mpnet,
-        config_from_hf=_from_hf,
-        config_to_hf=_to_hf,
+        config_from_hf=partial(counted_from_hf, MpnetConfig, **_LEFT_OUT),
+        config_to_hf=partial(counted_to_hf, architecture="MPNetModel", **_LEFT_OUT),
         weight_rules=(
             *EMBEDDING_RULES,
             *embedding("encoder.relative_attention_bias", "position_bias"),
@@ -123,5 +86,6 @@ register(
         dropped=(r"embeddings\.position_ids", r"(?:pooler|lm_head|classifier|qa_outputs)\..*"),
         unused_modules=("pooler.dense",),
         target_modules=("q", "v"),
+        past_keys=False,
     )
 )

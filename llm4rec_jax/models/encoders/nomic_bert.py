@@ -12,11 +12,11 @@ from llm4rec_jax.models.decoders.config import (
     decoder_config,
     decoder_config_to_hf,
     read_rope,
-    refuse,
     rope_fields,
 )
 from llm4rec_jax.models.decoders.decoder import Decoder
 from llm4rec_jax.models.encoders.base import Family, Sites, megatron_rules, register
+from llm4rec_jax.models.encoders.config_json import refuse
 from llm4rec_jax.models.encoders.weights import Rule, embedding, linear, norm
 
 # An empty name: `config.json` has no such field. The word embeddings are tied to a head that predicts masked tokens.
@@ -164,6 +164,7 @@ register(
         prefixes=("nomic_bert.", "bert."),
         dropped=(r"(?:pooler|cls|classifier)\..*",),
         sites=Sites(gate="ffn/gate"),
+        past_keys=False,
         unused_modules=("pooler.dense",),
         sharding_rules=megatron_rules(bias=False),
     )

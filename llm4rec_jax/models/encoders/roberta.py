@@ -5,6 +5,7 @@ They differ from BERT in where positions begin, behind the id of padding, and co
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -20,8 +21,8 @@ from llm4rec_jax.models.encoders.bert import (
     BertConfig,
     Embeddings,
     config_from_hf,
-    config_to_hf,
 )
+from llm4rec_jax.models.encoders.config_json import fields_to_hf
 from llm4rec_jax.models.encoders.post_norm import post_norm_blocks
 
 
@@ -74,16 +75,16 @@ class Roberta(Bert):
 _Config = TypeVar("_Config", bound=RobertaConfig)
 
 
-def counted_from_hf(kind: type[_Config], raw: Mapping[str, Any]) -> _Config:
+def counted_from_hf(kind: type[_Config], raw: Mapping[str, Any], **renamed: str) -> _Config:
     """The configuration of an encoder whose position table has rows that stand for no token."""
-    config = config_from_hf(kind, {"max_position_embeddings": 512, **raw})
+    config = config_from_hf(kind, {"max_position_embeddings": 512, **raw}, **renamed)
     return dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings - config.first_position)
 
 
-def counted_to_hf(config: RobertaConfig, architecture: str) -> dict[str, Any]:
+def counted_to_hf(config: RobertaConfig, architecture: str, **renamed: str) -> dict[str, Any]:
     """The inverse of `counted_from_hf`."""
     rows = config.max_position_embeddings + config.first_position
-    return {**config_to_hf(config, architecture), "max_position_embeddings": rows}
+    return {**fields_to_hf(config, architecture, **renamed), "max_position_embeddings": rows}
 
 
 def _register(model_type: str, architecture: str, vocab_size: int) -> None:
@@ -93,7 +94,7 @@ def _register(model_type: str, architecture: str, vocab_size: int) -> None:
             model_type=model_type,
             build=Roberta,
             config_from_hf=lambda raw: counted_from_hf(RobertaConfig, {**named, **raw}),
-            config_to_hf=lambda config: counted_to_hf(config, architecture),
+            config_to_hf=partial(counted_to_hf, architecture=architecture),
             weight_rules=(*EMBEDDING_RULES, *TOKEN_TYPE_RULES, *BLOCK_RULES),
             prefixes=("roberta.",),
             dropped=(r"embeddings\.position_ids", r"(?:pooler|lm_head|classifier|qa_outputs)\..*"),

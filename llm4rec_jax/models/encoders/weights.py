@@ -165,8 +165,9 @@ class Names:
         sources = {name: source for name, source in read.items() if source is not None and _is_used(source, shapes)}
         flat: dict[str, Any] = {}
         for name, source in sources.items():
-            if twice := [path for path in source.paths if path in flat]:
-                raise WeightError(f"{name} and another tensor both stand for {twice[0]}")
+            # Some checkpoints hold tied tables under both of their names.
+            if (other := flat.get(source.paths[0])) and not np.array_equal(tensors[name], tensors[other]):
+                raise WeightError(f"{name} and {other} both stand for {source.paths[0]}, and differ")
             flat |= dict.fromkeys(source.paths, name)
         self.check_paths(flat, shapes)
         for name, source in sources.items():

@@ -123,10 +123,10 @@ def modules_spoken_of(keys: Iterable[str]) -> Modules:
         "gate": ("width", inner), "up": ("width", inner), "down": (inner, "width"),
     }  # fmt: skip
     linear = {f"layer_{i}/{site}": sizes[name] for i in range(depth) for name, site in has.linear.items()}
-    norms = {f"layer_{i}/{name}": ("width",) for i in range(depth) for name in has.norms}
-    if any("embeddings/norm/scale" in rule.paths for rule in family.weight_rules):
-        norms["embeddings/norm"] = ("width",)
-    return _modules(linear, norms, ["embeddings/word"], "width", family)
+    known = {path for rule in family.weight_rules for path in rule.paths}
+    beside = [name for name in ("embeddings/norm", "final_norm") if f"{name}/scale" in known]
+    norms = [*beside, *(f"layer_{i}/{name}" for i in range(depth) for name in has.norms)]
+    return _modules(linear, dict.fromkeys(norms, ("width",)), ["embeddings/word"], "width", family)
 
 
 def _modules(

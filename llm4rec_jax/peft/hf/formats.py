@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm4rec_jax.models.encoders.base import Family
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
     INSTEAD,
@@ -144,7 +145,16 @@ def _read_virtual(adapter: Adapter, needed: Size) -> tuple[int, int, int]:
     return length, layers, width
 
 
+def _check_past_keys(family: Family) -> None:
+    if not family.past_keys:
+        raise InterchangeError(
+            f"prefix: transformers' {family.model_type} attends to no keys before its own, so that a prefix of peft's "
+            "changes nothing there: choose another method, or keep the run's own checkpoint of it"
+        )
+
+
 def _read_prefix(adapter: Adapter) -> tuple[Peft, Delta]:
+    _check_past_keys(adapter.modules.family)
     # Keys may be narrower than states, where several heads share them.
     length, layers, width = _read_virtual(adapter, adapter.modules.sizes.get("layer_0/attention/key", ("",))[-1])
     # The file holds the keys and values themselves, whatever network made them.
@@ -156,6 +166,7 @@ def _read_prefix(adapter: Adapter) -> tuple[Peft, Delta]:
 
 
 def _write_prefix(options: Mapping[str, Any], delta: Delta, modules: Modules) -> Written:
+    _check_past_keys(modules.family)
     if not options["shift"]:
         raise InterchangeError(
             "prefix: peft moves the text behind the prefix, this one does not: train it with shift=True"

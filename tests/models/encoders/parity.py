@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from llm4rec_jax.models.encoders.base import first_layers
 from llm4rec_jax.models.encoders.huggingface import load, names_of, parameter_shapes, save
+from llm4rec_jax.sharding import make_mesh, specs
 from llm4rec_jax.trees import flatten
 
 RIGHT = np.arange(13) < np.array([13, 9, 1, 6])[:, None]
@@ -64,13 +65,23 @@ def check(
     written = json.loads((folder / "ours" / "config.json").read_text(encoding="utf-8"))
     assert {n: v for n, v in written.items() if n in theirs and v != theirs[n]} == {}
 
+    placed = flatten(specs({"encoder": params}, make_mesh(1), encoder.family.sharding_rules))
+    for site in encoder.family.sites.linear.values():
+        assert any(placed[f"encoder/layer_1/{site}/kernel"]), site
+
     pruned, kept = first_layers(encoder, params, 1)
-    states = encoder.apply({"params": params}, ids, mask, method="all_hidden_states")
-    first = encoder.apply({"params": params}, None, states[:, :, :2], mask, method="encode_from")
-    np.testing.assert_allclose(pruned.apply({"params": kept}, ids, mask), first, atol=1e-6)
-    half = encoder.apply({"params": params}, ids, mask, 1, method="hidden_states")
-    whole = encoder.apply({"params": params}, 1, half, mask, method="encode_from")
-    np.testing.assert_allclose(np.asarray(whole)[mask], np.asarray(ours)[mask], atol=1e-6)
+
+    @jax.jit
+    def in_parts(params: Any, kept: Any) -> Any:
+        states = encoder.apply({"params": params}, ids, mask, method="all_hidden_states")
+        first = encoder.apply({"params": params}, None, states[:, :, :2], mask, method="encode_from")
+        half = encoder.apply({"params": params}, ids, mask, 1, method="hidden_states")
+        whole = encoder.apply({"params": params}, 1, half, mask, method="encode_from")
+        return first, pruned.apply({"params": kept}, ids, mask), whole
+
+    first, alone, whole = (np.asarray(states)[mask] for states in in_parts(params, kept))
+    np.testing.assert_allclose(alone, first, atol=atol, rtol=0)
+    np.testing.assert_allclose(whole, np.asarray(ours)[mask], atol=atol, rtol=0)
 
 
 def _check_gradients(model: Any, encoder: Any, params: Any, inputs: Any, ids: np.ndarray, mask: np.ndarray) -> None:
@@ -96,6 +107,7 @@ def _check_gradients(model: Any, encoder: Any, params: Any, inputs: Any, ids: np
         scale = np.abs(grad).max()
         if name.endswith("key/bias"):
             # It adds the same to all keys of a softmax: its gradient is zero without rotation.
-            scale = max(np.abs(theirs[name.replace("key", "query")]).max(), scale)
+            beside = f"{name.partition('/')[0]}/attention/query/bias"
+            scale = max(np.abs(theirs[beside]).max(), scale)
         assert scale > 0, name
         np.testing.assert_allclose(ours[name] / scale, grad / scale, atol=1e-4, rtol=0, err_msg=name)

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from llm4rec_jax.models.encoders.base import EncoderConfig, Sites, config_fields, families, find_family, register
+from llm4rec_jax.models.encoders.base import EncoderConfig, Sites, families, find_family, register
 from llm4rec_jax.models.encoders.bert import BERT
+from llm4rec_jax.models.encoders.config_json import config_fields
 
 
 def test_families_register_themselves_once():

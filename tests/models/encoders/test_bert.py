@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm4rec_jax.models.encoders.attention import Attention
 from llm4rec_jax.models.encoders.base import first_layers
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
-from llm4rec_jax.models.encoders.post_norm import Attention
 from llm4rec_jax.trees import flatten
 
 CONFIG = BertConfig(

@@ -6,7 +6,7 @@ import torch
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from llm4rec_jax.models.encoders.base import find_family
-from llm4rec_jax.models.encoders.mpnet import buckets
+from llm4rec_jax.models.layers.relative import buckets
 from tests.models.encoders.parity import check
 
 SMALL = {"vocab_size": 41, "num_hidden_layers": 3, "intermediate_size": 29}
