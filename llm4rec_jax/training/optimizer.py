@@ -119,8 +119,8 @@ def optimizer(
         arXiv 2202.10054). Then its own warm-up and schedule begin.
 
     Raises:
-      ValueError: a negative `clip`, a factor for the delta of a method that changes its optimizer, or such a method with
-        "schedule_free_adamw".
+      ValueError: a negative `clip`, a factor for the delta of a method that changes its optimizer, or such a method
+        with "schedule_free_adamw".
     """
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}, must be at least 1")
