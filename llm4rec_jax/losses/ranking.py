@@ -134,10 +134,17 @@ class Loss(NamedTuple):
     - "in_batch": function(scores [..., N], target [...], log_q [N], where=[..., N])
     - "catalogue": function(scores [..., N], target [...], where=[..., N])
     - "none": function(scores [...], target [...]), the target a label or a rating
+
+    Attributes:
+      function: The loss.
+      negatives: Kind of its candidates.
+      logits: For a loss that is the cross entropy of the target among its candidates: (scores, log_q) to what the
+        softmax is over, elementwise. The loss can then be computed in blocks of candidates; see `losses.blocks`.
     """
 
     function: Callable[..., jax.Array]
     negatives: Negatives
+    logits: Callable[[jax.Array, jax.Array | None], jax.Array] | None = None
 
     def __call__(
         self,
@@ -169,9 +176,9 @@ LOSSES: Registry[Loss] = Registry("loss")
 LOSSES.register("bpr")(Loss(bpr, "sampled"))
 LOSSES.register("bce")(Loss(sampled_bce, "sampled"))
 LOSSES.register("hinge")(Loss(hinge, "sampled"))
-LOSSES.register("softmax")(Loss(softmax, "sampled"))
-LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch"))
-LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue"))
+LOSSES.register("softmax")(Loss(softmax, "sampled", lambda scores, _: scores))
+LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch", lambda scores, log_q: scores - log_q))
+LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue", lambda scores, _: scores))
 LOSSES.register("bce_pointwise")(Loss(bce, "none"))
 LOSSES.register("mse")(Loss(mse, "none"))
 
