@@ -207,7 +207,7 @@ class Objective(NamedTuple):
         return self.loss.logits(scores, log_q)
 
     def _blocks(self, values: int, *axes: str) -> int:
-        """Returns the number of blocks of a loss that would hold so many values at once, divided over mesh axes."""
+        """Returns the number of blocks for a loss that would hold `values` values at once, divided over mesh axes."""
         if self.mesh is not None:
             values //= math.prod(self.mesh.shape[axis] for axis in axes)
         if self.loss.logits is None or values <= LARGEST_AT_ONCE:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-# What a training process on a CPU takes beside its programs' arrays: in memory, and of its address space.
+# A training process on a CPU takes this beside its programs' arrays: in memory, and of its address space.
 _RESIDENT, _ADDRESSES = 3 * 2**29, 3 * 2**30
 # A micro-batch of fewer texts leaves a device idle, and saves little.
 _FEWEST_TEXTS = 8
@@ -51,7 +51,7 @@ def device_bytes(mesh: Mesh) -> int:
 def host_bytes(root: Path = Path("/")) -> int:
     """Returns the memory that arrays may take in this process.
 
-    That is the least of the machine's memory, the limit of the process's cgroup and of those above it, and the limit of
+    It is the least of the machine's memory, the limits of the process's cgroup and of those above it, and the limit of
     its address space (`ulimit -v`), each less what the process takes for itself.
 
     Args:
@@ -106,7 +106,7 @@ def fitting_program(
     """Compiles a training step that fits a device's memory, with the largest micro-batches of texts that do.
 
     Args:
-      compile_step: Compiles the step that encodes so many texts at a time; 0: all at once.
+      compile_step: Compiles the step for a number of texts that are encoded at a time; 0: all at once.
       texts: Texts that a step encodes, as (number of texts, padded number of tokens) of each group.
       limit: Bytes of a device.
       item_micro_batch: Number of texts at a time; None chooses.
@@ -126,9 +126,9 @@ def fitting_program(
     before, bytes_before = 0, needed.arguments
     while True:
         bytes_of_text = (needed.total - bytes_before) / (size - before)
-        room = limit - (needed.total - bytes_of_text * size)
+        left = limit - (needed.total - bytes_of_text * size)
         before, bytes_before = size, needed.total
-        size = 2 ** int(np.log2(max(min(0.9 * room / bytes_of_text, size - 1), 1)))
+        size = 2 ** int(np.log2(max(min(0.9 * left / bytes_of_text, size - 1), 1)))
         if size < _FEWEST_TEXTS:
             raise ValueError(_refusal(needed, limit, None))
         program = compile_step(size)

@@ -108,7 +108,7 @@ class LoopTask(Protocol):
         ...
 
     def text_shapes(self, batch: Any) -> Sequence[tuple[int, int]]:
-        """Returns the texts that a step encodes for a batch on the mesh: (number of texts, padded number of tokens) of each group."""
+        """Returns (number of texts, padded number of tokens) of each group that a step encodes for a placed batch."""
         ...
 
 

@@ -63,12 +63,12 @@ def test_what_loops_hide_is_not_counted():
 
 def test_each_program_has_the_micro_batches_that_fit():
     def encode(weights, batch, item_micro_batch):
-        # Eight batches' worth of temporary values at once, or as many as asked for.
-        texts = item_micro_batch or 16
-        return jnp.tanh(jnp.broadcast_to(weights[0, 0], (texts, 2**16)) + batch.users[0]).sort(0).sum()
+        # 256 KiB for each text that is encoded at a time.
+        texts = jnp.arange(item_micro_batch or 16) * weights[0, 0]
+        return jnp.outer(texts, jnp.arange(2.0**16) + batch.users[0]).sort(0).sum()
 
     jitted = jax.jit(encode, static_argnames="item_micro_batch")
-    programs = CompiledSteps(jitted, lambda batch: [(16, 4)], 9 * 2**18)
+    programs = CompiledSteps(jitted, lambda batch: [(16, 4)], 14 * 2**18)
     fitting = programs.compile(WEIGHTS, batch(4))
     assert fitting.item_micro_batch == 8
     assert "8 at a time" in fitting.note

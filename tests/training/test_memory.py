@@ -16,8 +16,8 @@ GIB = 2**30
 TEXTS = [(1000, 48), (3000, 16)]  # as many tokens as 2,000 texts of 48
 
 
-class Programs:
-    """Programs whose memory is linear in the texts that they encode at a time."""
+class Linear:
+    """Compiles programs whose memory is linear in the texts that they encode at a time."""
 
     def __init__(self, rest: float, text: float, arguments: float = 0.5) -> None:
         self._rest, self._text, self._arguments = rest, text, arguments
@@ -36,14 +36,14 @@ class Programs:
 
 
 def test_all_at_once_where_that_fits():
-    programs = Programs(rest=1, text=0.01)
+    programs = Linear(rest=1, text=0.01)
     fitting = fitting_program(programs, TEXTS, 22 * GIB)
     assert (fitting.item_micro_batch, fitting.note, programs.compiled) == (0, "", [0])
 
 
 @pytest.mark.parametrize(("limit", "chosen", "tries"), [(16, 1024, 2), (8, 512, 2), (2, 32, 3)])
 def test_the_largest_micro_batch_that_fits(limit, chosen, tries):
-    programs = Programs(rest=1, text=0.01)
+    programs = Linear(rest=1, text=0.01)
     fitting = fitting_program(programs, TEXTS, limit * GIB)
     assert fitting.item_micro_batch == chosen
     assert len(programs.compiled) == tries
@@ -64,7 +64,7 @@ def test_the_largest_micro_batch_that_fits(limit, chosen, tries):
     ],
 )
 def test_what_cannot_fit_is_refused(rest, arguments, given, texts, remedy):
-    programs = Programs(rest, 0.01, arguments)
+    programs = Linear(rest, 0.01, arguments)
     with pytest.raises(ValueError, match=remedy) as refused:
         fitting_program(programs, texts, 8 * GIB, given)
     assert f"{arguments:.1f} GiB of them" in str(refused.value)
@@ -72,7 +72,7 @@ def test_what_cannot_fit_is_refused(rest, arguments, given, texts, remedy):
 
 
 def test_a_given_size_is_kept():
-    programs = Programs(rest=1, text=0.01)
+    programs = Linear(rest=1, text=0.01)
     assert fitting_program(programs, TEXTS, 8 * GIB, 64).item_micro_batch == 64
     assert programs.compiled == [64]
 
