@@ -12,7 +12,7 @@ from llm4rec_jax.data.batching.batch import Batch, TokenGroup
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.recommender import init, recommender
-from llm4rec_jax.peft import METHODS, Peft, create, forward, within
+from llm4rec_jax.peft import METHODS, Peft, create, within
 from llm4rec_jax.peft.sites import constant_below
 from llm4rec_jax.sharding import make_mesh, place
 from llm4rec_jax.tasks.ranking_objective import Objective
@@ -21,8 +21,8 @@ from llm4rec_jax.training.task import partition_params
 from tests.helpers import tiny
 from tests.helpers.small import CONFIG, moved
 
-USUAL = ("adalora", "dora", "full", "lora", "prefix", "prompt", "side")
-"""Methods of every kind: weights replaced, activations changed, states read beside the blocks, a penalty."""
+USUAL = ("adalora", "dora", "full", "prefix")
+"""Methods of several kinds: weights replaced, activations changed, tokens added, a penalty."""
 RNG = np.random.default_rng(0)
 
 
@@ -61,10 +61,10 @@ def parts(method: Peft, dropout: float = 0.0, cached: bool = False, seed: int = 
         known = np.zeros((U, 8, *(3,) * reads_all, CONFIG["hidden_size"]), np.float32)
         start = 0
         for ids, mask in GROUPS:
-            weights = {**split.frozen, **trainable["params"]}
-            run = partial(forward, recommends.text_encoder, method, weights, trainable["delta"])
-            rows = BATCH.items[start : start + len(ids)]
-            known[rows, : ids.shape[1]] = run(layer, ids, mask, apply="hidden_states")
+            # As a run computes them at its start, when no method changes anything yet.
+            weights = {"params": {**split.frozen, **trainable["params"]}}
+            states_of = partial(recommends.text_encoder.apply, weights, method="hidden_states")
+            known[BATCH.items[start : start + len(ids)], : ids.shape[1]] = states_of(layer, ids, mask)
             start += len(ids)
         states = jnp.asarray(known)
     objective = Objective(recommends, method, LOSSES["full_softmax"], first_trained_layer=layer)
