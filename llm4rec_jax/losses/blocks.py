@@ -53,7 +53,7 @@ def softmax_in_blocks(block_of: Callable[[Any], Block], blocks: Any) -> jax.Arra
         total = jnp.exp(logits - highest[..., None]).sum(axis=-1)
         return highest, total, jnp.where(is_target, logits, 0.0).sum(axis=-1)
 
-    # The two passes are loops of their own, which no compiler merges.
+    # The two passes are loops, which no compiler merges.
     highest_of, total_of, target_of = jax.lax.map(jax.checkpoint(summarise, prevent_cse=False), blocks)
     # The highest score is taken out of both terms: their difference stays precise however large the scores are.
     highest = highest_of.max(axis=0)

@@ -50,15 +50,16 @@ def map_parts(
       function: (rows of one part, key of the part or None) to an array with as many rows.
       rows: Tree of arrays [R, …].
       key: Key of dropout, from which each part has its own, the same in both passes.
-      parts: Number of parts.
+      parts: Number of parts; a single one is taken as two.
       mesh: Devices, over whose axis "data" the rows of each part are divided.
 
     Returns:
       The values of all rows, [R, …].
     """
+    # Compilers take a loop of one round apart, and merge the two passes again.
+    parts = max(parts, 2)
     keys = None if key is None else jax.random.split(key, parts)
     split = jax.tree.map(lambda array: split_rows(array, parts, mesh), rows)
-    # The two passes are loops of their own, which no compiler merges, unless they have one round.
-    again = jax.checkpoint(lambda part: function(*part), prevent_cse=parts == 1)
+    again = jax.checkpoint(lambda part: function(*part), prevent_cse=False)
     values = jax.lax.map(again, (split, keys))
     return values.reshape(-1, *values.shape[2:])[: len(jax.tree.leaves(rows)[0])]

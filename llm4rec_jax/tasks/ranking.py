@@ -238,7 +238,7 @@ class RankingTask:
 
     def text_shapes(self, batch: Batch) -> list[tuple[int, int]]:
         """Returns texts and tokens of each group of the batch's items."""
-        return [group.ids.shape[-2:] for group in batch.tokens]
+        return [(ids.shape[-2], ids.shape[-1]) for ids, _ in batch.tokens]
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
         """Ranks the whole catalogue for every user of the validation part."""

@@ -119,7 +119,7 @@ class RatingTask:
         if batch.texts is not None:
             weights = {**frozen["params"], **trainable["params"]}
 
-            def encode(texts: tuple[jax.Array, ...], key: jax.Array | None = None) -> jax.Array:
+            def encode(texts: Any, key: jax.Array | None = None) -> jax.Array:
                 return forward(reader.model, reader.method, weights, trainable["delta"], *texts)
 
             parts = -(-len(batch.texts[0]) // item_micro_batch) if item_micro_batch else 0
@@ -133,7 +133,7 @@ class RatingTask:
 
     def text_shapes(self, batch: Questions) -> list[tuple[int, int]]:
         """Returns the number of texts and of tokens."""
-        return [] if batch.texts is None else [batch.texts[0].shape[-2:]]
+        return [] if batch.texts is None else [(batch.texts[0].shape[-2], batch.texts[0].shape[-1])]
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics of the validation part."""

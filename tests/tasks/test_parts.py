@@ -46,22 +46,23 @@ def test_dropout_is_the_same_in_both_passes_and_another_in_each_part():
 
 
 def test_memory_is_that_of_one_part():
-    def bytes_of(rows: int, parts: int) -> int:
+    def bytes_of(rows: int, parts: int, groups: int = 1) -> int:
         def value(weight, x):
             def deep(x, key):
                 for _ in range(6):
                     x = jnp.tanh(x @ weight)
                 return x[:, 0]
 
-            return (map_parts(deep, x, None, parts) if parts else deep(x, None)).sum()
+            each = (map_parts(deep, rows, None, parts) if parts else deep(rows, None) for rows in jnp.split(x, groups))
+            return sum(values.sum() for values in each)
 
         shapes = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 64), (rows, 64)))
         return jax.jit(jax.grad(value)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     whole, few, many = bytes_of(4096, 0), bytes_of(4096, 32), bytes_of(8192, 64)
     assert few < whole / 4
-    # A part is computed again, even if it is the only one.
-    assert bytes_of(128, 1) < 1.5 * few
+    # Groups of rows come one after another too, whether each is in several parts or not.
+    assert bytes_of(4096, 1, groups=16) < whole / 4
     assert many < 1.5 * few + 4096 * 64 * 4
 
 
