@@ -139,10 +139,17 @@ class Loss(NamedTuple):
 
     Negatives may have a `log_q`, the log probability by which they are drawn: a function that corrects for it takes
     log_q=[..., K] where they are sampled, and log_q=[N] where they are items of the batch.
+
+    Attributes:
+      function: The loss.
+      negatives: Kind of its candidates.
+      logits: For a loss that is the cross entropy of the target among its candidates: (scores, log_q) to what the
+        softmax is over, elementwise. The loss can then be computed in blocks of candidates; see `losses.blocks`.
     """
 
     function: Callable[..., jax.Array]
     negatives: Negatives
+    logits: Callable[[jax.Array, jax.Array | None], jax.Array] | None = None
 
     def takes(self, option: str) -> bool:
         """Returns whether the function has an argument of this name."""
@@ -182,9 +189,9 @@ LOSSES: Registry[Loss] = Registry("loss")
 LOSSES.register("bpr")(Loss(bpr, "sampled"))
 LOSSES.register("bce")(Loss(sampled_bce, "sampled"))
 LOSSES.register("hinge")(Loss(hinge, "sampled"))
-LOSSES.register("softmax")(Loss(softmax, "sampled"))
-LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch"))
-LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue"))
+LOSSES.register("softmax")(Loss(softmax, "sampled", lambda scores, _: scores))
+LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch", lambda scores, log_q: scores - log_q))
+LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue", lambda scores, _: scores))
 LOSSES.register("bce_pointwise")(Loss(bce, "none"))
 LOSSES.register("mse")(Loss(mse, "none"))
 

@@ -8,7 +8,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.batch import Batch
 from llm4rec_jax.data.batching.buckets import ANY
@@ -144,14 +144,13 @@ class RankingTask:
         if c is not None and first_trained and self._tokens is not None and deterministic and not self._constant_text:
             states = self.scorer.shape_of_states(self._layer)
             self._caches_states = states.size * c.dtype.itemsize <= self._state_cache_bytes
-        replicated = NamedSharding(self._mesh, PartitionSpec())
         self._objective = Objective(
             self.model,
             self.method,
             self._chosen,
             self._loss.label_threshold,
             self._layer,
-            lambda text: jax.lax.with_sharding_constraint(text, replicated),
+            self._mesh,
             self._parts,
         )
         if self._caches_states:
@@ -227,10 +226,19 @@ class RankingTask:
 
     # ------------------------------------------------------------------------------------------------ loss and metrics
     def loss(
-        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
+        self,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        batch: Batch,
+        key: jax.Array | None,
+        item_micro_batch: int = 0,
     ) -> jax.Array:
         """Returns the mean loss over the batch's targets, and the method's penalty."""
-        return self._objective(trainable, frozen, batch, key)
+        return self._objective(trainable, frozen, batch, key, item_micro_batch)
+
+    def text_shapes(self, batch: Batch) -> list[tuple[int, int]]:
+        """Returns texts and tokens of each group of the batch's items."""
+        return [(ids.shape[-2], ids.shape[-1]) for ids, _ in batch.tokens]
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
         """Ranks the whole catalogue for every user of the validation part."""

@@ -1,17 +1,27 @@
 """The losses of a batch, as a function of what is trained."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batching.batch import BY_ITEM, Batch
+from llm4rec_jax.losses.blocks import Block, softmax_in_blocks
 from llm4rec_jax.losses.ranking import Loss, reduce_mean
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.models.users.base import UserInputs, at_last_position
 from llm4rec_jax.peft.core import Peft, forward
+from llm4rec_jax.tasks.parts import map_parts, split_rows
+
+# A softmax whose float32 values would take more than 256 MiB at once is computed in blocks of candidates. The blocks'
+# sizes, in values, are those that a CPU's caches like best and that keep a larger device busy.
+LARGEST_AT_ONCE = 2**26
+BLOCK_ON_CPU = 2**22
+BLOCK_ELSEWHERE = 2**25
 
 
 class Objective(NamedTuple):
@@ -23,10 +33,10 @@ class Objective(NamedTuple):
       loss: The loss.
       label_threshold: Lowest rating that is the label 1 of a pointwise loss; None: ratings are labels themselves.
       first_trained_layer: Block of the encoder that `frozen["states"]` stand before; None: they are of all blocks.
-      gather: Brings text vectors [U, W], encoded on many devices, to all of them.
+      mesh: Devices; None where there is one.
       micro_batches: Number of parts of a batch's users whose embeddings and scores are computed one after another, in
-        the memory of one part. Items are encoded once, and so is their backward pass made, from the sum of the parts'
-        gradients (gradient caching, Gao et al. 2021, arXiv 2101.06983). Such a batch has no `target_positions`.
+        the memory of one part. Items are encoded once, and their backward pass is made once, from the sum of the
+        parts' gradients. Such a batch has no `target_positions`.
     """
 
     model: Recommender
@@ -34,11 +44,16 @@ class Objective(NamedTuple):
     loss: Loss
     label_threshold: float | None = None
     first_trained_layer: int | None = 0
-    gather: Callable[[jax.Array], jax.Array] = lambda text: text
+    mesh: Mesh | None = None
     micro_batches: int = 1
 
     def __call__(
-        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
+        self,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        batch: Batch,
+        key: jax.Array | None,
+        item_micro_batch: int = 0,
     ) -> jax.Array:
         """Returns the scalar loss.
 
@@ -48,12 +63,19 @@ class Objective(NamedTuple):
             [I, L, W] below the first trained layer, or [I, L, S, W] of all layers, or None}.
           batch: The batch.
           key: Key of dropout; None turns dropout off.
+          item_micro_batch: Number of texts that are encoded at a time, and again for their gradient, so that memory is
+            that of one micro-batch; of shorter texts there are more in one. 0 encodes all at once.
         """
-        losses = self.losses(trainable, frozen, batch, key)
+        losses = self.losses(trainable, frozen, batch, key, item_micro_batch)
         return reduce_mean(losses, batch.target_mask) + self.method.penalty(trainable["delta"])
 
     def losses(
-        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Batch, key: jax.Array | None
+        self,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        batch: Batch,
+        key: jax.Array | None,
+        item_micro_batch: int = 0,
     ) -> jax.Array:
         """Returns the loss of every target, [B, T]; see `__call__`."""
         params = {**frozen["params"], **trainable["params"]}
@@ -72,29 +94,22 @@ class Objective(NamedTuple):
             features["text"] = frozen["text"][batch.items]
         elif self.model.text is not None:
             # Texts have keys of their own, so that the number of their groups changes no other dropout.
-            text_keys = () if key is None else jax.random.split(jax.random.fold_in(key, 1), len(batch.tokens))
-            vectors = self._encode(frozen["states"], batch, runner(iter(text_keys)))
-            features["text"] = self.gather(jnp.concatenate(list(vectors)))
+            text_key = None if key is None else jax.random.fold_in(key, 1)
+            vectors = jnp.concatenate(list(self._encode(frozen["states"], batch, runner, text_key, item_micro_batch)))
+            if self.mesh is not None:
+                vectors = jax.lax.with_sharding_constraint(vectors, NamedSharding(self.mesh, PartitionSpec()))
+            features["text"] = vectors
         item_embeddings = run(self.model.items, features)
         if self.micro_batches == 1:
             return self._user_losses(item_embeddings, batch, run)
-        n = self.micro_batches
-        part_keys = None if key is None else jax.random.split(next(keys), n)
 
-        @jax.checkpoint
-        def part_losses(part: tuple[Batch, jax.Array | None]) -> jax.Array:
-            users, key = part
+        def part_losses(users: Batch, key: jax.Array | None) -> jax.Array:
             users = users._replace(**{name: getattr(batch, name) for name in BY_ITEM})
-            return self._user_losses(
-                item_embeddings, users, runner(iter(() if key is None else jax.random.split(key, 4)))
-            )
+            run = runner(iter(() if key is None else jax.random.split(key, 4)))
+            return self._user_losses(item_embeddings, users, run)
 
-        # Interleaves examples across micro-batches, so that every device contributes equally to each one: of examples
-        # 0 … 3 on device 0 and 4 … 7 on device 1, micro-batch 0 of 2 has 0, 2, 4, 6 and micro-batch 1 has 1, 3, 5, 7.
         by_user = batch._replace(**dict.fromkeys(BY_ITEM))
-        parts = jax.tree.map(lambda a: a.reshape(len(a) // n, n, *a.shape[1:]).swapaxes(0, 1), by_user)
-        losses = jax.lax.map(part_losses, (parts, part_keys))
-        return losses.swapaxes(0, 1).reshape(-1, losses.shape[-1])
+        return map_parts(part_losses, by_user, next(keys, None), self.micro_batches, self.mesh)
 
     def _user_losses(self, item_embeddings: jax.Array, batch: Batch, run: Callable[..., jax.Array]) -> jax.Array:
         """Returns the loss of every target [B, T] from the embeddings [U, D] of the batch's items."""
@@ -116,8 +131,8 @@ class Objective(NamedTuple):
             case "sampled":
                 negatives = _given(batch.negatives, "negatives")
                 columns = jnp.concatenate([batch.target[..., None], negatives], axis=-1)
-                scores = run(matcher, user_embeddings[:, :, None], item_embeddings[columns], apply="score")
-                return self.loss(scores, log_q=None if batch.log_q is None else jnp.asarray(batch.log_q)[negatives])
+                log_q = None if batch.log_q is None else jnp.asarray(batch.log_q)[negatives]
+                return self._sampled_losses(user_embeddings, item_embeddings, columns, log_q, run)
         return self._candidate_losses(user_embeddings, item_embeddings, batch, run)
 
     def _candidate_losses(
@@ -132,29 +147,107 @@ class Objective(NamedTuple):
             queries, flat_target, user = (
                 a.at[batch.target_positions].get(mode="clip") for a in (queries, flat_target, user)
             )
-        if batch.user_items is not None:
-            items = jnp.asarray(batch.items)
+        items, user_items = jnp.asarray(batch.items), batch.user_items
+        if user_items is not None:
             candidates = candidates & ~_repeated(items, candidates)
-            candidates = (candidates & ~_among(items, candidates, jnp.asarray(batch.user_items)))[user]
-        scores = run(self.model.matcher, queries, item_embeddings, apply="score_matrix")
-        losses = self.loss(scores, flat_target, batch.log_q, candidates)
+
+        def among(items: jax.Array, candidates: jax.Array) -> jax.Array:
+            """Returns the candidates [K] themselves, or [P, K] without those that the user of a target has."""
+            if user_items is None:
+                return candidates
+            return (candidates & ~_among(items, candidates, jnp.asarray(user_items)))[user]
+
+        def block_of(block: tuple[Any, ...]) -> Block:
+            place, items, candidates, log_q, vectors = block
+            scores = run(self.model.matcher, queries, vectors, apply="score_matrix")
+            is_target = place == flat_target[:, None]
+            return Block(self._logits(scores, log_q), is_target, among(items, candidates & (place >= 0)))
+
+        blocks = self._blocks(len(queries) * len(items), "data", "model")
+        if blocks == 1:
+            scores = run(self.model.matcher, queries, item_embeddings, apply="score_matrix")
+            losses = self.loss(scores, flat_target, batch.log_q, among(items, candidates))
+        else:
+            log_q = None if batch.log_q is None else jnp.asarray(batch.log_q)
+            place = split_rows(jnp.arange(len(items)), blocks, self.mesh, "model", repeat=False)
+            rows = (items, candidates, log_q, item_embeddings)
+            split = jax.tree.map(lambda array: split_rows(array, blocks, self.mesh, "model"), rows)
+            losses = softmax_in_blocks(block_of, (place, *split))
         if batch.target_positions is not None:
             losses = jnp.zeros(target.size, losses.dtype).at[batch.target_positions].set(losses, mode="drop")
         return losses.reshape(target.shape)
 
-    def _encode(self, states: jax.Array | None, batch: Batch, run: Callable[..., jax.Array]) -> Iterator[jax.Array]:
+    def _sampled_losses(
+        self,
+        user_embeddings: jax.Array,
+        item_embeddings: jax.Array,
+        columns: jax.Array,
+        log_q: jax.Array | None,
+        run: Callable[..., jax.Array],
+    ) -> jax.Array:
+        """Returns the losses [B, T] of the targets in the first of columns [B, T, 1 + K] among the items in the others.
+
+        Embeddings are of users, [B, T, D], and of the batch's items, [U, D]; log_q is that of the others, [B, T, K].
+        """
+        blocks = self._blocks(columns.size * item_embeddings.shape[1], "data")
+        if blocks == 1:
+            users = user_embeddings[:, :, None]
+            return self.loss(run(self.model.matcher, users, item_embeddings[columns], apply="score"), log_q=log_q)
+        queries = user_embeddings.reshape(-1, user_embeddings.shape[-1])
+
+        def block_of(block: tuple[jax.Array, jax.Array]) -> Block:
+            place, columns = block
+            scores = run(self.model.matcher, queries, item_embeddings[columns], apply="score").T
+            return Block(self._logits(scores, None), jnp.broadcast_to(place == 0, scores.shape), place >= 0)
+
+        by_column = columns.reshape(len(queries), -1).T
+        split = (split_rows(jnp.arange(len(by_column)), blocks, repeat=False), split_rows(by_column, blocks))
+        return softmax_in_blocks(block_of, split).reshape(columns.shape[:2])
+
+    def _logits(self, scores: jax.Array, log_q: jax.Array | None) -> jax.Array:
+        assert self.loss.logits is not None
+        return self.loss.logits(scores, log_q)
+
+    def _blocks(self, values: int, *axes: str) -> int:
+        """Returns the number of blocks for a loss that would hold `values` values at once, divided over mesh axes."""
+        if self.mesh is not None:
+            values //= math.prod(self.mesh.shape[axis] for axis in axes)
+        if self.loss.logits is None or values <= LARGEST_AT_ONCE:
+            return 1
+        platform = jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        return -(-values // (BLOCK_ON_CPU if platform == "cpu" else BLOCK_ELSEWHERE))
+
+    def _encode(
+        self,
+        states: jax.Array | None,
+        batch: Batch,
+        runner: Callable[[Iterator[jax.Array]], Callable[..., jax.Array]],
+        key: jax.Array | None,
+        micro_batch: int,
+    ) -> Iterator[jax.Array]:
         """Yields the text vectors of each group of the batch's items."""
         text, start = self.model.text_encoder, 0
-        for ids, mask in batch.tokens:
+
+        def encode(rows: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
+            (items, ids, mask), run = rows, runner(iter(() if key is None else [key]))
             if states is None:
-                yield run(text, ids, mask)
+                return run(text, ids, mask)
+            # Cached states are as long as the longest text; padding can make a group longer still.
+            known = states[items, : ids.shape[1]]
+            padding = ((0, 0), (0, ids.shape[1] - known.shape[1]), *((0, 0),) * (known.ndim - 2))
+            return run(text, self.first_trained_layer, jnp.pad(known, padding), mask, apply="encode_from")
+
+        keys = [None] * len(batch.tokens) if key is None else jax.random.split(key, len(batch.tokens))
+        longest = max(ids.shape[1] for ids, _ in batch.tokens)
+        for (ids, mask), own_key in zip(batch.tokens, keys, strict=True):
+            rows = tuple(map(jnp.asarray, (batch.items[start : start + len(ids)], ids, mask)))
+            start += len(ids)
+            if micro_batch:
+                # Each micro-batch has the tokens of one of the longest texts.
+                parts = -(-ids.size // (micro_batch * longest))
+                yield map_parts(encode, rows, own_key, parts, self.mesh)
             else:
-                # Cached states are as long as the longest text; padding can make a group longer still.
-                known = states[batch.items[start : start + ids.shape[0]], : ids.shape[1]]
-                padding = ((0, 0), (0, ids.shape[1] - known.shape[1]), *((0, 0),) * (known.ndim - 2))
-                known = jnp.pad(known, padding)
-                yield run(text, self.first_trained_layer, known, mask, apply="encode_from")
-            start += ids.shape[0]
+                yield encode(rows, own_key)
 
 
 def _given(field: Any, name: str) -> jax.Array:

@@ -14,6 +14,7 @@ from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
 from llm4rec_jax.peft.core import forward
+from llm4rec_jax.tasks.parts import map_parts
 from llm4rec_jax.tasks.rating_scoring import Questions, Reader, batch, logits, scorer
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.task import CheckpointableIterator, Params, partition_params
@@ -105,19 +106,33 @@ class RatingTask:
         return sharding.put(array, NamedSharding(self._mesh, PartitionSpec("data") if divides else PartitionSpec()))
 
     def loss(
-        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Questions, key: jax.Array | None
+        self,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        batch: Questions,
+        key: jax.Array | None,
+        item_micro_batch: int = 0,
     ) -> jax.Array:
         """Returns the mean loss over the ratings, the prior on the head, and the method's penalty."""
         vectors, reader = frozen["text"], self._reader
         if batch.texts is not None:
             weights = {**frozen["params"], **trainable["params"]}
-            vectors = forward(reader.model, reader.method, weights, trainable["delta"], *batch.texts)
+
+            def encode(texts: Any, key: jax.Array | None = None) -> jax.Array:
+                return forward(reader.model, reader.method, weights, trainable["delta"], *texts)
+
+            parts = -(-len(batch.texts[0]) // item_micro_batch) if item_micro_batch else 0
+            vectors = map_parts(encode, batch.texts, None, parts, self._mesh) if parts else encode(batch.texts)
         head = trainable["params"]["answers"]
         scores, labels, counts = logits(self._head, head, reader.centre, vectors, batch, self._every)
         pairs = zip(*map(jax.tree.leaves, (head, self._params["answers"])), strict=True)
         moved = sum(jnp.square(a - b).sum() for a, b in pairs)
         prior = self._config.l2_to_init / 2 * moved / batch.ratings + self.method.penalty(trainable["delta"])
         return reduce_mean(self._loss(scores, labels), counts) + prior
+
+    def text_shapes(self, batch: Questions) -> list[tuple[int, int]]:
+        """Returns the number of texts and of tokens."""
+        return [] if batch.texts is None else [(batch.texts[0].shape[-2], batch.texts[0].shape[-1])]
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics of the validation part."""

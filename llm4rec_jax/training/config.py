@@ -74,6 +74,9 @@ class TrainConfig:
     """Number of batches whose mean gradient makes one update."""
     micro_batches: int | None = option(None, low=1)
     """Number of parts in which a batch's users are computed one after another; None computes them at once."""
+    item_micro_batch: int | str = option("auto", low=0)
+    """Number of texts that a tuned encoder reads at a time, and again for their gradients; 0 reads all at once. "auto"
+    does so where they fit the device's memory, and else takes the largest power of two that does."""
     scales: str | Mapping[str, float] = option("")
     """Factors on the learning rate by regex: "regex=factor" joined by spaces, or a mapping."""
     eval_every: int = option(100, low=1)
@@ -93,7 +96,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self, "config.train")
-        _ = self.scale_by_regex
+        _ = self.scale_by_regex, self.texts_at_once
         if self.warmup > self.steps:
             raise ValueError(f"config.train.warmup is a warm-up of {self.warmup} steps in a run of {self.steps}")
         if self.warmup + (self.freeze_encoder_steps or 0) > self.steps:
@@ -117,6 +120,16 @@ class TrainConfig:
                     f"config.train.{name} is {value!r}, but schedule_free_adamw averages all steps in place of a "
                     f"schedule: give {allowed!r}"
                 )
+
+    @property
+    def texts_at_once(self) -> int | None:
+        """Number of texts that are encoded at a time; 0 for all, None for what fits."""
+        value = str(self.item_micro_batch)
+        if value != "auto" and not value.isdecimal():
+            raise ValueError(
+                f"config.train.item_micro_batch is {value!r}, must be auto or a number of texts, 0 for all"
+            )
+        return None if value == "auto" else int(value)
 
     @property
     def scale_by_regex(self) -> dict[str, float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import jax
 import rich.console
 import rich.progress
 
 from llm4rec_jax.training import throughput
+from llm4rec_jax.training.memory import FittingProgram, program_bytes
 from llm4rec_jax.training.metric_writer import JsonLinesWriter, MetricWriter, TensorBoardWriter
 
 
@@ -121,19 +121,17 @@ class TrainingLog:
             if self._progress.disable:
                 self.log(f"step {step}: {shown}")
 
-    def write_program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None:
+    def write_program(self, step: int, number: int, compiled: FittingProgram, flops: float) -> None:
         """Records what a program of the training step costs on one device.
 
         These are the FLOPs of its matrix products, left out where they are not known (0), and by the compiler the bytes
         of arguments, outputs and temporary arrays together; those of the arguments (parameters, optimizer states, a
-        batch) also by themselves.
+        batch) also by themselves; and the number of texts that it encodes at a time, where these are not all.
         """
-        memory = compiled.memory_analysis()
-        used = arguments = 0
-        if memory is not None:
-            arguments = memory.argument_size_in_bytes
-            used = arguments + memory.output_size_in_bytes + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        figures = {"number": number, "bytes": used, "arguments": arguments}
+        needed = program_bytes(compiled.program)
+        figures = {"number": number, "bytes": needed.total, "arguments": needed.arguments}
+        if compiled.item_micro_batch:
+            figures["item_micro_batch"] = compiled.item_micro_batch
         self.write("program", step, {**figures, "flops": flops} if flops else figures)
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm4rec_jax import sharding, trees
 from llm4rec_jax.peft.sites import count
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.training import throughput
+from llm4rec_jax.training import memory, throughput
 from llm4rec_jax.training.compiled_steps import CompiledSteps
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import MetricWriter
@@ -97,7 +97,6 @@ def run_loop(
     for name in layout.keys() & {"trainable", "average"}:
         layout[name] = jax.tree.map(lambda a: a.sharding, params.trainable)
     state = jax.jit(step_of.start, out_shardings=layout)(setting, params.trainable)
-    step_function = step_of.jitted(layout, replicated)
     stream = task.batches(config.seed)
     recorder.open(base)
     with closing(recorder):
@@ -114,7 +113,13 @@ def run_loop(
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         position = stream.get_state()
         upcoming: Any = None  # a batch that has been taken before its step, on the host and on the mesh
-        compiled = CompiledSteps(step_function, mesh.size)
+        compiled = CompiledSteps(
+            step_of.jitted(layout, replicated),
+            task.text_shapes,
+            memory.device_bytes(mesh),
+            config.texts_at_once,
+            mesh.size,
+        )
         if step < config.steps and recorder.active:
             host = next(stream)
             upcoming = host, task.place(host)
@@ -156,9 +161,11 @@ def run_loop(
                     if batch not in compiled:
                         with recorder.exclude_from_timing():
                             program = compiled.compile(frozen, setting, state, batch)
+                        if program.note:
+                            log.log(program.note)
                         recorder.write_program(step, len(compiled), program, compiled.flops(batch))
                     tracer.before_step()
-                    state, figures = step_function(frozen, setting, state, batch)
+                    state, figures = compiled(frozen, setting, state, batch)
                     step += 1
                     pending.append((step, host, compiled.flops(batch), figures))
                     flush_metrics(leave=2)

@@ -20,6 +20,7 @@ from llm4rec_jax.sharding import digest
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.log import TrainingLog
 from llm4rec_jax.training.loop import run_loop, train
+from llm4rec_jax.training.memory import FittingProgram
 from llm4rec_jax.training.recorder import RunRecorder
 from llm4rec_jax.training.step import TrainStep
 from llm4rec_jax.training.task import CheckpointableIterator, NonFiniteLoss, Params, Task, TrainResult
@@ -74,6 +75,7 @@ class Population:
         self.tasks, self._configs, self._workdirs = tasks, configs, workdirs
         first = tasks[0]
         self.method, self.metrics, self.compute_dtype = first.method, first.metrics, first.compute_dtype
+        self.text_shapes = first.text_shapes
         self.prepare, self.constant_shapes = first.prepare, first.constant_shapes
 
     @property
@@ -119,8 +121,11 @@ class PopulationStep(TrainStep):
     def start(self, setting: Mapping[str, Any], trainable: Any) -> dict[str, Any]:
         return jax.vmap(self._steps[0].start)(setting, trainable)
 
-    def step(self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any) -> tuple[Any, Any]:
-        return jax.vmap(self._steps[0].step, in_axes=(None, 0, 0, self._axes))(frozen, setting, state, batch)
+    def step(
+        self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any, item_micro_batch: int = 0
+    ) -> tuple[Any, Any]:
+        step = functools.partial(self._steps[0].step, item_micro_batch=item_micro_batch)
+        return jax.vmap(step, in_axes=(None, 0, 0, self._axes))(frozen, setting, state, batch)
 
 
 class Streams:
@@ -194,7 +199,7 @@ class PopulationRecorder:
         for recorder in self._recorders:
             recorder.advance(step)
 
-    def write_program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None:
+    def write_program(self, step: int, number: int, compiled: FittingProgram, flops: float) -> None:
         for recorder in self._recorders:
             recorder.write_program(step, number, compiled, flops)
 

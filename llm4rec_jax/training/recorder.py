@@ -15,6 +15,7 @@ from llm4rec_jax.io import NotWritten
 from llm4rec_jax.training.checkpoint import Checkpoints
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.log import TrainingLog
+from llm4rec_jax.training.memory import FittingProgram
 from llm4rec_jax.training.metric_writer import MetricWriter
 from llm4rec_jax.training.task import NonFiniteLoss, Task, TrainResult
 from llm4rec_jax.training.throughput import BatchStats
@@ -44,7 +45,7 @@ class Recorder(Protocol):
 
     def advance(self, step: int) -> None: ...
 
-    def write_program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None: ...
+    def write_program(self, step: int, number: int, compiled: FittingProgram, flops: float) -> None: ...
 
     def add(self, step: int, batch: Any, flops: float, figures: Mapping[str, np.ndarray]) -> None: ...
 
@@ -135,7 +136,7 @@ class RunRecorder:
         """Moves the progress bar."""
         self._log.advance(step)
 
-    def write_program(self, step: int, number: int, compiled: jax.stages.Compiled, flops: float) -> None:
+    def write_program(self, step: int, number: int, compiled: FittingProgram, flops: float) -> None:
         """Records what a new program costs."""
         self._log.write_program(step, number, compiled, flops)
 

@@ -76,12 +76,15 @@ class TrainStep:
         return {**state, "average": jax.tree.map(jnp.copy, trainable)}
 
     def step(
-        self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any
+        self, frozen: Any, setting: Mapping[str, Any], state: dict[str, Any], batch: Any, item_micro_batch: int = 0
     ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Returns the next state, and the loss, the gradient's norm and the norm of the new arrays."""
+        """Returns the next state, and the loss, the gradient's norm and the norm of the new arrays.
+
+        For `item_micro_batch` see `Task.loss`.
+        """
         key = jax.random.wrap_key_data(setting["key"])
         dropout = jax.random.fold_in(jax.random.fold_in(key, 2), state["step"]) if self._config.dropout else None
-        value, grads = jax.value_and_grad(self._task.loss)(state["trainable"], frozen, batch, dropout)
+        value, grads = jax.value_and_grad(self._task.loss)(state["trainable"], frozen, batch, dropout, item_micro_batch)
         updates, opt_state = self._optimizer(setting).update(grads, state["opt_state"], state["trainable"])
         state = {
             **state,
@@ -100,4 +103,5 @@ class TrainStep:
 
     def jitted(self, layout: Any, replicated: Any) -> jax.stages.Wrapped:
         """Returns the compiled step; it gives the memory of its state away."""
-        return jax.jit(self.step, donate_argnums=2, out_shardings=(layout, replicated))
+        static = "item_micro_batch"
+        return jax.jit(self.step, donate_argnums=2, static_argnames=static, out_shardings=(layout, replicated))

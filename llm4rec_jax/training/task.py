@@ -103,6 +103,10 @@ class LoopTask(Protocol):
         """Returns a batch on the mesh."""
         ...
 
+    def text_shapes(self, batch: Any) -> Sequence[tuple[int, int]]:
+        """Returns (number of texts, padded number of tokens) of each group that a step encodes for a placed batch."""
+        ...
+
 
 class Task(LoopTask, Protocol):
     """A definition of what is learned and how it is measured. Nothing else is known of it in training.
@@ -123,9 +127,21 @@ class Task(LoopTask, Protocol):
         ...
 
     def loss(
-        self, trainable: Mapping[str, Any], frozen: Mapping[str, Any], batch: Any, key: jax.Array | None
+        self,
+        trainable: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        batch: Any,
+        key: jax.Array | None,
+        item_micro_batch: int,
     ) -> jax.Array:
-        """Returns the mean loss over a batch; without a key dropout is off."""
+        """Returns the mean loss over a batch.
+
+        Args:
+          trainable, frozen: Parameters, and constants of `prepare`.
+          batch: The batch.
+          key: Key of dropout; None turns it off.
+          item_micro_batch: Number of texts that are encoded at a time, to save memory; 0 encodes all at once.
+        """
         ...
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:

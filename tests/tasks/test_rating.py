@@ -15,9 +15,10 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.tasks import rating_scoring
-from llm4rec_jax.tasks.rating import _distinct_ratings
+from llm4rec_jax.tasks.rating import RatingTask, _distinct_ratings
 from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training import loop
+from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import read
 from llm4rec_jax.training.population import train_together
 from llm4rec_jax.training.preemption import Preempted
@@ -100,6 +101,25 @@ def test_an_encoder_that_has_not_been_moved_reads_as_a_frozen_one(tmp_path, name
         rating_scoring.scorer(head, reader)(trainable, frozen, DATA.test, numbers["test"]) for reader in (tuned, still)
     ]
     np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_texts_in_micro_batches_have_the_gradients_of_all_at_once(tmp_path):
+    folder = tiny.encoder_folder(tmp_path / "encoder")
+    encoder, weights = pretrained.load(folder, layers=1)
+    model, head, method = TextEncoder(encoder, POOLINGS.build("mean")), RATING_HEADS.build("text"), tiny.method("lora")
+    tokens = tokenise(TITLES, tokenizer(folder), 16, cache_dir=tmp_path)
+    params = init(model, jax.random.key(0), weights)
+    params["answers"] = jax.tree.map(lambda a: a + 0.3, rating_scoring.start(head, 16, jax.random.key(1)))
+    reader = Reader(model, method, tokens, True, None, np.zeros(16, np.float32))
+    prompts = {part: numbers % len(TITLES) for part, numbers in PROMPTS.items()}
+    task = RatingTask(head, reader, params, DATA, prompts, TrainConfig(batch_size=16))
+    task.bind(sharding.make_mesh(devices=jax.devices()[:1]))
+    trainable, frozen = task.init(jax.random.key(2))
+    batch = task.place(next(task.batches(0)))
+    (texts,) = task.text_shapes(batch)
+    assert texts[0] > 5
+    grads = [jax.grad(task.loss)(trainable, {"params": frozen, "text": None}, batch, None, n) for n in (0, 5)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *grads)
 
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path, monkeypatch):
