@@ -3,7 +3,6 @@
 Every error in a configuration or its data is raised here, before any long work starts.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,7 +33,6 @@ from llm4rec_jax.models.encoders.sentence_folder import (
     PretrainedText,
     SentenceFolder,
     describe,
-    load_text_encoder,
 )
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
@@ -43,38 +41,10 @@ from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
+from llm4rec_jax.runs.start import load_encoder, tuned_encoder
 from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
-
-FROM_FOLDER = "folder"
-"""Value of `config.encoder.pooling` that takes what the encoder's folder says of pooling and of layers after it."""
-
-
-def load_encoder(config: Any, path: str | Path) -> PretrainedText:
-    """The text encoder at a path, as `config.encoder` wants it."""
-    encoder = config.encoder
-    pooling = encoder.pooling
-    if pooling is None:
-        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
-        pooling = family.pooling
-    loaded = load_text_encoder(
-        path,
-        None if pooling == FROM_FOLDER else pooling,
-        layers=encoder.layers,
-        compute_dtype=encoder.dtype,
-        remat=encoder.remat,
-        attention=encoder.attention,
-        dropout=encoder.dropout,
-    )
-    for notice in loaded.notices:
-        warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
-    if encoder.pretrained:
-        return loaded
-    # The same for every seed, so that runs which share a program share an encoder.
-    tokens = np.zeros((1, 2), np.int32)
-    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
-    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
 
 
 class Assembly:
@@ -100,7 +70,9 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        text = ("pretrained",) if self.reads_text else ()
+        # An encoder that an earlier run has tuned is that run's alone.
+        shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
+        text = ("pretrained",) if shared else ()
         for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
@@ -223,8 +195,19 @@ class Assembly:
 
     @cached_property
     def pretrained(self) -> PretrainedText:
-        """The text encoder as it came."""
-        return load_encoder(self.config, self.encoder_path)
+        """The text encoder as it came, or as the run that this one starts from has tuned it."""
+        loaded = load_encoder(self.config, self.encoder_path)
+        tuned = self._tuned_encoder
+        return loaded if tuned is None else loaded._replace(params={**loaded.params, "encoder": tuned})
+
+    @property
+    def starts_tuned(self) -> bool:
+        """Whether the encoder at the start is one that an earlier run has tuned."""
+        return self._tuned_encoder is not None
+
+    @cached_property
+    def _tuned_encoder(self) -> dict[str, Any] | None:
+        return tuned_encoder(self.config, Assembly)
 
     @cached_property
     def _users(self) -> str:
@@ -276,7 +259,7 @@ class Assembly:
         return parts[0] if len(parts) == 1 else peft.chain(*parts)
 
     def params(self) -> dict[str, Any]:
-        """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
+        """All parameters at the start: the encoder's, and those that `init_from` gives."""
         given = self.pretrained.params if self.reads_text else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         params = {**init(self.model, key, given.get("encoder")), **given}

@@ -24,9 +24,9 @@ from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, Sentence
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs.assemble import load_encoder
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
+from llm4rec_jax.runs.start import load_encoder
 from llm4rec_jax.tasks import rating_scoring
 from llm4rec_jax.tasks.rating import RatingTask
 from llm4rec_jax.tasks.rating_scoring import Reader
