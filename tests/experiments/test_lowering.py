@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import (
     baselines_movielens,
@@ -50,7 +51,7 @@ QUICK = {
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_source():
-    SOURCES["tiny"] = lambda **options: tiny.dataset(users=24)
+    SOURCES["tiny"] = lambda path=None: tiny.dataset(users=24)
     yield
     del SOURCES["tiny"]
 
@@ -63,7 +64,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(config: Any, encoder: Path) -> Any:
     """A study's configuration on the tiny dataset and encoder."""
     with config.unlocked():
-        config.data.source, config.data.published, config.data.split_options = "tiny", None, {}
+        config.data.source, config.data.published = "tiny", None
+        config.data.options, config.data.split_options = ConfigDict(), ConfigDict()
         config.text.item, config.text.title = "the {title}.", "title"
         config.encoder.path = str(encoder)
         config.encoder.layers = config.encoder.layers and min(config.encoder.layers, 6)
