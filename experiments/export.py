@@ -41,6 +41,11 @@ def main() -> None:
     }
     if _MERGE.value:
         written = save_load.merge(_OUT.value, encoder, params["encoder"], method, own, **sentences)
+    elif assembly.starts_tuned:
+        raise ValueError(
+            f"{workdir} started from the encoder that {config.init_from} has tuned, and an adapter of it would fit no "
+            "published model: give --merge"
+        )
     else:
         # A shortened encoder is compared with the whole one, so a hub name must be a folder; a GGUF file always must.
         base = str(huggingface.resolve(source) if config.encoder.layers or Path(source).exists() else source)

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from experiments.cli import compilation_cache, distributed, out_of_memory, overrides
+from experiments.cli import compilation_cache, distributed, gpu, out_of_memory, overrides
 from experiments.cli.console import to_stderr
 from llm4rec_jax.runs import plugins
 
@@ -101,6 +101,7 @@ def _show_in_help(needs_workdir: bool, several: bool) -> None:
 
 def _run(main: Callable[[list[str]], None]) -> None:
     _keep_memory()
+    gpu.prepare()
     compilation_cache.enable()
     # Orbax and Grain log every step they take, at a level that absl shows by default.
     logging.set_verbosity(logging.WARNING)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from experiments.cli import distributed
+from experiments.cli import distributed, gpu
 from experiments.sweeps import executors
 from experiments.sweeps.executors import Executor, Handle
 from experiments.sweeps.processes import Job
@@ -29,6 +29,7 @@ _LOCAL = flags.DEFINE_bool("slurm_local", False, "Jobs for Slurm as processes of
 def executor(study: Study, workdir: Path) -> Executor:
     """The executor that the flags name; ValueError for one that does not exist or cannot be had."""
     make = executors.EXECUTORS.lookup(_EXECUTOR.value)
+    gpu.prepare(WORKERS.value)
     return make(
         executors.Options(
             workdir,

@@ -42,6 +42,7 @@ from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
+from llm4rec_jax.runs.start import tuned_encoder
 from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
@@ -70,7 +71,9 @@ class Assembly:
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
         other = Assembly(config)
-        text = ("pretrained",) if self.reads_text else ()
+        # An encoder that an earlier run has tuned is that run's alone.
+        shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
+        text = ("pretrained",) if shared else ()
         for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
@@ -194,8 +197,19 @@ class Assembly:
 
     @cached_property
     def pretrained(self) -> PretrainedText:
-        """The text encoder as it came."""
-        return load_encoder(self.config, self.encoder_path)
+        """The text encoder as it came, or as the run that this one starts from has tuned it."""
+        loaded = load_encoder(self.config, self.encoder_path)
+        tuned = self._tuned_encoder
+        return loaded if tuned is None else loaded._replace(params={**loaded.params, "encoder": tuned})
+
+    @property
+    def starts_tuned(self) -> bool:
+        """Whether the encoder at the start is one that an earlier run has tuned."""
+        return self._tuned_encoder is not None
+
+    @cached_property
+    def _tuned_encoder(self) -> dict[str, Any] | None:
+        return tuned_encoder(self.config, Assembly)
 
     @cached_property
     def users(self) -> str:
@@ -247,7 +261,7 @@ class Assembly:
         return parts[0] if len(parts) == 1 else peft.chain(*parts)
 
     def params(self) -> dict[str, Any]:
-        """All parameters at the start: the pretrained encoder's, and those that `init_from` gives."""
+        """All parameters at the start: the encoder's, and those that `init_from` gives."""
         given = self.pretrained.params if self.reads_text else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         params = {**init(self.model, key, given.get("encoder")), **given}

@@ -202,7 +202,7 @@ class Config:
     inputs: str = option("text", choices=INPUTS)
     """Representation of an item in the model."""
     init_from: str | None = option(None)
-    """Folder of a finished run whose parts outside the encoder this one starts from."""
+    """Folder of a finished run from whose trained parts this one starts: its tuned encoder, method folded in, too."""
     imports: str | None = option(None)
     """Modules that register methods, losses or sources of your own, joined by spaces."""
     strict: bool = option(False)

@@ -318,20 +318,16 @@ def best_state(workdir: Path) -> Any:
 def load_matching_params(params: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """The parameters, with those outside the encoder taken from the best checkpoint of another run, on the host.
 
-    Parts that the other run lacks keep their values.
+    Parts that the other run lacks keep their values. `runs.start.tuned_encoder` gives the encoder where it was tuned.
 
     Raises:
       CheckpointError: no checkpoint there, a damaged one, or a part that both have in different shapes.
     """
     state = best_state(workdir)
-    if jax.tree.leaves(state["delta"]):
-        raise CheckpointError(
-            f"{workdir} tuned its encoder, and its other parts fit that: start from a run whose encoder was frozen"
-        )
     # On the host: arrays of one device do not go together with those of several.
     theirs = jax.tree.map(np.asarray, state["params"])
     shared = [name for name in params if name in theirs]
-    if not shared:
+    if not shared and not jax.tree.leaves(state["delta"]):
         raise CheckpointError(f"{workdir} trained {', '.join(theirs)}, none of which this model has")
     for name in shared:
         ours, other = (jax.tree.map(np.shape, tree) for tree in (params[name], theirs[name]))

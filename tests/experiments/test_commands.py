@@ -189,14 +189,9 @@ def test_a_table_of_options_is_merged_and_what_changes_is_said(config, tmp_path)
     assert (options["user"], options["rating"]) == ("user", None)
 
 
-def test_a_run_starts_from_another(config, trained, tmp_path_factory, monkeypatch):
+def test_a_run_starts_from_another(config, tmp_path_factory, monkeypatch):
     workdir, tmp_path = tmp_path_factory.mktemp("frozen"), tmp_path_factory.mktemp("bitfit")
     command("train", f"--config={config}:frozen", f"--workdir={workdir}")
-    tuned = command(
-        "train", f"--config={config}:bitfit", f"--workdir={tmp_path}", f"--config.init_from={trained[0]}", check=False
-    )
-    assert tuned.returncode == 2
-    assert "tuned its encoder" in tuned.stderr
     command(
         "train", f"--config={config}:bitfit", f"--workdir={tmp_path}", f"--config.init_from={workdir}",
         "--config.train.steps=1", "--config.train.learning_rate=1e-9",

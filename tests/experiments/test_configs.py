@@ -6,6 +6,8 @@ import pytest
 from configs import (
     baselines_movielens,
     baselines_movielens_tuning,
+    beauty_tuning_pays,
+    beauty_tuning_pays_tuning,
     s3rec_beauty,
     s3rec_beauty_tuning,
     unisrec_scientific,
@@ -78,6 +80,7 @@ def test_studies_of_published_data_are_described(study):
         (baselines_movielens, baselines_movielens_tuning),
         (s3rec_beauty, s3rec_beauty_tuning),
         (unisrec_scientific, unisrec_scientific_tuning),
+        (beauty_tuning_pays, beauty_tuning_pays_tuning),
     ],
 )
 def test_a_study_s_table_has_its_groups_and_says_how_many_settings_were_compared(study, tuning):

@@ -75,8 +75,8 @@ def split(**options: int) -> Split:
     return leave_one_out(dataset(**options))
 
 
-def encoder_folder(folder: Path, positions: int = 37) -> Path:
-    """Writes a random BERT of 2 layers, and a WordPiece tokenizer that knows the words of the tiny dataset."""
+def encoder_folder(folder: Path, positions: int = 37, layers: int = 2) -> Path:
+    """Writes a small random BERT, and a WordPiece tokenizer that knows the words of the tiny dataset."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "user", "bought", ":", ";", ".", *COLOURS, *THINGS]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -84,7 +84,7 @@ def encoder_folder(folder: Path, positions: int = 37) -> Path:
     random_bert(
         vocab_size=len(words),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         intermediate_size=32,
         max_position_embeddings=positions,
     ).save_pretrained(folder)
