@@ -285,6 +285,7 @@ class Family:
       prefixes: Beginnings of tensor names that are ignored, as models with a head write them ("model.").
       dropped: Regular expressions of tensors that are known and have no use here.
       sites: Which of the common parts a block has.
+      tables: Tables beside the embeddings that it always has; they tell its parameters from those of other families.
       unused_modules: Modules that Hugging Face's model has and no hidden state depends on, which adapters may hold.
       target_modules: Hugging Face's names of the modules that its peft adapts by default.
       past_keys: Whether Hugging Face's model attends to keys that come before its own, as peft's prefixes need.
@@ -301,6 +302,7 @@ class Family:
     prefixes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     sites: Sites = Sites()
+    tables: tuple[str, ...] = ()
     unused_modules: tuple[str, ...] = ()
     target_modules: tuple[str, ...] = ()
     past_keys: bool = True

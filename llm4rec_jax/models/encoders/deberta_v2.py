@@ -8,7 +8,6 @@ layer_0/{conv,conv_norm}                    a convolution beside the first block
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -41,8 +40,8 @@ class DebertaV2Config(BertConfig):
     """Fields of the `config.json` of a DeBERTa.
 
     Attributes:
-      relative_attention: Scores depend on distances too, by `pos_att_type`.
-      pos_att_type: "c2p" for a query and the distance to a key, "p2c" for a key and the distance from a query.
+      pos_att_type: Products in the scores: "c2p" of a query and the distance to a key, "p2c" of a key and the distance
+        from a query.
       share_att_key: Projections of query and key are those of distances too.
       position_buckets: Number of the distances that are told apart in either direction, far ones by their logarithm;
         0 or less for all up to `max_relative_positions`, or to `max_position_embeddings` where that is below 1.
@@ -64,8 +63,7 @@ class DebertaV2Config(BertConfig):
     type_vocab_size: int = 0
     layer_norm_eps: float = 1e-7
     embedding_size: int = 1536
-    relative_attention: bool = False
-    pos_att_type: tuple[str, ...] = ()
+    pos_att_type: tuple[str, ...] = ("c2p", "p2c")
     share_att_key: bool = False
     position_buckets: int = -1
     max_relative_positions: int = -1
@@ -80,8 +78,8 @@ class DebertaV2Config(BertConfig):
     def __post_init__(self) -> None:
         if unknown := set(self.pos_att_type) - {"c2p", "p2c"}:
             raise ValueError(f"pos_att_type has {min(unknown)!r}; only c2p and p2c are supported")
-        if self.relative_attention and not self.pos_att_type:
-            raise ValueError("relative_attention is set, but pos_att_type names neither c2p nor p2c")
+        if not self.pos_att_type:
+            raise ValueError("pos_att_type is empty, must name c2p, p2c or both")
         if self.norm_rel_ebd not in ("none", "layer_norm"):
             raise ValueError(f"norm_rel_ebd is {self.norm_rel_ebd!r}, must be none or layer_norm")
         if (buckets := self.position_buckets) > 0 and not 1 <= buckets // 2 < self.farthest - 1:
@@ -136,24 +134,23 @@ class DisentangledAttention(Attention):
     """Self-attention whose scores are q_i · k_j, and with distances δ(i, j) also q_i · k'_δ and k_j · q'_δ."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, *relative: jax.Array) -> jax.Array:
-        """Runs attention over states x [B, L, D]; `relative` holds embeddings of distances, [1, 2 L - 1, D]."""
+    def __call__(self, x: jax.Array, mask: jax.Array, relative: jax.Array) -> jax.Array:
+        """Runs attention over states x [B, L, D]; `relative` are embeddings of distances, [1, 2 L - 1, D]."""
         c = self.config
         query, key, value = (self.project(c.hidden_size, name) for name in ("query", "key", "value"))
         q, k, v = (self.heads(project(x)) for project in (query, key, value))
+        distances = dropout(self, relative, c.hidden_dropout_prob)
         scores = []
-        if relative:
-            distances = dropout(self, relative[0], c.hidden_dropout_prob)
-            if "c2p" in c.pos_att_type:
-                to_key = key if c.share_att_key else self.project(c.hidden_size, "position_key")
-                scores.append(to_keys(jnp.einsum("bihd,rhd->bhir", q, self.heads(to_key(distances))[0])))
-            if "p2c" in c.pos_att_type:
-                to_query = query if c.share_att_key else self.project(c.hidden_size, "position_query")
-                # Seen from the key, distances run the other way.
-                turned = self.heads(to_query(distances))[0, ::-1]
-                scores.append(to_keys(jnp.einsum("bjhd,rhd->bhjr", k, turned)).swapaxes(-1, -2))
-        bias = [sum(scores) * c.attention_scale] if scores else []
-        return self.project(c.hidden_size, "output")(self.attend(q, k, v, mask, *bias).reshape(x.shape))
+        if "c2p" in c.pos_att_type:
+            to_key = key if c.share_att_key else self.project(c.hidden_size, "position_key")
+            scores.append(to_keys(jnp.einsum("bihd,rhd->bhir", q, self.heads(to_key(distances))[0])))
+        if "p2c" in c.pos_att_type:
+            to_query = query if c.share_att_key else self.project(c.hidden_size, "position_query")
+            # Seen from the key, distances run the other way.
+            turned = self.heads(to_query(distances))[0, ::-1]
+            scores.append(to_keys(jnp.einsum("bjhd,rhd->bhjr", k, turned)).swapaxes(-1, -2))
+        mixed = self.attend(q, k, v, mask, sum(scores[1:], scores[0]) * c.attention_scale)
+        return self.project(c.hidden_size, "output")(mixed.reshape(x.shape))
 
 
 class Layer(post_norm.Layer):
@@ -202,8 +199,7 @@ class DebertaV2(Bert):
             kinds[0] = ConvolvedLayer
         self.embeddings = ProjectedEmbeddings(c)
         self.blocks = post_norm.post_norm_blocks(c, kinds)
-        if c.relative_attention:
-            self.relative = nn.Embed(2 * c.span, c.hidden_size, embedding_init=normal(c.initializer_range))
+        self.relative = nn.Embed(2 * c.span, c.hidden_size, embedding_init=normal(c.initializer_range))
         if c.norm_rel_ebd == "layer_norm":
             self.relative_norm = post_norm.layer_norm(c, "relative_norm")
 
@@ -211,8 +207,6 @@ class DebertaV2(Bert):
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
         """Embeddings of the distances from L - 1 down to 1 - L, [1, 2 L - 1, D]."""
         c, length = self.config, x.shape[1]
-        if not c.relative_attention:
-            return ()
         distances = np.arange(length - 1, -length, -1)
         if c.position_buckets > 0:
             distances = log_distances(distances, c.position_buckets, c.farthest)
@@ -221,12 +215,18 @@ class DebertaV2(Bert):
 
 
 def _from_hf(raw: Mapping[str, Any]) -> DebertaV2Config:
+    if not raw.get("relative_attention"):
+        raise ValueError("relative_attention is false, but only true is supported")
     types = raw.get("pos_att_type") or ()
     types = tuple(name.strip() for name in types.lower().split("|")) if isinstance(types, str) else tuple(types)
     width = {"embedding_size": raw["hidden_size"]} if "hidden_size" in raw else {}
     config = config_from_hf(DebertaV2Config, {**width, **raw, "pos_att_type": types})
     refuse(raw, attention_head_size=config.head_width)
     return config
+
+
+def _to_hf(config: DebertaV2Config) -> dict[str, Any]:
+    return {**fields_to_hf(config, "DebertaV2Model"), "relative_attention": True}
 
 
 _SELF = "encoder.layer.{i}.attention.self"
@@ -243,7 +243,7 @@ register(
         model_type="deberta-v2",
         build=DebertaV2,
         config_from_hf=_from_hf,
-        config_to_hf=partial(fields_to_hf, architecture="DebertaV2Model"),
+        config_to_hf=_to_hf,
         weight_rules=(
             # transformers ignores a table of positions that it does not read.
             *(dataclasses.replace(rule, optional="position" in rule.tensor) for rule in EMBEDDING_RULES),
@@ -263,6 +263,7 @@ register(
             r"embeddings\.position_ids",
             r"(?:pooler|cls|classifier|qa_outputs|lm_predictions|mask_predictions)\..*",
         ),
+        tables=("relative",),
         target_modules=("query_proj", "value_proj"),
         past_keys=False,
     )

@@ -213,7 +213,8 @@ def family_of(params: Mapping[str, Any]) -> Family:
     paths, fitting = list(flatten(dict(params))), {}
     for family in families().values():
         names = names_of(family)
-        if not all(any(path.startswith(f"layer_0/{site}/") for path in paths) for site in family.sites.linear.values()):
+        needed = [*(f"layer_0/{site}/" for site in family.sites.linear.values()), *(f"{t}/" for t in family.tables)]
+        if not all(any(path.startswith(module) for path in paths) for module in needed):
             continue
         try:
             fitting.setdefault(tuple(names.tensor(path) for path in paths), family)

@@ -84,6 +84,7 @@ register(
         ),
         prefixes=("mpnet.",),
         dropped=(r"embeddings\.position_ids", r"(?:pooler|lm_head|classifier|qa_outputs)\..*"),
+        tables=("position_bias",),
         unused_modules=("pooler.dense",),
         target_modules=("q", "v"),
         past_keys=False,

@@ -220,6 +220,7 @@ def _register(model_type: str, feed_forward_proj: str, sites: Sites, ffn: tuple[
             # The decoder of a whole T5, and heads.
             dropped=(r"decoder\..*", r"lm_head\..*", r"(?:classification_head|classifier|qa_outputs)\..*"),
             sites=sites,
+            tables=("position_bias",),
             target_modules=("q", "v"),
             past_keys=False,
             sharding_rules=megatron_rules(bias=False),

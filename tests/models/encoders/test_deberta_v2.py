@@ -46,9 +46,9 @@ CONV = {"conv_kernel_size": 3, "conv_act": "gelu", "conv_groups": 3}
             "hidden_size": 12,
             "num_attention_heads": 2,
         },
-        {"pos_att_type": "p2c", "hidden_size": 12, "num_attention_heads": 2},
+        {"relative_attention": True, "pos_att_type": "p2c", "hidden_size": 12, "num_attention_heads": 2},
     ],
-    ids=["version 3, convolution", "separate projections", "c2p alone", "absolute"],
+    ids=["version 3, convolution", "separate projections", "c2p alone", "p2c alone"],
 )
 def test_parity(tmp_path, fields):
     check("deberta-v2", tmp_path, **SMALL, **fields)
@@ -96,7 +96,8 @@ def test_remat_keeps_gradients(small):
     ("fields", "message"),
     [
         ({"pos_att_type": "c2p|p2p"}, "pos_att_type has 'p2p'; only c2p and p2c"),
-        ({"relative_attention": True}, "relative_attention is set, but pos_att_type names neither"),
+        ({"relative_attention": False}, "relative_attention is false, but only true is supported"),
+        ({"pos_att_type": None}, "pos_att_type is empty, must name c2p, p2c or both"),
         ({"norm_rel_ebd": "batch_norm"}, "norm_rel_ebd is 'batch_norm', must be none or layer_norm"),
         ({"position_buckets": 2000}, "position_buckets is 2000, must be from 2 to twice the 512 distances"),
         ({"position_buckets": 1}, "position_buckets is 1, must be from 2"),
@@ -109,4 +110,4 @@ def test_remat_keeps_gradients(small):
 )
 def test_unsupported(fields, message):
     with pytest.raises(ValueError, match=message):
-        find_family("deberta-v2").config_from_hf(fields)
+        find_family("deberta-v2").config_from_hf({"relative_attention": True, "pos_att_type": "c2p", **fields})
