@@ -100,8 +100,8 @@ class Nf4Matrix(QuantizedMatrix):
     """A matrix of 4-bit NormalFloats with double quantisation, as bitsandbytes defines it.
 
     The scale of a block is the largest absolute weight in it. The mean of all scales is subtracted, and the differences
-    are stored as numbers in `DYNAMIC`, times the largest absolute difference of their group. The transposes of `codes` and
-    `scales`, row by row, are the bytes of bitsandbytes.
+    are stored as numbers in `DYNAMIC`, times the largest absolute difference of their group. The bytes of `codes` by
+    column and of `scales` by row are those of bitsandbytes.
 
     Attributes:
       codes: [in / 2, out] uint8, numbers in `NF4`: rows 2i and 2i + 1 in the high and the low half of row i.
@@ -164,8 +164,11 @@ FORMATS: dict[str, Callable[[Array], QuantizedMatrix]] = {"int8": int8, "nf4": n
 def product(x: jax.Array, matrix: QuantizedMatrix) -> jax.Array:
     """x W for a frozen W: [..., in] and [in, out] to [..., out], computed in the type of x.
 
-    W has no gradient. It is dequantised in the forward and in the backward pass, instead of being kept between them.
+    W has no gradient. It is dequantised in the forward and in the backward pass, instead of being kept between them:
+    the barriers keep XLA from dequantising before the other factor is there, and from finding that the forward pass has
+    computed the same floats. On a CPU XLA removes barriers, and may hold the floats of all matrices.
     """
+    x, matrix = jax.lax.optimization_barrier((x, matrix))
     return x @ matrix.dequantize(x.dtype)
 
 
@@ -174,7 +177,6 @@ def _forward(x: jax.Array, matrix: QuantizedMatrix) -> tuple[jax.Array, Quantize
 
 
 def _backward(matrix: QuantizedMatrix, grad: jax.Array) -> tuple[jax.Array, None]:
-    # XLA would find that the forward pass has computed the same floats, and keep them from there on.
     grad, matrix = jax.lax.optimization_barrier((grad, matrix))
     return grad @ matrix.dequantize(grad.dtype).T, None
 
@@ -217,9 +219,11 @@ def quantize_leaf(path: str, array: Array, form: str, sites: Collection[str], dt
 
 def dequantize_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters with every quantised matrix in float32."""
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf) if is_quantized(leaf) else leaf, dict(params), is_leaf=is_quantized
-    )
+
+    def floats(leaf: Any) -> Any:
+        return jnp.asarray(leaf) if is_quantized(leaf) else leaf
+
+    return jax.tree.map(floats, dict(params), is_leaf=is_quantized)
 
 
 def is_quantized(leaf: Any) -> bool:
