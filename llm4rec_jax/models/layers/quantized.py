@@ -145,7 +145,7 @@ def nf4(kernel: Array) -> Nf4Matrix:
     """Rounds each weight of a matrix [in, out] to the nearest NormalFloat times the scale of its block."""
     xp = _namespace(kernel)
     rows, columns = kernel.shape
-    blocks = xp.pad(kernel, ((0, -rows % BLOCK), (0, 0))).T.reshape(columns, -1, BLOCK)
+    blocks = xp.pad(kernel, ((0, -rows % BLOCK), (0, 0))).T.copy().reshape(columns, -1, BLOCK)
     absmax = xp.abs(blocks).max(-1)
     numbers = _nearest(NF4, blocks / _nonzero(absmax)[..., None])
     codes = (numbers[..., ::2] << 4 | numbers[..., 1::2]).reshape(columns, -1).T
