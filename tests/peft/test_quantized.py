@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.models.encoders.base import families
@@ -11,6 +12,7 @@ from llm4rec_jax.models.layers.quantized import dequantize_params, is_quantized,
 from llm4rec_jax.peft import METHODS, count, create, forward
 from llm4rec_jax.peft.hf import save_load
 from llm4rec_jax.peft.sites import sites
+from llm4rec_jax.sharding import make_mesh, place, specs
 from llm4rec_jax.trees import flatten
 from tests.helpers.small import moved
 from tests.peft.test_families import IDS, MASK, OPTIONS, SMALL, draw
@@ -109,6 +111,19 @@ def test_gradients_and_merging(llama, name, form):
         assert merged.keys() == wanted.keys()
         for path, array in merged.items():
             np.testing.assert_allclose(array, wanted[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_a_mesh_cuts_the_codes_as_it_cuts_floats(form):
+    model, mesh = draw("bert"), make_mesh(2)
+    params = quantized(model, form)
+    placed = specs(params, mesh, model.encoder.family.sharding_rules)["layer_0"]
+    assert placed["attention"]["query"]["kernel"].codes == PartitionSpec(None, "model")
+    assert placed["ffn"]["down"]["kernel"].codes == PartitionSpec("model", None)
+    assert placed["ffn"]["down"]["kernel"].scales in (PartitionSpec(None), PartitionSpec(None, None))
+    run = jax.jit(lambda params: model.encoder.apply({"params": params}, IDS, MASK))
+    ours = run(place(params, mesh, model.encoder.family.sharding_rules))
+    np.testing.assert_allclose(np.asarray(ours)[MASK], np.asarray(run(params))[MASK], atol=1e-4)
 
 
 def test_folders(llama, tmp_path):
