@@ -82,7 +82,7 @@ def test_merged_weights_are_the_dequantised_ones(config, trained, tmp_path):
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
 def test_no_pass_holds_the_floats_of_all_matrices(form):
-    """With barriers, as on GPUs and TPUs: float32 LoRA's memory beside the weights, and at most a few of 42 matrices more."""
+    """With barriers, as on GPUs and TPUs: beside the weights LoRA's memory, and at most a few of 42 matrices."""
     model = models.find_model("smollm2-135m", layers=6)
     plain, ours = (
         training_memory(model.text, peft.create("lora"), 4, 8, models.SIZED_ON_CPU, quantize)

@@ -35,12 +35,10 @@ def llama():
 def test_every_projection_of_every_family(model_type):
     encoder = families()[model_type].build(families()[model_type].config_from_hf({"model_type": model_type, **SMALL}))
     params = huggingface.abstract_params(encoder, "nf4")
-    floats = [
-        site
-        for site, arrays in sites(params, "kernel").items()
-        if site.startswith("layer_") and not is_quantized(arrays["kernel"])
-    ]
-    assert not floats
+    named, linear = set(encoder.family.sites.linear.values()), sites(params, "kernel")
+    projections = [site for site in linear if site.partition("/")[2] in named]
+    assert len(projections) == 2 * len(named)
+    assert all(is_quantized(linear[site]["kernel"]) for site in projections)
     assert huggingface.parameter_shapes(encoder) == {
         path: array.shape for path, array in flatten(jax.eval_shape(dequantize_params, params)).items()
     }
