@@ -1,5 +1,7 @@
 """Methods over an encoder whose weights are stored in few bits: the same as over the dequantised weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,18 @@ def test_gradients_and_merging(llama, name, form):
         assert merged.keys() == wanted.keys()
         for path, array in merged.items():
             np.testing.assert_allclose(array, wanted[path], rtol=1e-6, atol=1e-7, err_msg=path)
+
+
+def test_blocks_are_computed_again(llama):
+    method, params = create("lora"), quantized(llama, "nf4")
+    again = llama.encoder.clone(config=dataclasses.replace(llama.encoder.config, remat=True))
+    delta = moved(method.init(jax.random.key(0), params), 1, 0.1)
+    ours, theirs = (
+        jax.jit(jax.grad(lambda delta, e=encoder: forward(e, method, params, delta, IDS, MASK)[MASK].sum()))(delta)
+        for encoder in (again, llama.encoder)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
