@@ -17,6 +17,7 @@ from absl import flags
 from experiments.cli import command
 from experiments.cli.console import visible
 from experiments.reports import models
+from llm4rec_jax.models.layers.quantized import FORMATS
 
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a family or model in place of tables.")
 _METHODS = flags.DEFINE_list("methods", ["frozen", "lora", "full"], "Methods, or chains such as lora+bitfit.")
@@ -24,6 +25,7 @@ _TEXTS = flags.DEFINE_integer("texts", 16, "Number of texts in a batch.", lower_
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Number of tokens of a text.", lower_bound=1)
 _LAYERS = flags.DEFINE_integer("layers", None, "Number of first blocks that are kept; all by default.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Type of activations.")
+_QUANTIZE = flags.DEFINE_enum("quantize", None, sorted(FORMATS), "Format of the frozen weights; float32 by default.")
 _REMAT = flags.DEFINE_bool("remat", False, "Compute blocks again in the backward pass.")
 
 
@@ -37,7 +39,7 @@ def main(names: list[str]) -> None:
     options = {"layers": _LAYERS.value, "compute_dtype": _DTYPE.value, "remat": _REMAT.value}
     for model in [models.find_model(name, **options) for name in names]:
         summary = model.summary
-        rows = models.memory_rows(model, _METHODS.value, _TEXTS.value, _TOKENS.value)
+        rows = models.memory_rows(model, _METHODS.value, _TEXTS.value, _TOKENS.value, _QUANTIZE.value)
         if _JSON.value:
             print(json.dumps({**summary, "texts": _TEXTS.value, "tokens": _TOKENS.value, **options, "memory": rows}))
         else:

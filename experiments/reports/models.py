@@ -133,7 +133,9 @@ def find_model(name: str, **options: Any) -> Model:
     return Model(name, TextEncoder(family.build(config.with_dropout(0.0)), pooling), folder)
 
 
-def memory_rows(model: Model, methods: Sequence[str], texts: int, tokens: int) -> list[dict[str, Any]]:
+def memory_rows(
+    model: Model, methods: Sequence[str], texts: int, tokens: int, quantize: str | None = None
+) -> list[dict[str, Any]]:
     """Returns the memory of a training step by method; see `training_memory`.
 
     Args:
@@ -141,12 +143,14 @@ def memory_rows(model: Model, methods: Sequence[str], texts: int, tokens: int) -
       methods: Names of methods or chains, with their default options.
       texts: Number of texts in a batch.
       tokens: Number of tokens of a text.
+      quantize: Format of the frozen weights; None: float32.
     """
     options: dict[str, Any] = {}
     if jax.default_backend() == "cpu":
         options = SIZED_ON_CPU | ({} if model.text.encoder.config.compute_dtype == "float32" else _IN_ORDER)
     return [
-        {"method": name, **training_memory(model.text, peft.create(name), texts, tokens, options)} for name in methods
+        {"method": name, **training_memory(model.text, peft.create(name), texts, tokens, options, quantize)}
+        for name in methods
     ]
 
 

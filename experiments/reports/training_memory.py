@@ -10,6 +10,7 @@ import optax
 
 from llm4rec_jax import peft
 from llm4rec_jax.models import text_encoder
+from llm4rec_jax.models.encoders.huggingface import abstract_params
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.training.optimizer import optimizer
 
@@ -17,7 +18,12 @@ _TEMPERATURE = 20.0
 
 
 def training_memory(
-    model: TextEncoder, method: peft.Peft, texts: int, tokens: int, compiler_options: Mapping[str, Any] | None = None
+    model: TextEncoder,
+    method: peft.Peft,
+    texts: int,
+    tokens: int,
+    compiler_options: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Compiles one step of AdamW on an in-batch softmax between two halves of the texts.
 
@@ -29,12 +35,14 @@ def training_memory(
       texts: Number of texts in the batch, even.
       tokens: Number of tokens of each.
       compiler_options: Options of XLA.
+      quantize: Format of the frozen weights; see `config.encoder.quantize`.
 
     Returns:
       "frozen", "trained" (delta and optimizer), "temporary" and "total" in bytes; "trace_s" and "compile_s", the
       seconds that tracing and compiling took.
     """
     frozen: Any = jax.eval_shape(lambda key: text_encoder.init(model, key), jax.random.key(0))
+    frozen |= {"encoder": abstract_params(model.encoder, quantize)}
     delta = jax.eval_shape(lambda params: method.init(jax.random.key(0), params["encoder"]), frozen)
     adapted = peft.within(method, "encoder")
     trainable = {"delta": {"encoder": delta}, "params": {}}

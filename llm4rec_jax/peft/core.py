@@ -31,7 +31,10 @@ class Call:
 
     @property
     def params(self) -> Params:
-        """The module's own arrays, after `reparam`. A method whose tap reads them sets `reads_weights`."""
+        """The module's own arrays, after `reparam`. A method whose tap reads them sets `reads_weights`.
+
+        A matrix in few bits is no array: `jnp.asarray` dequantises it.
+        """
         return self._module.variables["params"]
 
     @property

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
+from llm4rec_jax.models.layers.quantized import is_quantized
 from llm4rec_jax.peft.patterns import matching
 from llm4rec_jax.trees import flatten
 
@@ -103,7 +105,10 @@ def replace(params: Params, delta: Delta) -> dict[str, Any]:
 def replace_kernels(params: Params, delta: Delta, merged: Callable[[jax.Array, Any], jax.Array]) -> dict[str, Any]:
     """Returns the parameters with `merged(kernel, arrays of the site)` as the kernel of every site of the delta."""
     linear = sites(params, "kernel")
-    return replace(params, {site: {"kernel": merged(linear[site]["kernel"], w)} for site, w in delta.items()})
+    # A kernel in few bits is dequantised.
+    return replace(
+        params, {site: {"kernel": merged(jnp.asarray(linear[site]["kernel"]), w)} for site, w in delta.items()}
+    )
 
 
 def count(delta: Any) -> int:
@@ -113,7 +118,7 @@ def count(delta: Any) -> int:
       >>> count({"query": {"a": jax.numpy.ones((4, 2)), "b": jax.numpy.ones((2, 4))}})
       16
     """
-    return sum(a.size for a in jax.tree.leaves(delta))
+    return sum(a.size for a in jax.tree.leaves(delta, is_leaf=is_quantized))
 
 
 def parts_of(delta: Delta) -> set[str]:
@@ -157,6 +162,15 @@ def constant_below(delta: Delta, depth: int) -> Reach:
     return Reach(0, False) if beside and inside else Reach(lowest, beside)
 
 
-def copy_of(arrays: Params) -> dict[str, jax.Array]:
-    """Returns copies of a module's own arrays, so that a trained copy shares no memory with what it started from."""
-    return {name: array.copy() for name, array in arrays.items() if isinstance(array, jax.Array)}
+def copy_of(arrays: Params, site: str) -> dict[str, jax.Array]:
+    """Returns copies of a module's own arrays, so that a trained copy shares no memory with what it started from.
+
+    Raises:
+      ValueError: one of them is in few bits.
+    """
+    if any(map(is_quantized, arrays.values())):
+        raise ValueError(
+            f"the weights of {site} are stored in few bits and cannot be trained: leave out config.encoder.quantize, "
+            "or choose a method that adds to frozen weights, such as lora"
+        )
+    return {name: array.astype(jnp.float32).copy() for name, array in arrays.items() if isinstance(array, jax.Array)}

@@ -39,7 +39,7 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender, user_
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
-from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.runs.start import tuned_encoder
@@ -248,8 +248,7 @@ class Assembly:
     @cached_property
     def bare_method(self) -> peft.Peft:
         """The method as its paper has it, over one module."""
-        chosen = self.config.peft
-        return peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
+        return create_method(self.config.peft)
 
     @cached_property
     def method(self) -> peft.Peft:

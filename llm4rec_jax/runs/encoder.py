@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from llm4rec_jax import peft
 from llm4rec_jax.data.features.tokens import Tokens, tokenizer_fingerprint
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import (
@@ -39,13 +41,27 @@ def check_token_ids(tokens: Tokens, text: PretrainedText, folder: Path) -> Token
     return tokens
 
 
+def create_method(config: Any) -> peft.Peft:
+    """The method that `config.peft` names, over one module."""
+    return peft.create(config.method, {name: dict(options) for name, options in config.options.items()})
+
+
 def load_encoder(config: Any, path: str | Path) -> PretrainedText:
-    """The text encoder at a path, as `config.encoder` wants it."""
+    """The text encoder at a path, as `config.encoder` wants it.
+
+    Raises:
+      ValueError: Its weights are to be stored in few bits, and the method of `config.peft` would train them.
+    """
     encoder = config.encoder
     pooling = encoder.pooling
-    if pooling is None:
-        family, _ = pretrained.read_config(describe(pretrained.resolve(path)).model)
-        pooling = family.pooling
+    if pooling is None or encoder.quantize is not None:
+        family, shape = pretrained.read_config(describe(pretrained.resolve(path)).model)
+        pooling = pooling or family.pooling
+        if encoder.quantize is not None and "encoder" in config.peft.within.split("+"):
+            # By shapes, before any weights are read.
+            shape = shape if encoder.layers is None else shape.with_layers(encoder.layers)
+            shapes = pretrained.abstract_params(family.build(shape), encoder.quantize)
+            jax.eval_shape(create_method(config.peft).init, jax.random.key(0), shapes)
     loaded = load_text_encoder(
         path,
         None if pooling == FROM_FOLDER else pooling,
@@ -54,6 +70,7 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
         remat=encoder.remat,
         attention=encoder.attention,
         dropout=encoder.dropout,
+        quantize=encoder.quantize,
     )
     for notice in loaded.notices:
         warnings.warn(f"{notice}: give config.encoder.pooling={FROM_FOLDER} for what the folder says", stacklevel=2)
@@ -61,5 +78,8 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
         return loaded
     # The same for every seed, so that runs which share a program share an encoder.
     tokens = np.zeros((1, 2), np.int32)
-    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)
-    return loaded._replace(params={**loaded.params, "encoder": drawn["params"]})
+    drawn = jax.jit(loaded.encoder.init)(jax.random.key(0), tokens, tokens)["params"]
+    if encoder.quantize is not None:
+        drawn = pretrained.quantize_encoder(loaded.encoder, jax.tree.map(np.asarray, drawn), encoder.quantize)
+        drawn = jax.tree.map(jnp.asarray, drawn)
+    return loaded._replace(params={**loaded.params, "encoder": drawn})

@@ -24,7 +24,7 @@ from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, Sentence
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs.encoder import check_token_ids, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring
@@ -142,8 +142,7 @@ class RatingAssembly:
         chosen = self.config.peft
         if chosen.within != "encoder":
             raise ValueError(f"config.peft.within is {chosen.within!r}; a rating model adapts 'encoder' only")
-        method = peft.create(chosen.method, {name: dict(options) for name, options in chosen.options.items()})
-        return peft.within(method, "encoder")
+        return peft.within(create_method(chosen), "encoder")
 
     @cached_property
     def prompts(self) -> dict[str, np.ndarray]:

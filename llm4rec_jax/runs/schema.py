@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from llm4rec_jax.models.layers.quantized import FORMATS
 from llm4rec_jax.options import check, option
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.tasks.ranking import LossConfig
@@ -101,6 +102,8 @@ class EncoderConfig:
     """Implementation of attention; cuDNN's runs on NVIDIA GPUs in 16 bits without dropout."""
     dropout: float | None = option(0.0, low=0.0, below=1.0)
     """Replaces the dropout rates of the pretrained model; None keeps them."""
+    quantize: str | None = option(None, choices=tuple(FORMATS))
+    """Format in which the frozen weights of the blocks are stored; see `models.layers.quantized`. None: float32."""
     pooling: str | None = option(None)
     """How token states become a text's vector; see `models.encoders.pooling.POOLINGS`. None takes what suits the
     model's family: "mean", or "last" for decoders. "folder" does what the encoder's folder says, with the dense layers

@@ -19,7 +19,7 @@ from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.layers.activations import ACTIVATIONS
 from llm4rec_jax.models.layers.attention import attend
 from llm4rec_jax.models.layers.dropout import dropout
-from llm4rec_jax.models.layers.linear import dense, normal
+from llm4rec_jax.models.layers.linear import Dense, dense, normal
 from llm4rec_jax.models.layers.norms import RMSNorm
 from llm4rec_jax.models.layers.rotary import rotate, rotation
 
@@ -32,7 +32,7 @@ def _norm(config: DecoderConfig, name: str) -> nn.Module:
     return RMSNorm(config.norm_eps, config.dtype, config.norm == "rms_offset", name=name)
 
 
-def _dense(config: DecoderConfig, features: int, name: str, bias: bool) -> nn.Dense:
+def _dense(config: DecoderConfig, features: int, name: str, bias: bool) -> Dense:
     return dense(features, name, config.dtype, config.initializer_range, bias)
 
 

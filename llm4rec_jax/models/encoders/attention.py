@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llm4rec_jax.models.layers.attention import attend
 from llm4rec_jax.models.layers.dropout import dropout
-from llm4rec_jax.models.layers.linear import dense
+from llm4rec_jax.models.layers.linear import Dense, dense
 
 
 class Attention(nn.Module):
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return self.project(c.hidden_size, "output")(mixed.reshape(*x.shape[:-1], -1))
 
     @nn.nowrap
-    def project(self, features: int, name: str) -> nn.Dense:
+    def project(self, features: int, name: str) -> Dense:
         """A linear layer of this module."""
         return dense(features, name, self.config.dtype, self.config.initializer_range, self.use_bias)
 

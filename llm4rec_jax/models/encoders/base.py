@@ -259,10 +259,12 @@ def megatron_rules(bias: bool = True, scope: str = ".*") -> Rules:
       scope: Regular expression for what stands before `layer_N` in a path.
     """
     into = rf"{scope}layer_\d+/(attention|ffn)/(position_)?(query|key|value|gate|up)"
+    # A matrix of few bits is cut as its floats would be; its scales stay whole.
+    kernel = "kernel(/codes)?"
     return (
-        (f"{into}/kernel", PartitionSpec(None, "model")),
+        (f"{into}/{kernel}", PartitionSpec(None, "model")),
         *(((f"{into}/bias", PartitionSpec("model")),) if bias else ()),
-        (rf"{scope}layer_\d+/(attention|ffn)/(output|down)/kernel", PartitionSpec("model", None)),
+        (rf"{scope}layer_\d+/(attention|ffn)/(output|down)/{kernel}", PartitionSpec("model", None)),
         (r".*/word/embedding", ShardLongestAxis("model")),
     )
 

@@ -26,6 +26,7 @@ from llm4rec_jax.models.encoders import gguf
 from llm4rec_jax.models.encoders.base import Encoder, EncoderConfig, Family, families, find_family, first_layers
 from llm4rec_jax.models.encoders.checkpoint import INDEX, Checkpoint, PretrainedError, write_weights
 from llm4rec_jax.models.encoders.weights import Names, WeightError, some
+from llm4rec_jax.models.layers.quantized import dequantize_params, quantize_leaf, quantize_params
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.trees import flatten, unflatten
 
@@ -52,6 +53,7 @@ def load(
     attention: str = "xla",
     dropout: float | None = None,
     language_head: bool = False,
+    quantize: str | None = None,
 ) -> tuple[Encoder, dict[str, Any]]:
     """Loads a pretrained encoder of any family.
 
@@ -65,6 +67,8 @@ def load(
       attention: "xla" or "cudnn", see `EncoderConfig`.
       dropout: Replaces all dropout rates of the configuration.
       language_head: Load a decoder's head too, where it is not tied to the word embeddings: `logits` needs it.
+      quantize: Store the linear weights of the blocks as "int8" or "nf4" and tables in the compute type, for methods
+        that leave them frozen; see `layers.quantized`. None keeps float32.
 
     Returns:
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
@@ -86,13 +90,20 @@ def load(
             raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")
         config = dataclasses.replace(config, language_head=True)
     names, tensors = names_of(family), Checkpoint(folder)
+
+    def store(path: str, array: np.ndarray) -> Any:
+        if quantize is None:
+            return jnp.asarray(array)
+        sites = family.sites.linear.values()
+        return jax.tree.map(jnp.asarray, quantize_leaf(path, array, quantize, sites, config.dtype))
+
     try:
         names.check_depth(tensors, config.num_hidden_layers)
         encoder = family.build(config)
-        flat = names.to_params(tensors, parameter_shapes(encoder))
+        flat = names.to_params(tensors, parameter_shapes(encoder), store)
     except WeightError as error:
         raise PretrainedError(f"{folder}: {error}") from error
-    params = unflatten({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()})
+    params = unflatten(flat)
     if layers is None:
         return encoder, params
     try:
@@ -168,7 +179,7 @@ def save(
 
     Args:
       path: The folder; created if need be.
-      encoder, params: As `load` returns them.
+      encoder, params: As `load` returns them. Weights of few bits are written as the floats that they stand for.
       tokenizer_from: A folder whose tokenizer files are copied beside the weights.
 
     Raises:
@@ -176,7 +187,7 @@ def save(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {p: np.asarray(a, np.float32) for p, a in flatten(params).items()}
+    flat = {p: np.asarray(a, np.float32) for p, a in flatten(dequantize_params(params)).items()}
     names, shapes = names_of(encoder.family), parameter_shapes(encoder)
     try:
         names.check_paths(flat, shapes)
@@ -210,7 +221,7 @@ def family_of(params: Mapping[str, Any]) -> Family:
     Raises:
       PretrainedError: they are of no family, or of several.
     """
-    paths, fitting = list(flatten(dict(params))), {}
+    paths, fitting = list(flatten(jax.eval_shape(dequantize_params, dict(params)))), {}
     for family in families().values():
         names = names_of(family)
         needed = [*(f"layer_0/{site}/" for site in family.sites.linear.values()), *(f"{t}/" for t in family.tables)]
@@ -228,11 +239,29 @@ def family_of(params: Mapping[str, Any]) -> Family:
     return next(iter(fitting.values()))
 
 
+def quantize_encoder(encoder: Encoder, params: Mapping[str, Any], form: str) -> dict[str, Any]:
+    """Parameters as `load` gives them with `quantize`: linear weights of the blocks in few bits.
+
+    `jax.eval_shape` gives their shapes for a tree of shapes.
+
+    Args:
+      encoder: The encoder.
+      params: Its parameters in float32; those of numpy are quantised to the same bits on every machine.
+      form: "int8" or "nf4".
+    """
+    return quantize_params(params, form, encoder.family.sites.linear.values(), encoder.config.dtype)
+
+
+def abstract_params(encoder: Encoder, quantize: str | None = None) -> dict[str, Any]:
+    """Shapes and types of the parameters that `load` gives for an encoder. Nothing is allocated."""
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    params = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids)["params"]
+    return params if quantize is None else jax.eval_shape(lambda p: quantize_encoder(encoder, p, quantize), params)
+
+
 def parameter_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that an encoder needs, by path."""
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    wanted = jax.eval_shape(encoder.init, jax.random.key(0), ids, ids)["params"]
-    return {path: tuple(array.shape) for path, array in flatten(wanted).items()}
+    return {path: tuple(array.shape) for path, array in flatten(abstract_params(encoder)).items()}
 
 
 def read_config(folder: Path) -> tuple[Family, EncoderConfig]:

@@ -16,7 +16,7 @@ from llm4rec_jax.models.encoders.config_json import config_fields, fields_to_hf,
 from llm4rec_jax.models.encoders.weights import Rule, embedding, linear, norm
 from llm4rec_jax.models.layers.activations import ACTIVATIONS
 from llm4rec_jax.models.layers.dropout import dropout
-from llm4rec_jax.models.layers.linear import dense, normal
+from llm4rec_jax.models.layers.linear import Dense, dense, normal
 from llm4rec_jax.models.layers.norms import RMSNorm
 from llm4rec_jax.models.layers.relative import BUCKETS, bias_by_distance
 
@@ -99,7 +99,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, act = self.config, ACTIVATIONS[self.config.hidden_act]
 
-        def project(features: int, name: str) -> nn.Dense:
+        def project(features: int, name: str) -> Dense:
             return dense(features, name, c.dtype, c.initializer_range, bias=False)
 
         hidden = project(c.intermediate_size, "up")(x)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -149,12 +149,19 @@ class Names:
                 return Source(candidate, Rule(candidate, ()), ())
         return None
 
-    def to_params(self, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    def to_params(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        shapes: Mapping[str, tuple[int, ...]],
+        store: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+    ) -> dict[str, Any]:
         """The parameters {path: array} that the tensors of a checkpoint hold.
 
         Args:
           tensors: Arrays by name.
           shapes: Shapes of the encoder's parameters by path.
+          store: Function of a parameter's path and array to the value that is kept, called before the next tensor is
+            read.
 
         Raises:
           WeightError: a tensor that no rule knows, that is missing, beyond the encoder, twice there or misshapen.
@@ -171,7 +178,8 @@ class Names:
             flat |= dict.fromkeys(source.paths, name)
         self.check_paths(flat, shapes)
         for name, source in sources.items():
-            flat |= _taken_apart(tensors[name], source, shapes)
+            parts = _taken_apart(tensors[name], source, shapes)
+            flat |= {path: store(path, array) for path, array in parts.items()}
         return flat
 
     def to_tensors(self, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

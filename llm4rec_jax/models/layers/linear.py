@@ -6,6 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from llm4rec_jax.models.layers import quantized
+
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -39,6 +41,34 @@ def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arra
     return product(x, kernel)
 
 
+class Dense(nn.Module):
+    """`flax.linen.Dense` whose matrix may be given in few bits. [..., in] -> [..., out].
+
+    Attributes:
+      features: Width of the output.
+      dtype: Type that is computed in.
+      kernel_init: Initialiser of the matrix.
+      use_bias: Whether a bias is added.
+    """
+
+    features: int
+    dtype: Any
+    kernel_init: Any
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, given = x.astype(self.dtype), self.get_variable("params", "kernel")
+        if quantized.is_quantized(given):
+            y = quantized.product(x, given)
+        else:
+            kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+            y = product(x, kernel.astype(self.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
 @cache
 def normal(scale: float) -> Any:
     """Normal initialiser of standard deviation `scale`.
@@ -48,8 +78,6 @@ def normal(scale: float) -> Any:
     return jax.jit(nn.initializers.normal(scale), static_argnums=(1, 2))
 
 
-def dense(features: int, name: str, dtype: Any, stddev: float, bias: bool = True) -> nn.Dense:
+def dense(features: int, name: str, dtype: Any, stddev: float, bias: bool = True) -> Dense:
     """A linear layer to `features`, drawn from N(0, stddev²), whose gradients `product` orders."""
-    return nn.Dense(
-        features, use_bias=bias, dtype=dtype, kernel_init=normal(stddev), dot_general=dot_general, name=name
-    )
+    return Dense(features, dtype, normal(stddev), bias, name=name)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from llm4rec_jax import checksums
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.base import Encoder, Family
+from llm4rec_jax.models.layers.quantized import dequantize_params
 from llm4rec_jax.peft.core import Peft
 from llm4rec_jax.peft.hf.adapter import (
     AGAIN,
@@ -230,7 +231,7 @@ def merge(
     Args:
       path: The folder; created if need be.
       encoder: The encoder, from `huggingface.load`.
-      params: Its parameters.
+      params: Its parameters. Weights of few bits are merged and written as the floats that they stand for.
       method: A method that merges, or a chain of such methods.
       delta: The trained arrays of the bare encoder.
       tokenizer_from: A folder or hub name whose tokenizer files are copied; None copies none.
@@ -252,7 +253,7 @@ def merge(
         raise InterchangeError(f"max_tokens is {max_tokens}, but the encoder has {most} positions: give 1 to {most}")
     if tokenizer_from is not None:
         tokenizer_from = tokenizer_folder(tokenizer_from)
-    params = jax.tree.map(jnp.asarray, dict(params))
+    params = dequantize_params(jax.tree.map(jnp.asarray, dict(params)))
     _check_delta(method, delta, params)
     merged = jax.tree.map(_host, method.merge(params, delta))
     if broken := [name for name, a in flatten(merged).items() if not np.isfinite(a).all()]:

@@ -43,7 +43,7 @@ def dora(rank: int = 8, alpha: float = 8.0, dropout: float = 0.0, target: str = 
     def init(key: jax.Array, params: Params) -> Delta:
         linear = sites(params, "kernel")
         return {
-            site: {**ab, "magnitude": jnp.linalg.norm(linear[site]["kernel"], axis=0)}
+            site: {**ab, "magnitude": jnp.linalg.norm(jnp.asarray(linear[site]["kernel"]), axis=0)}
             for site, ab in draw(key, params).items()
         }
 
@@ -53,7 +53,7 @@ def dora(rank: int = 8, alpha: float = 8.0, dropout: float = 0.0, target: str = 
             return y
         (x,) = args
         a, b = w["a"], w["b"]
-        factor = w["magnitude"] / jax.lax.stop_gradient(norm(call.params["kernel"], a, b))
+        factor = w["magnitude"] / jax.lax.stop_gradient(norm(jnp.asarray(call.params["kernel"]), a, b))
         bias = call.params.get("bias", jnp.zeros(())).astype(y.dtype)
         branch = scale * (drop(call, x.astype(y.dtype), dropout) @ a.astype(y.dtype) @ b.astype(y.dtype))
         return factor.astype(y.dtype) * (y - bias + branch) + bias

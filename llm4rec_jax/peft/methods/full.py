@@ -1,5 +1,7 @@
 """Full fine-tuning: every parameter is trained."""
 
+from collections.abc import Mapping
+
 import jax
 
 from llm4rec_jax.peft.core import Peft
@@ -28,7 +30,7 @@ def full(target: str = r".*") -> Peft:
 
     def init(key: jax.Array, params: Params) -> Delta:
         modules = sites(params)
-        holders = [site for site, arrays in modules.items() if any(isinstance(a, jax.Array) for a in arrays.values())]
-        return {site: copy_of(modules[site]) for site in match(target, holders)}
+        holders = [site for site, arrays in modules.items() if any(not isinstance(a, Mapping) for a in arrays.values())]
+        return {site: copy_of(modules[site], site) for site in match(target, holders)}
 
     return Peft(init, reparam=replace, merge=replace)

@@ -52,9 +52,9 @@ def ia3(target: str = r".*/(key|value|down)", feedforward: str = r".*/down") -> 
         for site, w in delta.items():
             base, scale = linear[site], w["scale"]
             if re.fullmatch(feedforward, site):
-                merged[site] = {"kernel": base["kernel"] * scale[:, None]}
+                merged[site] = {"kernel": jnp.asarray(base["kernel"]) * scale[:, None]}
             else:
-                merged[site] = {name: base[name] * scale for name in ("kernel", "bias") if name in base}
+                merged[site] = {name: jnp.asarray(base[name]) * scale for name in ("kernel", "bias") if name in base}
         return replace(params, merged)
 
     return Peft(init, tap=tap, merge=merge)

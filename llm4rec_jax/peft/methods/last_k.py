@@ -35,7 +35,7 @@ def last_k(k: int = 2) -> Peft:
         depth = max(blocks.values(), default=-1) + 1
         if not 1 <= k <= depth:
             raise ValueError(f"last_k: k is {k}, must be from 1 to {depth}, the number of blocks")
-        trained = {site: copy_of(modules[site]) for site, layer in blocks.items() if layer >= depth - k}
+        trained = {site: copy_of(modules[site], site) for site, layer in blocks.items() if layer >= depth - k}
         return {site: arrays for site, arrays in trained.items() if arrays}
 
     return Peft(init, reparam=replace, merge=replace)

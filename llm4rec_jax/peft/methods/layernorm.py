@@ -28,6 +28,6 @@ def layernorm(target: str = r".*") -> Peft:
 
     def init(key: jax.Array, params: Params) -> Delta:
         norms = sites(params, "scale")
-        return {site: copy_of(norms[site]) for site in match(target, norms)}
+        return {site: copy_of(norms[site], site) for site in match(target, norms)}
 
     return Peft(init, reparam=replace, merge=replace)

@@ -42,7 +42,7 @@ def prompt(length: int = 20) -> Peft:
         # Encoders with rotary positions have no table of them.
         if position in tables and length >= (positions := len(tables[position]["embedding"])):
             raise ValueError(f"prompt: length {length} leaves no room for text: the encoder has {positions} positions")
-        return {word: {"prompt": table[jax.random.choice(key, len(table), (length,))]}}
+        return {word: {"prompt": table[jax.random.choice(key, len(table), (length,))].astype(jnp.float32)}}
 
     def tap(delta: Delta, site: str, call: Call, *args: Any) -> Any:
         if site == word:
