@@ -48,9 +48,10 @@ def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
 def _without_patterns(folder: Path) -> Path:
     """Returns a path of a folder that is no glob pattern: a link to it, where its own path has brackets or the like.
 
-    Orbax finds a checkpoint's files by glob patterns, and takes "[b]" in the name of a folder for one.
+    Orbax finds a checkpoint's files by glob patterns, and takes "[b]" in the name of a folder for one. TensorStore
+    refuses a backslash.
     """
-    if not set("[]*?") & set(str(folder)):
+    if not set("[]*?\\") & set(str(folder)):
         return folder
     links = Path(tempfile.mkdtemp(prefix="llm4rec-jax-"))
     atexit.register(shutil.rmtree, links, ignore_errors=True)

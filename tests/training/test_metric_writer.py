@@ -168,8 +168,9 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
     writer = WandbWriter("tests", tmp_path, {"seed": 0})
     writer.write_result(result)
     writer.close()
-    ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")}
-    assert len(ids) == 1
+    runs = [file.stem for file in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
+    assert len(runs) == 3
+    assert len(set(runs)) == 1
     (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/metrics*.table.json")
     held = json.loads(table.read_text())
     assert held["columns"] == ["metric", "validation", "test"]
