@@ -113,5 +113,5 @@ def test_unsupported(fields, message):
 
 
 def test_a_convolution_cannot_be_packed(small):
-    with pytest.raises(ValueError, match="packing: the convolution reads over the ends of texts in a row: give packing"):
+    with pytest.raises(ValueError, match="packing: the convolution reads over the ends of texts in a row: give"):
         dataclasses.replace(small[0].config, packing=True)
