@@ -14,6 +14,8 @@ from absl import flags
 from experiments.benchmarks import machine, timing
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data import assets, sources
+from llm4rec_jax.data.batching.buckets import text_bucket
+from llm4rec_jax.data.batching.packing import pack, row_length
 from llm4rec_jax.data.features import text, tokens
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
 from llm4rec_jax.models.encoders import huggingface
@@ -64,14 +66,18 @@ def measure(
     """Encodes strings to vectors, tokenising included, pooled by the mean and not normed."""
     folder = folder or assets.minilm()
     encode, encode_by = ours(texts, folder, dtype), peer(texts, folder, dtype)
+    packed = ours(texts, folder, dtype, packing=True)
     vectors, theirs = encode(), encode_by(PEER_BATCHES[0])
     trial = timing.interleaved({str(size): partial(encode_by, size) for size in PEER_BATCHES}, repeats=1, warm=0)
     fastest = min(PEER_BATCHES, key=lambda size: trial[str(size)][0])
-    times = timing.interleaved({"ours": encode, "torch": partial(encode_by, fastest)}, repeats, warm=1)
+    times = timing.interleaved(
+        {"ours": encode, "packed": packed, "torch": partial(encode_by, fastest)}, repeats, warm=1
+    )
     tokenizer = tokens.tokenizer(folder)
     begun = time.perf_counter()
     read = tokens.encode(texts, tokenizer, MAX_TOKENS)
     tokenising = time.perf_counter() - begun
+    rows = pack(read.lengths, row_length(read.lengths))
     return {
         "what": name,
         "encoder": folder.name,
@@ -82,14 +88,17 @@ def measure(
         **timing.summary(times),
         "ours_tokenising_s": tokenising,
         "torch_batch": fastest,
+        "padding": 1 - float(read.lengths.sum() / sum(map(text_bucket, read.lengths.tolist()))),
+        "packed_padding": 1 - float(read.lengths.sum() / (rows.rows * rows.length)),
+        "packed_difference": float(np.abs(vectors - packed()).max()),
         "largest_difference": float(np.abs(vectors - theirs).max()),
         "largest_value": float(np.abs(theirs).max()),
     }
 
 
-def ours(texts: Sequence[str], folder: Path, dtype: str) -> Callable[[], np.ndarray]:
-    """Encodes as evaluation and `text_vectors` do."""
-    encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype)
+def ours(texts: Sequence[str], folder: Path, dtype: str, packing: bool = False) -> Callable[[], np.ndarray]:
+    """Encodes as evaluation and `text_vectors` do, or with texts packed into rows."""
+    encoder, params = huggingface.load(folder, dropout=0.0, compute_dtype=dtype, packing=packing)
     model, method = TextEncoder(encoder, POOLINGS.build("mean")), peft.create("frozen")
     encode = BatchTextEncoder(model, method, sharding.make_mesh()).encode
     weights = {"encoder": params}, method.init(jax.random.key(0), {"encoder": params})

@@ -17,6 +17,19 @@ def rows_per_batch(mesh: Mesh, tokens: int = 12) -> int:
     return max(384 // tokens // 8, 1) * 8 if _on_cpu(mesh) else 512
 
 
+def even_rows(mesh: Mesh, count: int, tokens: int) -> int:
+    """Returns the number of rows of a batch of texts, at most `rows_per_batch`, that makes all batches equally full.
+
+    Args:
+      mesh: The devices.
+      count: Number of all rows.
+      tokens: Tokens a row.
+    """
+    side_by_side = mesh.size * num_streams(mesh)
+    batches = -(-count // (rows_per_batch(mesh, tokens) * side_by_side))
+    return max(-(-count // (batches * side_by_side)), 1)
+
+
 def num_streams(mesh: Mesh) -> int:
     """Returns the number of programs that a device runs side by side.
 

@@ -25,7 +25,9 @@ BLOCK = 16384
 _T = TypeVar("_T")
 
 
-def map_in_fixed_batches(function: Callable[..., jax.Array], mesh: Mesh, texts: bool = False) -> "FixedBatches":
+def map_in_fixed_batches(
+    function: Callable[..., jax.Array], mesh: Mesh, texts: bool = False, rows: int | None = None
+) -> "FixedBatches":
     """Returns a callable that applies `function` to any number of rows, a fixed batch at a time, over all devices.
 
     Use it wherever a row's result must not depend on its neighbours, as in evaluation: XLA rounds differently for
@@ -35,6 +37,7 @@ def map_in_fixed_batches(function: Callable[..., jax.Array], mesh: Mesh, texts: 
       function: (params, *arrays [batch, …]) -> [batch, …].
       mesh: The devices; each works on a batch of its own.
       texts: Whether the first array is [n, L, …], of texts of L tokens. Batches of long texts have fewer rows.
+      rows: Number of rows of a batch; None chooses it by the device.
 
     Returns:
       A callable (params, *numpy arrays [n, …]) -> [n, …] on the host.
@@ -45,14 +48,14 @@ def map_in_fixed_batches(function: Callable[..., jax.Array], mesh: Mesh, texts: 
       >>> double(2.0, np.arange(5.0)).tolist()
       [0.0, 2.0, 4.0, 6.0, 8.0]
     """
-    return FixedBatches(function, mesh, texts)
+    return FixedBatches(function, mesh, texts, rows)
 
 
 class FixedBatches:
     """The callable that `map_in_fixed_batches` returns. It needs memory for two blocks of rows on each device."""
 
-    def __init__(self, function: Callable[..., jax.Array], mesh: Mesh, texts: bool) -> None:
-        self._mesh, self._texts, self._streams = mesh, texts, num_streams(mesh)
+    def __init__(self, function: Callable[..., jax.Array], mesh: Mesh, texts: bool, rows: int | None) -> None:
+        self._mesh, self._texts, self._rows, self._streams = mesh, texts, rows, num_streams(mesh)
         self._split = PartitionSpec(mesh.axis_names)
         split, whole = self._split, PartitionSpec()
         function = jax.jit(function)  # traced once, although its shape is asked for first
@@ -101,7 +104,8 @@ class FixedBatches:
         first part and 12 … 20 the second. Both are padded to 4 batches, a power of two, so that few shapes compile.
         """
         n, devices = len(arrays[0]), self._mesh.size
-        rows = rows_per_batch(self._mesh, arrays[0].shape[1]) if self._texts else rows_per_batch(self._mesh)
+        of_device = rows_per_batch(self._mesh, arrays[0].shape[1]) if self._texts else rows_per_batch(self._mesh)
+        rows = self._rows or of_device
         per_stream = -(-n // (rows * devices * self._streams))  # batches of a device in a stream
         padded, rows_of_part = 1 << max(per_stream - 1, 0).bit_length(), max(per_stream, 1) * rows * devices
         starts = range(0, max(n, 1), rows_of_part)

@@ -80,6 +80,7 @@ class RecommenderScorer:
         self._tokens, self._prompts, self._history = tokens, prompts, history
         self._standardize = standardize
         self.standardizes = standardize is not None
+        self._encoder = None if tokens is None else BatchTextEncoder(model.text_encoder, method, mesh)
 
         def embed_items(weights: Weights, items: jax.Array, *text: jax.Array) -> jax.Array:
             return forward(model.items, method, *weights, {"ids": items, **({"text": text[0]} if text else {})})
@@ -119,11 +120,11 @@ class RecommenderScorer:
 
     # ----------------------------------------------------------------------------------------------- texts of all items
 
-    @cached_property
+    @property
     def _texts(self) -> tuple[BatchTextEncoder, Tokens]:
-        if self._tokens is None:
+        if self._encoder is None or self._tokens is None:
             raise ValueError("this scorer has no texts of items: give it tokens")
-        return BatchTextEncoder(self._model.text_encoder, self._method, self._mesh), self._tokens
+        return self._encoder, self._tokens
 
     def text(self, params: Params, delta: Delta, states: np.ndarray | None = None) -> np.ndarray:
         """Returns the vectors of the catalogue's texts, [I, W]; for `states` see `BatchTextEncoder.encode`."""

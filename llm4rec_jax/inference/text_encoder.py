@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.batch import token_group
 from llm4rec_jax.data.batching.buckets import text_bucket
+from llm4rec_jax.data.batching.packing import pack, packed_rows, row_length
 from llm4rec_jax.data.features.tokens import Tokens
+from llm4rec_jax.inference.batch_sizes import even_rows
 from llm4rec_jax.inference.batched import FixedBatches, map_in_fixed_batches
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.peft.core import Peft, forward
@@ -21,11 +23,16 @@ class BatchTextEncoder:
     """Encodes any number of texts with a text encoder and a method.
 
     Each text is padded to a bucket that depends on its own length only, so its vector does not depend on the others.
+    With `packing` in the encoder's configuration, texts lie side by side in rows instead, with less padding, and the
+    last bits of a vector depend on its place in a row.
 
     Args:
       model: The text encoder.
       method: Parameter-efficient method, brought `within` the part that it adapts.
       mesh: The devices.
+
+    Raises:
+      ValueError: texts are to be packed, and the method adds tokens to each row.
 
     Example:
       >>> from llm4rec_jax import peft
@@ -41,16 +48,22 @@ class BatchTextEncoder:
     """
 
     def __init__(self, model: TextEncoder, method: Peft, mesh: Mesh) -> None:
-        self._config = model.encoder.config
+        self._config, self._mesh = model.encoder.config, mesh
+        if self._config.packing and method.adds_tokens:
+            raise ValueError(
+                f"packing: rows hold several texts, but {method.name or 'the method'} puts tokens in front of each: "
+                "give encoder.packing=False, or another method"
+            )
 
-        def batched(apply: str, *options: int | None) -> FixedBatches:
+        def batched(apply: str, *options: int | None, rows: int | None = None) -> FixedBatches:
             def run(weights: tuple[Params, Delta], *arrays: jax.Array) -> jax.Array:
                 return forward(model, method, *weights, *options, *arrays, apply=apply)
 
-            return map_in_fixed_batches(run, mesh, texts=True)
+            return map_in_fixed_batches(run, mesh, texts=True, rows=rows)
 
         self._encode = batched("__call__")
         self._encode_from = functools.cache(lambda layer: batched("encode_from", layer))
+        self._encode_packed = functools.cache(lambda most, rows: batched("packed", most, rows=rows))
         self._hidden_states = functools.cache(lambda stop: batched("hidden_states", stop))
 
     def encode(self, weights: tuple[Params, Delta], tokens: Tokens, states: np.ndarray | None = None) -> np.ndarray:
@@ -65,6 +78,8 @@ class BatchTextEncoder:
         Returns:
           Pooled vectors, [n, W].
         """
+        if self._config.packing and states is None:
+            return self._packed(weights, tokens)
         groups = list(self._groups(tokens))
         if states is None:
             parts = self._encode.each(weights, (token_group(tokens, *group) for group in groups))
@@ -74,6 +89,12 @@ class BatchTextEncoder:
             parts = self._encode_from(None if reads_all else layer).each(weights, known)
         vectors = np.concatenate(list(parts))
         return vectors[np.argsort(np.concatenate([rows for rows, _ in groups]))]
+
+    def _packed(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
+        packing = pack(tokens.lengths, row_length(tokens.lengths, self._config.max_position_embeddings))
+        run = self._encode_packed(packing.most, even_rows(self._mesh, packing.rows, packing.length))
+        vectors = run(weights, *packed_rows(tokens, packing))
+        return vectors[packing.row, packing.number - 1]
 
     def hidden_states(self, weights: tuple[Params, Delta], tokens: Tokens, stop: int | None) -> np.ndarray:
         """Computes the hidden states of n texts before block `stop`.

@@ -43,6 +43,20 @@ class TextEncoder(nn.Module):
         """Token ids [U, L] and mask [U, L] to float32 vectors [U, W]."""
         return self._pooled(self.encoder(ids, mask), mask)
 
+    def packed(self, count: int, ids: jax.Array, texts: jax.Array) -> jax.Array:
+        """Vectors of the texts of rows that hold several, see `Encoder.packed`.
+
+        Args:
+          count: Largest number S of texts in a row.
+          ids: Token ids [R, L].
+          texts: Number of each token's text in its row, [R, L]; 0 for padding.
+
+        Returns:
+          Float32 [R, S, W]; zeros where a row has fewer texts.
+        """
+        masks = texts[:, None] == 1 + jnp.arange(count)[:, None]
+        return self._pooled(self.encoder.packed(ids, texts)[:, None], masks)
+
     def hidden_states(self, stop: int | None, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Hidden states before the encoder's block `stop`, [U, L, W], for ids and mask [U, L].
 

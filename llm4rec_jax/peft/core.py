@@ -81,6 +81,7 @@ class Peft(NamedTuple):
       merge: (params, delta) -> params with the delta folded in; None when the method cannot be folded into weights.
       reads_weights: Whether the tap reads the module's own arrays. In a chain no method nearer to the module may have a
         tap then: it would change the output of the module but not the arrays.
+      adds_tokens: Whether the tap puts tokens in front of each row, which therefore has to be one text.
       name, options: The arguments that the method was created from; a chain has only the names.
 
     Example:
@@ -105,6 +106,7 @@ class Peft(NamedTuple):
     optimizer: Optimizer = _same_optimizer
     merge: Callable[[Params, Delta], Params] | None = None
     reads_weights: bool = False
+    adds_tokens: bool = False
     name: str = ""
     options: Mapping[str, Any] = MappingProxyType({})
 
@@ -205,6 +207,7 @@ def chain(*methods: Peft) -> Peft:
         optimizer if any(method.changes_optimizer for method in methods) else _same_optimizer,
         merge if all(method.merge for method in methods) else None,
         any(method.reads_weights for method in methods),
+        any(method.adds_tokens for method in methods),
         "+".join(method.name for method in methods),
     )
 

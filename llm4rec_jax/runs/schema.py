@@ -98,8 +98,10 @@ class EncoderConfig:
     """Type of activations; parameters are float32."""
     remat: bool = option(False)
     """Whether blocks are computed again in the backward pass, to save memory."""
-    attention: str = option("xla", choices=("xla", "cudnn"))
-    """Implementation of attention; cuDNN's runs on NVIDIA GPUs in 16 bits without dropout."""
+    attention: str = option("xla", choices=("xla", "cudnn", "splash"))
+    """Implementation of attention; cuDNN's runs on NVIDIA GPUs in 16 bits without dropout, "splash" on a TPU."""
+    packing: bool = option(False)
+    """Whether the texts of the catalogue are encoded side by side in rows, with little padding."""
     dropout: float | None = option(0.0, low=0.0, below=1.0)
     """Replaces the dropout rates of the pretrained model; None keeps them."""
     quantize: str | None = option(None, choices=tuple(FORMATS))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm4rec_jax.inference import batched
+from llm4rec_jax.inference import batch_sizes, batched
 from llm4rec_jax.inference.batched import map_in_fixed_batches
 from llm4rec_jax.sharding import make_mesh
 
@@ -83,3 +83,12 @@ def test_the_next_of_several_calls_starts_early(devices, monkeypatch):
         assert max(taken) == min(i + 1, len(calls) - 1)
         done += 1
     assert done == len(calls)
+
+
+def test_batches_are_equally_full(monkeypatch):
+    monkeypatch.setattr(batch_sizes, "rows_per_batch", lambda mesh, tokens: 512)
+    monkeypatch.setattr(batch_sizes, "num_streams", lambda mesh: 1)
+    alone, all_devices = make_mesh(devices=jax.devices()[:1]), make_mesh(devices=jax.devices()[:8])
+    # 1857 rows in four batches, of which the last has three to fill up; and over eight devices, one batch each.
+    assert [batch_sizes.even_rows(alone, n, 64) for n in (1, 512, 513, 1857)] == [1, 512, 257, 465]
+    assert batch_sizes.even_rows(all_devices, 1857, 64) == 233

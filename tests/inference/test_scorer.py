@@ -15,6 +15,7 @@ from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
+from llm4rec_jax.models import text_encoder
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.recommender import Recommender, init, recommender
@@ -180,6 +181,19 @@ def test_states_of_real_tokens_are_those_of_the_plain_model(bert_folder, layer):
     np.testing.assert_allclose(states[mask], np.asarray(plain)[mask], rtol=1e-4, atol=1e-5)
     short = int(TEXTS.lengths.argmin())
     assert not states[short, text_bucket(int(TEXTS.lengths[short])) :].any()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last", "attention"])
+def test_packed_texts_have_the_vectors_that_each_has_alone(bert_folder, pooling):
+    model = TextEncoder(pretrained.load(bert_folder, layers=1)[0], POOLINGS.build(pooling))
+    params = text_encoder.init(model, jax.random.key(0))
+    packed = TextEncoder(pretrained.load(bert_folder, layers=1, packing=True)[0], model.pooling)
+    alone, together = (
+        BatchTextEncoder(m, create("frozen"), make_mesh()).encode((params, {}), TEXTS) for m in (model, packed)
+    )
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"packing: rows hold several texts, but lora\+prompt puts tokens in front"):
+        BatchTextEncoder(packed, within(create("lora+prompt"), "encoder"), make_mesh())
 
 
 def test_a_scorer_of_ids_says_that_it_has_no_texts():

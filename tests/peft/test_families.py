@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm4rec_jax.data.batching.packing import pack, packed_rows
+from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.models.encoders import huggingface
 from llm4rec_jax.models.encoders.base import Encoder, families
 from llm4rec_jax.peft import METHODS, create, forward
@@ -127,6 +129,25 @@ def test_padding_changes_nothing(model, name):
         for n in (3, 6)
     )
     np.testing.assert_allclose(short, padded[:, :3], rtol=0, atol=1e-4 * np.abs(short).max())
+
+
+def test_texts_side_by_side_in_rows(model):
+    """Texts that share a row have the states that each has alone, with methods that read masks and positions."""
+    method = create("prefix+k_adapter", {name: OPTIONS[name] for name in ("prefix", "k_adapter")})
+    delta = moved(method.init(jax.random.key(0), model.params), 1)
+
+    @partial(jax.jit, static_argnames="apply")
+    def states(ids, mask, apply=None):
+        return forward(model.encoder, method, model.params, delta, ids, mask, apply=apply)
+
+    packing = pack(MASK.sum(1), 11)
+    ids, texts = packed_rows(Tokens(IDS, MASK.sum(1)), packing)
+    assert ids.shape == (1, 11)
+    alone, packed = states(IDS, MASK), states(ids, texts, apply="packed")
+    for text, (row, start, n) in enumerate(zip(packing.row, packing.start, MASK.sum(1), strict=True)):
+        np.testing.assert_allclose(
+            packed[row, start : start + n], alone[text, :n], rtol=0, atol=2e-6 * np.abs(alone).max()
+        )
 
 
 def test_prefixes_are_as_wide_as_keys(model):

@@ -22,6 +22,7 @@ from llm4rec_jax.models.layers.dropout import dropout
 from llm4rec_jax.models.layers.linear import Dense, dense, normal
 from llm4rec_jax.models.layers.norms import RMSNorm
 from llm4rec_jax.models.layers.rotary import rotate, rotation
+from llm4rec_jax.models.layers.segments import restart, same_text
 
 
 def _norm(config: DecoderConfig, name: str) -> nn.Module:
@@ -107,14 +108,20 @@ class Attention(nn.Module):
 
         Args:
           q: [B, L, heads, head_dim]; k, v: [B, S, key heads, head_dim]; q and k are rotated already.
-          mask: [B, L, S] bool, which keys each token may attend to.
+          mask: [B, L, S] bool, which keys each token may attend to; for splash attention [B, S], see `layers.segments`.
 
         Returns:
           [B, L, heads, head_dim].
         """
-        c, allowed = self.config, mask[:, None]
+        c = self.config
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         scale = scale / (self.index + 1) if c.inverse_layer_scale else scale
+        if c.attention == "splash":
+            from llm4rec_jax.models.layers.splash import splash_attend  # Takes a second to import
+
+            window = c.sliding_window if c.layer_type(self.index) == SLIDING else None
+            return splash_attend(q, k, v, mask, c.causal, window, scale, c.attention_softcap)
+        allowed = mask[:, None]
         if c.attention == "cudnn":
             if q.shape[1] % 2 or k.shape[1] % 2:
                 raise ValueError(
@@ -209,7 +216,7 @@ class Decoder(Encoder):
 
     def positions(self, mask: jax.Array) -> jax.Array:
         """Positions of tokens among the real ones: mask [0, 0, 1, 1, 1] gives [0, 0, 0, 1, 2]. [B, L] -> [B, L]."""
-        return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+        return restart(jnp.maximum(jnp.cumsum(mask.astype(bool), axis=-1, dtype=jnp.int32) - 1, 0), mask)
 
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
@@ -222,10 +229,13 @@ class Decoder(Encoder):
         """Returns the keys that each token may attend to, [B, L, L], and angles of the rotation, by type of block."""
         c, at = self.config, self.positions(mask)
         distance = at[:, :, None] - at[:, None, :]
-        real = mask[:, None, :]
-        allowed = {FULL: real & (distance >= 0) if c.causal else jnp.broadcast_to(real, distance.shape)}
+        keys = jnp.broadcast_to(same_text(mask), distance.shape)
+        allowed = {FULL: keys & (distance >= 0) if c.causal else keys}
         if c.sliding_window is not None:
             allowed[SLIDING] = allowed[FULL] & (jnp.abs(distance) < c.sliding_window)
+        if c.attention == "splash":
+            # The kernel makes these masks itself, block by block.
+            allowed = dict.fromkeys(allowed, mask)
         if c.learned_positions:
             return allowed, dict.fromkeys(allowed, ())
         return allowed, {kind: rotation(c.rope_of(kind), c.head_dim, at, c.dtype) for kind in allowed}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from llm4rec_jax.models.layers.attention import attend
 from llm4rec_jax.models.layers.dropout import dropout
 from llm4rec_jax.models.layers.linear import Dense, dense
+from llm4rec_jax.models.layers.segments import same_text
 
 
 class Attention(nn.Module):
@@ -33,7 +34,7 @@ class Attention(nn.Module):
             self.heads(self.project(c.num_attention_heads * c.head_width, name)(x))
             for name in ("query", "key", "value")
         )
-        mixed = self.attend(q, k, v, mask, *bias)
+        mixed = self.attend(q, k, v, self.keys(mask), *bias)
         return self.project(c.hidden_size, "output")(mixed.reshape(*x.shape[:-1], -1))
 
     @nn.nowrap
@@ -46,18 +47,27 @@ class Attention(nn.Module):
         """Divides states by head: [B, L, heads · width] to [B, L, heads, width]."""
         return states.reshape(*states.shape[:-1], self.config.num_attention_heads, self.config.head_width)
 
+    @nn.nowrap
+    def keys(self, mask: jax.Array) -> jax.Array:
+        """The mask of `attend` from one of real tokens or of texts, [B, L]."""
+        return mask if self.config.attention == "splash" else same_text(mask)
+
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *bias: jax.Array) -> jax.Array:
         """Scaled dot-product attention.
 
         Args:
           q: [B, L, heads, width]; k, v: [B, S, heads, width].
-          mask: [B, S] bool, which keys may be attended to.
+          mask: [B, 1 or L, S] bool, which keys may be attended to; for splash attention [B, S], see `layers.segments`.
           bias: At most one, [1 or B, heads, L, S], added to the scores.
 
         Returns:
           [B, L, heads, width].
         """
-        allowed = mask[:, None, None]
+        if self.config.attention == "splash":
+            from llm4rec_jax.models.layers.splash import splash_attend  # Takes a second to import
+
+            return splash_attend(q, k, v, mask, scale=self.scale)
+        allowed = mask[:, None]
         if self.config.attention == "cudnn":
             if q.shape[1] % 2 or k.shape[1] % 2:
                 raise ValueError(

@@ -30,8 +30,11 @@ from llm4rec_jax.models.encoders.weights import Rule
 from llm4rec_jax.registry import Registry, import_all
 from llm4rec_jax.sharding import Rules, ShardLongestAxis
 
-OURS = ("compute_dtype", "remat", "attention")
+OURS = ("compute_dtype", "remat", "attention", "packing")
 """Fields of a configuration that say how to compute and not what; a `config.json` has no say in them."""
+
+
+ATTENTION = {"xla": "XLA's", "cudnn": "cuDNN's", "splash": "splash"}  # and their names in sentences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,8 @@ class EncoderConfig:
       hidden_size: Width D of the hidden states.
       compute_dtype: Type that activations are computed in; parameters stay float32.
       remat: Recompute each block in the backward pass instead of storing its activations.
-      attention: "xla", or "cudnn" for cuDNN's kernel, which cannot drop attention weights: for NVIDIA GPUs, in 16 bits.
+      attention: "xla", or kernels that drop no attention weights: "cudnn" (NVIDIA GPUs, 16 bits), "splash" (TPUs).
+      packing: Texts of a catalogue are encoded side by side in rows; see `Encoder.packed`.
     """
 
     model_type: str = ""
@@ -57,15 +61,12 @@ class EncoderConfig:
     compute_dtype: str = "float32"
     remat: bool = False
     attention: str = "xla"
+    packing: bool = False
 
     sizes: ClassVar[tuple[str, ...]] = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
         "max_position_embeddings",
-    )
+    )  # fmt: skip
     """Names of the fields that must be at least 1."""
     dropout_rates: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that are dropout rates."""
@@ -78,24 +79,26 @@ class EncoderConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is not one of float32, bfloat16, float16")
-        if self.attention not in ("xla", "cudnn"):
-            raise ValueError(f"attention {self.attention!r} is not one of xla, cudnn")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention {self.attention!r} is not one of {', '.join(ATTENTION)}")
         for name in self.dropout_rates:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 0 and below 1")
-        if self.attention == "cudnn":
-            self._check_cudnn()
+        if self.attention != "xla":
+            self._check_kernel()
 
-    def _check_cudnn(self) -> None:
-        if self.compute_dtype == "float32":
+    def _check_kernel(self) -> None:
+        if self.attention == "cudnn" and self.compute_dtype == "float32":
             raise ValueError("cuDNN's attention computes in 16 bits: give bfloat16 as compute_dtype, or xla")
         dropped = 0.0 if self.attention_dropout_rate is None else getattr(self, self.attention_dropout_rate)
         if dropped > 0:
             raise ValueError(
-                f"cuDNN's attention drops no weights, but {dropped:g} of them are to be: "
+                f"{ATTENTION[self.attention]} attention drops no weights, but {dropped:g} of them are to be: "
                 "give an encoder dropout of 0, or xla"
             )
-        if self.head_width % 8:
+        if self.attention == "splash" and self.biased_scores:
+            raise ValueError(f"splash attention adds nothing to scores, and {self.model_type} adds distances: give xla")
+        if self.attention == "cudnn" and self.head_width % 8:
             raise ValueError(
                 f"cuDNN's attention wants heads of a multiple of 8, and these are {self.head_width} wide: give xla"
             )
@@ -109,6 +112,11 @@ class EncoderConfig:
     def head_width(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def biased_scores(self) -> bool:
+        """Whether attention scores have a part that depends on distances."""
+        return False
 
     @property
     def dropout(self) -> float:
@@ -129,7 +137,8 @@ class Encoder(nn.Module):
 
     A family's module has `setup` make `self.blocks`, modules named `layer_0`, `layer_1`, …, and defines `embed`; with
     positions inside its blocks it defines `block_inputs`, with a norm at the end `finish`; `nn.nowrap` keeps these
-    three from being sites. Dropout is on exactly when `apply` is given a `dropout` rng.
+    three from being sites. Masks that they get may tell texts of one row apart, see `layers.segments`. Dropout is on
+    exactly when `apply` is given a `dropout` rng.
     """
 
     config: Any
@@ -172,6 +181,10 @@ class Encoder(nn.Module):
         """
         mask = mask.astype(bool)
         return self.finish(self.layers(self.embed(ids, mask, token_type), mask)[-1])
+
+    def packed(self, ids: jax.Array, texts: jax.Array) -> jax.Array:
+        """Hidden states of rows that hold several texts, whose numbers [B, L] are the mask; see `layers.segments`."""
+        return self.finish(self.layers(self.embed(ids, texts, None), texts)[-1])
 
     def hidden_states(self, ids: jax.Array, mask: jax.Array, stop: int) -> jax.Array:
         """Hidden states before block `stop`, [B, L, D]: constant while only blocks from it on are trained."""

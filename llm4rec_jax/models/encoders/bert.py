@@ -15,6 +15,7 @@ from llm4rec_jax.models.encoders.post_norm import PostNormConfig, layer_norm, po
 from llm4rec_jax.models.encoders.weights import embedding, linear, norm
 from llm4rec_jax.models.layers.dropout import dropout
 from llm4rec_jax.models.layers.linear import dense, normal
+from llm4rec_jax.models.layers.segments import restart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Embeddings(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, ids: jax.Array, token_type: jax.Array | None = None) -> jax.Array:
+    def __call__(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None = None) -> jax.Array:
         c = self.config
         # In float32 whatever the compute dtype: a gradient is the sum over all tokens of a kind, thousands of them.
         embed = partial(nn.Embed, features=c.embedding_width, embedding_init=normal(c.initializer_range))
@@ -75,13 +76,13 @@ class Embeddings(nn.Module):
                     f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
                     "truncate the text when tokenising"
                 )
-            x = x + embed(c.max_position_embeddings + c.first_position, name="position")(self.positions(ids))
+            x = x + embed(c.max_position_embeddings + c.first_position, name="position")(self.positions(ids, mask))
         return self.finish(x)
 
     @nn.nowrap
-    def positions(self, ids: jax.Array) -> jax.Array:
+    def positions(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Rows of the position table, [L] or [B, L]."""
-        return jnp.arange(ids.shape[-1])
+        return restart(jnp.arange(ids.shape[-1]), mask)
 
     @nn.nowrap
     def finish(self, x: jax.Array) -> jax.Array:
@@ -105,7 +106,7 @@ class Bert(Encoder):
     @nn.nowrap
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
-        return self.embeddings(ids, token_type)
+        return self.embeddings(ids, mask, token_type)
 
 
 _Config = TypeVar("_Config", bound=BertConfig)

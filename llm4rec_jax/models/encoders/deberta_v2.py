@@ -88,6 +88,8 @@ class DebertaV2Config(BertConfig):
             raise ValueError(f"conv_kernel_size is {self.conv_kernel_size}, must be odd")
         if self.conv_groups > 0 and self.hidden_size % self.conv_groups:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of conv_groups {self.conv_groups}")
+        if self.conv_kernel_size and self.packing:
+            raise ValueError("packing: the convolution reads over the ends of texts in a row: give packing=False")
         if self.conv_act not in ACTIVATIONS:
             raise ValueError(f"conv_act {self.conv_act!r} is not one of {', '.join(ACTIVATIONS)}")
         super().__post_init__()
@@ -101,6 +103,11 @@ class DebertaV2Config(BertConfig):
     def span(self) -> int:
         """Number of the distances that are told apart in either direction."""
         return self.position_buckets if self.position_buckets > 0 else self.farthest
+
+    @property
+    def biased_scores(self) -> bool:
+        """Whether attention scores have a part that depends on distances."""
+        return self.relative_attention
 
     @property
     def position_table(self) -> bool:
@@ -149,7 +156,7 @@ class DisentangledAttention(Attention):
             # Seen from the key, distances run the other way.
             turned = self.heads(to_query(distances))[0, ::-1]
             scores.append(to_keys(jnp.einsum("bjhd,rhd->bhjr", k, turned)).swapaxes(-1, -2))
-        mixed = self.attend(q, k, v, mask, sum(scores[1:], scores[0]) * c.attention_scale)
+        mixed = self.attend(q, k, v, self.keys(mask), sum(scores[1:], scores[0]) * c.attention_scale)
         return self.project(c.hidden_size, "output")(mixed.reshape(x.shape))
 
 

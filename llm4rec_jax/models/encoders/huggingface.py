@@ -51,6 +51,7 @@ def load(
     compute_dtype: str = "float32",
     remat: bool = False,
     attention: str = "xla",
+    packing: bool = False,
     dropout: float | None = None,
     language_head: bool = False,
     quantize: str | None = None,
@@ -64,7 +65,8 @@ def load(
       layers: Number of layers to keep, from the first on; None keeps all.
       compute_dtype: Type that activations are computed in; parameters are float32.
       remat: Recompute blocks in the backward pass.
-      attention: "xla" or "cudnn", see `EncoderConfig`.
+      attention: "xla", "cudnn" or "splash", see `EncoderConfig`.
+      packing: Encode the texts of a catalogue side by side in rows; see `BatchTextEncoder`.
       dropout: Replaces all dropout rates of the configuration.
       language_head: Load a decoder's head too, where it is not tied to the word embeddings: `logits` needs it.
       quantize: Store the linear weights of the blocks as "int8" or "nf4" and tables in the compute type, for methods
@@ -74,17 +76,25 @@ def load(
       The encoder and its parameters: `encoder.apply({"params": params}, ids, mask)` is [B, L, D].
 
     Raises:
-      ValueError: cuDNN's attention without an NVIDIA GPU, in float32, or with dropout; a language head of a family that
-        has none.
+      ValueError: an attention that this device, the compute dtype, dropout or the family does not allow; a language
+        head of a family that has none.
       PretrainedError: an unknown family, a file that is missing or damaged, a tensor that is missing, unused or
         misshapen.
     """
     if attention == "cudnn" and jax.default_backend() != "gpu":
         raise ValueError(f"cuDNN's attention runs on an NVIDIA GPU, and this is a {jax.default_backend()}: give xla")
+    if attention == "splash" and jax.default_backend() != "tpu":
+        raise ValueError(f"splash attention runs on a TPU, and this is a {jax.default_backend()}: give xla")
+    if attention == "splash" and jax.device_count() > 1:
+        raise ValueError(
+            f"splash attention runs on one TPU, and there are {jax.device_count()}, over which XLA does not divide its "
+            "kernel: give xla"
+        )
     folder = resolve(path_or_hub_name)
     family, config = read_config(folder)
     config = config if dropout is None else config.with_dropout(dropout)
-    config = dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat, attention=attention)
+    how = {"compute_dtype": compute_dtype, "remat": remat, "attention": attention, "packing": packing}
+    config = dataclasses.replace(config, **how)
     if language_head:
         if not family.causal:
             raise ValueError(f"{folder}: {family.model_type} has no language head: give language_head=False")

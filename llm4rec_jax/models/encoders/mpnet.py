@@ -42,6 +42,11 @@ class MpnetConfig(RobertaConfig):
         super().__post_init__()
 
     @property
+    def biased_scores(self) -> bool:
+        """Whether attention scores have a part that depends on distances."""
+        return True
+
+    @property
     def first_position(self) -> int:
         """Row of the position table that the first token takes; whatever `pad_token_id` is, transformers has 2."""
         return 2

@@ -1,4 +1,7 @@
-"""Hidden states of a text to one vector: [B, L, D] and mask [B, L] to [B, D]. A text without tokens gives zeros."""
+"""Hidden states of a text to one vector: [B, L, D] and mask [B, L] to [B, D]. A text without tokens gives zeros.
+
+Several texts of a row are pooled from the same states: [B, 1, L, D] and masks [B, S, L] give [B, S, D].
+"""
 
 from collections.abc import Callable
 
@@ -24,11 +27,11 @@ class Mean(nn.Module):
 
 @POOLINGS.register("cls")
 class Cls(nn.Module):
-    """The first token."""
+    """The first real token."""
 
     @nn.compact
     def __call__(self, states: jax.Array, mask: jax.Array) -> jax.Array:
-        return states[..., 0, :].astype(jnp.float32) * mask[..., :1]
+        return _state_at(jnp.argmax(mask, axis=-1), states, mask)
 
 
 @POOLINGS.register("max")
@@ -67,8 +70,13 @@ class Last(nn.Module):
         mask = mask.astype(bool)
         # The index of the last 1: of the mask 0 1 1 0, its mirror image 0 1 1 0 has the first 1 at 1, so 4 - 1 - 1 = 2.
         last = mask.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], axis=-1)
-        state = jnp.take_along_axis(states, last[..., None, None], axis=-2)[..., 0, :]
-        return state.astype(jnp.float32) * mask.any(-1, keepdims=True)
+        return _state_at(last, states, mask)
+
+
+def _state_at(index: jax.Array, states: jax.Array, mask: jax.Array) -> jax.Array:
+    """The state of one token of each text; zeros for a text without tokens."""
+    state = jnp.take_along_axis(states, index[..., None, None], axis=-2)[..., 0, :]
+    return state.astype(jnp.float32) * mask.astype(bool).any(-1, keepdims=True)
 
 
 @POOLINGS.register("weighted_mean")

@@ -24,6 +24,7 @@ from llm4rec_jax.models.encoders.bert import (
 )
 from llm4rec_jax.models.encoders.config_json import fields_to_hf
 from llm4rec_jax.models.encoders.post_norm import post_norm_blocks
+from llm4rec_jax.models.layers.segments import restart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,12 @@ class CountedEmbeddings(Embeddings):
     """BERT's embeddings with positions that count the tokens other than padding, by their ids."""
 
     @nn.nowrap
-    def positions(self, ids: jax.Array) -> jax.Array:
+    def positions(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Rows of the position table, [B, L]. Ids 5 6 1 with padding 1: 2 3 1."""
         before = self.config.first_position - 1
         real = (ids != before).astype(jnp.int32)
-        return jnp.cumsum(real, axis=-1) * real + before
+        # Tokens before each one, so that a text's first one restarts at 0.
+        return (restart(jnp.cumsum(real, axis=-1) - real, mask) + 1) * real + before
 
 
 class Roberta(Bert):

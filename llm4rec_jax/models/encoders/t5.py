@@ -73,6 +73,11 @@ class T5Config(EncoderConfig):
         return self.head_dim
 
     @property
+    def biased_scores(self) -> bool:
+        """Whether attention scores have a part that depends on distances."""
+        return True
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward network has a gate."""
         return self.model_type == GATED

@@ -89,7 +89,7 @@ def prefix(
             return call(*args)
         if "shared" in delta:
             pair = _collapse(delta["shared"], pair)
-        # The mask is [B, S] or [B, L, S], a bias on the scores [1 or B, heads, L, S]; both end in the keys.
+        # The mask is [B, S] or [B, 1 or L, S], a bias on the scores [1 or B, heads, L, S]; both end in the keys.
         q, k, v, mask, *bias = args
         batch, _, heads, width = k.shape
 

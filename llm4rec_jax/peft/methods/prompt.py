@@ -70,4 +70,4 @@ def prompt(length: int = 20) -> Peft:
             return [state[:, length:] for state in call(states, mask)]
         return call(*args)
 
-    return Peft(init, tap=tap)
+    return Peft(init, tap=tap, adds_tokens=True)

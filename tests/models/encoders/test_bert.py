@@ -93,10 +93,12 @@ def test_dropout_keeps_the_expectation_and_drops_at_its_rate(params):
     @jax.jit
     @jax.vmap
     def embed(key):
-        return model.apply({"params": params}, IDS, method=lambda m, ids: m.embeddings(ids), rngs={"dropout": key})
+        return model.apply(
+            {"params": params}, IDS, MASK, method=lambda m, *texts: m.embeddings(*texts), rngs={"dropout": key}
+        )
 
     draws = np.asarray(embed(jax.random.split(jax.random.key(0), 2000)))
-    whole = encoder().apply({"params": params}, IDS, method=lambda m, ids: m.embeddings(ids))
+    whole = encoder().apply({"params": params}, IDS, MASK, method=lambda m, *texts: m.embeddings(*texts))
     # Six standard errors of a mean of 2000 values x · Bernoulli(0.7) / 0.7, and of the share of zeros.
     np.testing.assert_array_less(np.abs(draws.mean(0) - whole), 6 * np.abs(whole) * (0.3 / 0.7 / 2000) ** 0.5 + 1e-6)
     assert abs((draws == 0).mean() - 0.3) < 6 * (0.21 / draws.size) ** 0.5
@@ -111,7 +113,7 @@ def test_attention_dropout_falls_on_the_weights():
 
     def attend(rate, **rngs):
         layer = Attention(dataclasses.replace(CONFIG, attention_probs_dropout_prob=rate))
-        return np.asarray(layer.apply({}, q, k, v, MASK, method="attend", rngs=rngs))
+        return np.asarray(layer.apply({}, q, k, v, MASK[:, None], method="attend", rngs=rngs))
 
     weights, dropped = attend(0.0), attend(0.5, dropout=jax.random.key(0))
     kept = dropped != 0
@@ -215,7 +217,7 @@ def test_more_tokens_than_positions(params):
 def test_first_layers(params):
     full = encoder().apply({"params": params}, IDS, MASK)
     states = encoder().apply(
-        {"params": params}, IDS, MASK, method=lambda m, ids, mask: m.layers(m.embeddings(ids), mask)
+        {"params": params}, IDS, MASK, method=lambda m, ids, mask: m.layers(m.embeddings(ids, mask), mask)
     )
     assert len(states) == 3
     np.testing.assert_array_equal(states[-1], full)
@@ -244,7 +246,7 @@ def test_first_layers_out_of_range(params, k):
         ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ({"hidden_act": "gleu"}, "hidden_act 'gleu' is not one of gelu, gelu_new"),
         ({"compute_dtype": "float8"}, "compute_dtype 'float8' is not one of float32, bfloat16, float16"),
-        ({"attention": "flash"}, "attention 'flash' is not one of xla, cudnn"),
+        ({"attention": "flash"}, "attention 'flash' is not one of xla, cudnn, splash"),
         ({"attention": "cudnn"}, "computes in 16 bits: give bfloat16"),
         (
             {"attention": "cudnn", "compute_dtype": "bfloat16", "attention_probs_dropout_prob": 0.1},

@@ -111,3 +111,8 @@ def test_remat_keeps_gradients(small):
 def test_unsupported(fields, message):
     with pytest.raises(ValueError, match=message):
         find_family("deberta-v2").config_from_hf({"relative_attention": True, "pos_att_type": "c2p", **fields})
+
+
+def test_a_convolution_cannot_be_packed(small):
+    with pytest.raises(ValueError, match="packing: the convolution reads over the ends of texts in a row: give"):
+        dataclasses.replace(small[0].config, packing=True)

@@ -144,6 +144,12 @@ def test_cudnn_attention_without_its_gpu(bert_folder):
         pretrained.load(bert_folder, compute_dtype="bfloat16", dropout=0.0, attention="cudnn")
 
 
+@pytest.mark.skipif(jax.default_backend() == "tpu", reason="this is about a machine without a TPU")
+def test_splash_attention_without_its_tpu(bert_folder):
+    with pytest.raises(ValueError, match=r"runs on a TPU, and this is a .pu: give xla"):
+        pretrained.load(bert_folder, dropout=0.0, attention="splash")
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_layers(bert_folder, expected, layers):
     parts = ("embeddings", *(f"layer_{i}" for i in range(layers)))

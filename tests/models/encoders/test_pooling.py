@@ -83,3 +83,15 @@ def test_bfloat16_states_pool_in_float32(name):
 @pytest.mark.parametrize("name", sorted(POOLINGS))
 def test_mask_may_be_integers(name):
     np.testing.assert_array_equal(pool(name, mask=MASK.astype(np.int32)), pool(name))
+
+
+@pytest.mark.parametrize("name", sorted(POOLINGS))
+def test_texts_side_by_side_in_a_row(name):
+    """Three texts of one row, and a place that is empty."""
+    lengths = MASK.sum(1)
+    row = np.concatenate([s[:n] for s, n in zip(STATES, lengths, strict=True)] + [np.full((2, 6), 50.0, np.float32)])
+    numbers = np.repeat([1, 2, 3, 0], [5, 3, 1, 2])
+    masks = numbers[None] == np.arange(1, 5)[:, None]
+    together = pool(name, row[None, None], masks[None])
+    assert together.shape == (1, 4, 6)
+    np.testing.assert_allclose(together[0], pool(name), atol=1e-6)

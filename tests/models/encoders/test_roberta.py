@@ -27,7 +27,7 @@ def test_positions_begin_behind_padding_and_leave_room_for_it():
     config = find_family("roberta").config_from_hf({"max_position_embeddings": 514, "pad_token_id": 1})
     assert config.max_position_embeddings == 512
     ids = np.array([[5, 6, 1, 1], [1, 1, 7, 8]])
-    counted = CountedEmbeddings(config).positions(ids)
+    counted = CountedEmbeddings(config).positions(ids, ids > 1)
     np.testing.assert_array_equal(counted, [[2, 3, 1, 1], [1, 1, 2, 3]])
 
 
@@ -48,4 +48,4 @@ def test_unsupported(fields, message):
 def test_longest_text():
     config = dataclasses.replace(RobertaConfig(), max_position_embeddings=4)
     with pytest.raises(ValueError, match="5 tokens, but the encoder has 4 positions"):
-        CountedEmbeddings(config).init(jax.random.key(0), np.full((1, 5), 7))
+        CountedEmbeddings(config).init(jax.random.key(0), np.full((1, 5), 7), np.ones((1, 5), bool))
