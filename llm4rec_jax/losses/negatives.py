@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from llm4rec_jax.losses.ranking import LOSSES, Loss, full_softmax, in_batch_softmax, softmax
+from llm4rec_jax.losses.ranking import LOSSES, Loss, corrected, full_softmax, in_batch_softmax, softmax
 
 
 def gbce(
@@ -76,9 +76,13 @@ def info_nce(
     return full_softmax(jnp.asarray(scores, jnp.float32) / temperature, target, where)
 
 
+def _tempered(scores: jax.Array, log_q: jax.Array | None, *, temperature: float = 1.0) -> jax.Array:
+    return scores / temperature
+
+
 LOSSES.register("gbce")(Loss(gbce, "sampled"))
-LOSSES.register("softmax_log_q")(Loss(softmax_log_q, "sampled"))
+LOSSES.register("softmax_log_q")(Loss(softmax_log_q, "sampled", corrected))
 LOSSES.register("dns")(Loss(dns, "sampled"))
-LOSSES.register("info_nce")(Loss(info_nce, "in_batch"))
+LOSSES.register("info_nce")(Loss(info_nce, "in_batch", _tempered))
 # Mixed negative sampling (Yang et al. 2020): items of the batch and uniform ones, corrected by the probability of both.
-LOSSES.register("mixed_negatives")(Loss(in_batch_softmax, "mixed"))
+LOSSES.register("mixed_negatives")(Loss(in_batch_softmax, "mixed", corrected))

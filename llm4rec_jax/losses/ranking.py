@@ -144,12 +144,14 @@ class Loss(NamedTuple):
       function: The loss.
       negatives: Kind of its candidates.
       logits: For a loss that is the cross entropy of the target among its candidates: (scores, log_q) to what the
-        softmax is over, elementwise. The loss can then be computed in blocks of candidates; see `losses.blocks`.
+        softmax is over, elementwise, with the options of the function. The loss can then be computed in blocks of
+        candidates; see `losses.blocks`. Where negatives are sampled, log_q + log K is given for them, and 0 for the
+        target.
     """
 
     function: Callable[..., jax.Array]
     negatives: Negatives
-    logits: Callable[[jax.Array, jax.Array | None], jax.Array] | None = None
+    logits: Callable[..., jax.Array] | None = None
 
     def takes(self, option: str) -> bool:
         """Returns whether the function has an argument of this name."""
@@ -157,8 +159,12 @@ class Loss(NamedTuple):
 
     def bind(self, **options: Any) -> "Loss":
         """Returns the loss with those of the options that its function takes."""
-        taken = {name: value for name, value in options.items() if self.takes(name)}
-        return self._replace(function=functools.partial(self.function, **taken)) if taken else self
+
+        def bound(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            taken = inspect.signature(function).parameters.keys() & options.keys()
+            return functools.partial(function, **{name: options[name] for name in taken}) if taken else function
+
+        return self._replace(function=bound(self.function), logits=None if self.logits is None else bound(self.logits))
 
     def __call__(
         self,
@@ -185,13 +191,22 @@ class Loss(NamedTuple):
         return self.function(scores, target, where=where, **corrects)
 
 
+def corrected(scores: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Returns logits that are scores less the log of the probability by which candidates are drawn."""
+    return scores - log_q
+
+
+def _scores(scores: jax.Array, log_q: jax.Array | None) -> jax.Array:
+    return scores
+
+
 LOSSES: Registry[Loss] = Registry("loss")
 LOSSES.register("bpr")(Loss(bpr, "sampled"))
 LOSSES.register("bce")(Loss(sampled_bce, "sampled"))
 LOSSES.register("hinge")(Loss(hinge, "sampled"))
-LOSSES.register("softmax")(Loss(softmax, "sampled", lambda scores, _: scores))
-LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch", lambda scores, log_q: scores - log_q))
-LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue", lambda scores, _: scores))
+LOSSES.register("softmax")(Loss(softmax, "sampled", _scores))
+LOSSES.register("in_batch")(Loss(in_batch_softmax, "in_batch", corrected))
+LOSSES.register("full_softmax", aliases=("catalogue",))(Loss(full_softmax, "catalogue", _scores))
 LOSSES.register("bce_pointwise")(Loss(bce, "none"))
 LOSSES.register("mse")(Loss(mse, "none"))
 

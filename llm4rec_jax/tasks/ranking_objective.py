@@ -195,14 +195,18 @@ class Objective(NamedTuple):
             return self.loss(run(self.model.matcher, users, item_embeddings[columns], apply="score"), log_q=log_q)
         queries = user_embeddings.reshape(-1, user_embeddings.shape[-1])
 
-        def block_of(block: tuple[jax.Array, jax.Array]) -> Block:
-            place, columns = block
-            scores = run(self.model.matcher, queries, item_embeddings[columns], apply="score").T
-            return Block(self._logits(scores, None), jnp.broadcast_to(place == 0, scores.shape), place >= 0)
+        if log_q is not None:
+            # The target is not drawn; every other is, as often as there are negatives.
+            log_q = jnp.pad(log_q + math.log(log_q.shape[-1]), [(0, 0), (0, 0), (1, 0)])
 
-        by_column = columns.reshape(len(queries), -1).T
-        split = (split_rows(jnp.arange(len(by_column)), blocks, repeat=False), split_rows(by_column, blocks))
-        return softmax_in_blocks(block_of, split).reshape(columns.shape[:2])
+        def block_of(block: tuple[Any, ...]) -> Block:
+            place, columns, log_q = block
+            scores = run(self.model.matcher, queries, item_embeddings[columns], apply="score")
+            return Block(self._logits(scores, log_q).T, jnp.broadcast_to(place == 0, scores.T.shape), place >= 0)
+
+        place = split_rows(jnp.arange(columns.shape[-1]), blocks, repeat=False)
+        rows = jax.tree.map(lambda array: split_rows(array.reshape(len(queries), -1).T, blocks), (columns, log_q))
+        return softmax_in_blocks(block_of, (place, *rows)).reshape(columns.shape[:2])
 
     def _logits(self, scores: jax.Array, log_q: jax.Array | None) -> jax.Array:
         assert self.loss.logits is not None

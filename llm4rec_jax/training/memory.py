@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 # A training process on a CPU takes this beside its programs' arrays: in memory, and of its address space.
-_RESIDENT, _ADDRESSES = 3 * 2**29, 3 * 2**30
+_RESIDENT, _ADDRESSES = 2 * 2**30, 3 * 2**30
 # A micro-batch of fewer texts leaves a device idle, and saves little.
 _FEWEST_TEXTS = 8
 _MEMORY_CGROUPS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
