@@ -140,9 +140,9 @@ def optimizer(
     delta = method.optimizer(of_part(updates - resting), updates - resting)
     before = [optax.clip_by_global_norm(clip) if clip is not None else optax.identity()]
     if resting:
-        delta = optax.conditionally_mask(delta, lambda update: update >= resting)
+        delta = optax.conditionally_mask(delta, lambda step, **_: jnp.asarray(step) >= resting)
         # The gradient of an array that rests counts for nothing in the norm.
-        rests = optax.scale_by_schedule(lambda update: jnp.float32(update >= resting))
+        rests = optax.scale_by_schedule(lambda update: jnp.float32(jnp.asarray(update) >= resting))
         before.insert(0, optimize_apart({"delta": rests, "params": optax.identity()}))
     after = [optimize_apart({"delta": delta, "params": of_part(updates)}), scale_by_path(factors or {})]
     if name == "schedule_free_adamw":

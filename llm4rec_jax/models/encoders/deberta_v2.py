@@ -107,7 +107,7 @@ class DebertaV2Config(BertConfig):
     @property
     def biased_scores(self) -> bool:
         """Whether attention scores have a part that depends on distances."""
-        return self.relative_attention
+        return True
 
     @property
     def position_table(self) -> bool:
@@ -141,12 +141,12 @@ class DisentangledAttention(Attention):
     """Self-attention whose scores are q_i · k_j, and with distances δ(i, j) also q_i · k'_δ and k_j · q'_δ."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, relative: jax.Array) -> jax.Array:
-        """Runs attention over states x [B, L, D]; `relative` are embeddings of distances, [1, 2 L - 1, D]."""
+    def __call__(self, x: jax.Array, mask: jax.Array, *relative: jax.Array) -> jax.Array:
+        """Runs attention over states x [B, L, D]; `relative` holds embeddings of distances, [1, 2 L - 1, D]."""
         c = self.config
         query, key, value = (self.project(c.hidden_size, name) for name in ("query", "key", "value"))
         q, k, v = (self.heads(project(x)) for project in (query, key, value))
-        distances = dropout(self, relative, c.hidden_dropout_prob)
+        distances = dropout(self, relative[0], c.hidden_dropout_prob)
         scores = []
         if "c2p" in c.pos_att_type:
             to_key = key if c.share_att_key else self.project(c.hidden_size, "position_key")
@@ -188,6 +188,8 @@ class Convolution(nn.Module):
 class ConvolvedLayer(Layer):
     """A block with a convolution of its input beside it."""
 
+    config: DebertaV2Config  # pyright: ignore[reportIncompatibleVariableOverride]
+
     @nn.nowrap
     def finish(self, entered: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
         """States after the block, from those before it and those after its sublayers."""
@@ -197,7 +199,7 @@ class ConvolvedLayer(Layer):
 class DebertaV2(Bert):
     """DeBERTa without its heads."""
 
-    config: DebertaV2Config
+    config: DebertaV2Config  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def setup(self) -> None:
         c = self.config

@@ -81,9 +81,9 @@ class Int8Matrix(QuantizedMatrix):
     scales: Array
 
     @property
-    def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Shape of the matrix, (in, out)."""
-        return self.codes.shape
+        return tuple(self.codes.shape)
 
     def dequantize(self, dtype: Any = jnp.float32) -> jax.Array:
         """Returns the matrix [in, out] in floats."""

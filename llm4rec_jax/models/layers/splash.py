@@ -1,5 +1,7 @@
 """Splash attention, JAX's Pallas kernel for TPUs: scores stay in fast memory, and masked blocks are skipped."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,8 @@ def splash_attend(
     if causal:
         ordered = masks.CausalMask(shape, before)
         visible = ordered if window is None else visible & ordered
-    kernel = kernels.make_splash_mha(
+    # With residuals, which are not asked for, it would return a pair.
+    kernel: Callable[..., jax.Array] = kernels.make_splash_mha(
         masks.MultiHeadMask([visible] * q.shape[1]),
         block_sizes=_blocks(*shape),
         attn_logits_soft_cap=softcap,
