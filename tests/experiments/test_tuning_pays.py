@@ -57,16 +57,16 @@ def small(arg: str, place: Path) -> Any:
 @pytest.fixture(scope="module")
 def results(place) -> dict[str, dict[str, Any]]:
     """Every kind of row: the frozen one, one from there, joint tuning with its last stage, and item pairs."""
-    rows = ("frozen", "more", "side", "lora", "joint_lora", "joint_lora_head", "pairs", "pairs_frozen")
+    rows = ("frozen", "side", "joint_lora", "joint_lora_head", "pairs", "pairs_frozen")
     return {arg: run(small(arg, place), place / arg, lambda line: None) for arg in rows}
 
 
 def test_the_study_runs_from_end_to_end(results, place):
     for arg, result in results.items():
         assert result["test"]["users"] == 24, arg
-        tuned = arg in ("side", "lora", "joint_lora", "pairs")
+        tuned = arg in ("side", "joint_lora", "pairs")
         assert (result["parameters"]["delta"] > 0) == tuned, arg
-        assert result["best_step"] > 0 or arg not in ("lora", "joint_lora", "pairs"), arg
+        assert result["best_step"] > 0 or arg not in ("joint_lora", "pairs"), arg
     # The item pairs train nothing but the encoder.
     assert results["pairs"]["parameters"]["trainable"] == results["pairs"]["parameters"]["delta"]
     assert json.loads((place / "pairs_frozen" / "config.json").read_text())["peft"]["method"] == "frozen"
@@ -92,7 +92,7 @@ def test_an_encoder_that_cannot_be_taken_over_is_refused(results, place):
     config.init_from = str(place / "side")
     with pytest.raises(CheckpointError, match=r"tuned its encoder by 'side', which cannot be folded"):
         Assembly(config).params()
-    config.init_from, config.encoder.layers = str(place / "lora"), 1
+    config.init_from, config.encoder.layers = str(place / "joint_lora"), 1
     with pytest.raises(CheckpointError, match=r"with config.encoder.layers=None, but here it is 1"):
         Assembly(config).params()
 

@@ -1,6 +1,6 @@
 """Splash attention, JAX's Pallas kernel for TPUs: scores stay in fast memory, and masked blocks are skipped."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def splash_attend(
         ordered = masks.CausalMask(shape, before)
         visible = ordered if window is None else visible & ordered
     # With residuals, which are not asked for, it would return a pair.
-    kernel: Callable[..., jax.Array] = kernels.make_splash_mha(
+    kernel: Any = kernels.make_splash_mha(
         masks.MultiHeadMask([visible] * q.shape[1]),
         block_sizes=_blocks(*shape),
         attn_logits_soft_cap=softcap,
