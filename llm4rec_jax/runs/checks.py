@@ -36,4 +36,4 @@ def check_training(assembly: Assembly | RatingAssembly) -> None:
         except ValueError as error:
             raise ValueError(str(error) if "config." in str(error) else f"{key}: {error}") from error
     if train.metric not in metrics:
-        raise ValueError(unknown_name("config.train.metric: validation metric", train.metric, metrics))
+        raise ValueError(f"config.train.metric: {unknown_name('validation metric', train.metric, metrics)}")

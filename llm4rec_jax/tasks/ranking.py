@@ -279,10 +279,10 @@ def check_batch_size(config: TrainConfig, mesh: Mesh) -> None:
     """Raises ValueError where the devices cannot share a batch equally."""
     devices, parts = mesh.shape["data"], config.micro_batches or 1
     if config.batch_size % (devices * parts):
-        shared = f"{devices} devices on the data axis" + (f" in {parts} micro-batches" if parts > 1 else "")
+        in_parts = f" in {parts} micro-batches" if parts > 1 else ""
         raise ValueError(
-            f"config.train.batch_size is {config.batch_size}: {shared} cannot share that; give a multiple of "
-            f"{devices * parts}"
+            f"config.train.batch_size is {config.batch_size}: {devices} devices on the data axis cannot share that"
+            f"{in_parts}; give a multiple of {devices * parts}"
         )
 
 

@@ -73,7 +73,8 @@ def run_loop(
     started = time.perf_counter()
     mesh = mesh or sharding.make_mesh()
     if config.metric not in task.metrics:
-        raise ValueError(unknown_name("config.train.metric: validation metric", config.metric, task.metrics))
+        unknown = unknown_name("validation metric", config.metric, task.metrics)
+        raise ValueError(f"config.train.metric: {unknown}")
     task.bind(mesh)
 
     # ------------------------------------------------------------------------------------------------------ parameters
