@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llm4rec_jax.models.encoders.huggingface import quantize_encoder
 from llm4rec_jax.runs import folder
 from llm4rec_jax.training.checkpoint import CheckpointError, best_state
 
@@ -34,7 +35,7 @@ def tuned_encoder(config: Any, assembly: Callable[[Any], Any]) -> dict[str, Any]
     theirs: Any = folder.config_of(workdir)
     if theirs.inputs == "id" or (not tuned and theirs.init_from is None):
         return None
-    for key in ("path", "layers", "pretrained"):
+    for key in ("path", "layers", "pretrained", "quantize"):
         if config.encoder[key] != theirs.encoder[key]:
             raise CheckpointError(
                 f"{workdir} tuned an encoder with config.encoder.{key}={theirs.encoder[key]}, but here it is "
@@ -50,4 +51,6 @@ def tuned_encoder(config: Any, assembly: Callable[[Any], Any]) -> dict[str, Any]
             "encoder's weights, and its other parts fit that: start from a run whose encoder was frozen, or tuned by a "
             "method that can"
         )
-    return jax.tree.map(np.asarray, other.method.merge(params, delta)["encoder"])
+    merged = jax.tree.map(np.asarray, other.method.merge(params, delta)["encoder"])
+    form = config.encoder.quantize
+    return merged if form is None else quantize_encoder(other.pretrained.encoder, merged, form)
