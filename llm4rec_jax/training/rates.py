@@ -57,7 +57,9 @@ def rate_factors(
             of_part = [name for name in names if _part(name) == part]
             if not of_part:
                 raise ValueError(f"train.rates.{part}: no such part is trained; there are: {', '.join(names)}")
-            factors |= dict.fromkeys(of_part, rate / learning_rate)
+            factor: float = rate / learning_rate
+            for name in of_part:
+                factors[name] = factor
     if layer_decay is not None:
         depths = {name: depth for name in names if (depth := _depth(name)) is not None}
         if not depths:
