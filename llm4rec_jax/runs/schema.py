@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from llm4rec_jax.models.layers.quantized import FORMATS
@@ -316,6 +316,9 @@ def _as_config_dict(options: Any) -> ConfigDict:
             values[field.name] = placeholder(kind)
         elif isinstance(value, dict):
             values[field.name] = ConfigDict(value)
+        elif {int, str} <= set(typing.get_args(hints[field.name])):
+            # A reference of this type takes numbers and words.
+            values[field.name] = FieldReference(value, field_type=object)
         else:
             values[field.name] = value
     if isinstance(options, TrainConfig):

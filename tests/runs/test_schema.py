@@ -16,8 +16,11 @@ from llm4rec_jax.runs.schema import Config, default_config, resolve
 
 settings.register_profile("keys", settings.get_profile("same"), max_examples=8)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="="), min_size=1, max_size=12)
-# Spaces and "=" have a meaning there.
-PARSED = {"train.scales": st.sampled_from(["", ".*/query=2", "a=0 b=0.5"])}
+# Words have a meaning there.
+PARSED = {
+    "train.scales": st.sampled_from(["", ".*/query=2", "a=0 b=0.5"]),
+    "train.item_micro_batch": st.integers(0, 10_000) | st.just("auto"),
+}
 
 
 class Key(NamedTuple):
@@ -52,8 +55,9 @@ def right(key: Key) -> st.SearchStrategy[Any]:
     limits, drawn = key.limits, []
     if int in key.kinds:
         low, high = limits.get("low", -100), limits.get("high", 10_000)
-        # A warm-up is no longer than the run, whose length is 1,000 by default.
-        high = {"train.warmup": 1000, "train.steps": 10_000}.get(key.path, min(high, limits.get("below", 10_001) - 1))
+        # They are no longer than the run, whose length is 1,000 by default.
+        within = {"train.warmup": 1000, "train.freeze_encoder_steps": 900}
+        high = within.get(key.path, min(high, limits.get("below", 10_001) - 1))
         drawn.append(st.integers(low, high))
     if float in key.kinds:
         least = limits.get("low", limits.get("above", -1e6))
@@ -104,8 +108,9 @@ def wrong(key: Key) -> st.SearchStrategy[Any]:
 
 def asked(path: str, value: Any) -> ConfigDict:
     """A configuration that gives one key."""
-    table, _, name = path.rpartition(".")
-    return ConfigDict({table: {name: value}} if table else {name: value})
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return ConfigDict(value)
 
 
 def test_the_keys_are_those_of_a_configuration():
