@@ -1,8 +1,6 @@
 """The training loop on a small problem: every method, loss and user model learns, and nothing is lost on the way."""
 
-import json
 import signal
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ import pytest
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.data.batching.batch import TokenGroup
 from llm4rec_jax.data.batching.builder import BatchOptions, training_batches
-from llm4rec_jax.data.features.text import item_texts
-from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
+from llm4rec_jax.data.features.tokens import Tokens, tokenizer
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
@@ -25,7 +22,6 @@ from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.tasks.ranking_objective import Objective
 from llm4rec_jax.training import metric_writer as journal
-from llm4rec_jax.training.checkpoint import CheckpointError
 from llm4rec_jax.training.config import PartRates
 from llm4rec_jax.training.log import TrainingLog
 from llm4rec_jax.training.preemption import Preempted
@@ -35,22 +31,6 @@ from tests.helpers.interrupting import terminate_at
 from tests.helpers.training import train
 
 QUICK = {"batch_size": 16, "history": 8, "learning_rate": 1e-2, "eval_every": 10, "log_every": 5, "metric": "ndcg@5"}
-
-
-@pytest.fixture(scope="module")
-def split() -> Split:
-    return tiny.split()
-
-
-@pytest.fixture(scope="module")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.encoder_folder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def tokens(split: Split, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    texts = item_texts(split.dataset.items, "the {title}.")
-    return tokenise(texts, tokenizer(encoder_folder), 16, tmp_path_factory.mktemp("cache"))
 
 
 def one_device() -> jax.sharding.Mesh:
@@ -364,87 +344,6 @@ def test_a_model_axis_trains_as_one_device(split, tokens, encoder_folder, tmp_pa
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
 
 
-def test_another_base_and_another_model_are_refused(split, tokens, encoder_folder, tmp_path):
-    train_text(split, tokens, encoder_folder, tmp_path, "lora", steps=2)
-    encoder, params = pretrained.load(encoder_folder)
-    model = recommender(encoder=encoder, users="mean", width=16)
-    changed = jax.tree.map(lambda a: a + 1, params)
-    options = {"tokens": tokens, "steps": 4, "mesh": one_device(), **QUICK}
-    lora, bitfit = (peft.within(peft.create(name), "encoder") for name in ("lora", "bitfit"))
-    with pytest.raises(CheckpointError, match="digest"):
-        train(model, lora, init(model, jax.random.key(0), changed), split, tmp_path, **options)
-    with pytest.raises(CheckpointError, match="does not hold what this model trains"):
-        train(model, bitfit, init(model, jax.random.key(0), params), split, tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"loss": "ful_softmax"}, "full_softmax"),
-        ({"schedule": "cosin"}, "cosine"),
-        ({"metric": "ndcg@7"}, "ndcg@10"),
-        ({"batch_size": 0}, "config.train.batch_size is 0, must be at least 1"),
-        ({"micro_batches": 3}, "batch_size is 16: .* in 3 micro-batches; give a multiple of 3"),
-        ({"micro_batches": 0}, "micro_batches is 0"),
-        ({"metric": "users"}, "unknown validation metric 'users'"),
-        ({"eval_every": 0}, "eval_every"),
-        ({"scales": {"delta/.*": 2.0}}, "matches nothing"),
-        ({"warmup": 100}, "warm-up"),
-        ({"loss": "bce_pointwise"}, "label_threshold"),
-        ({"loss": "bpr", "label_threshold": 4.0}, "bce_pointwise"),
-        ({"loss": "bpr", "num_negatives": 0}, "num_negatives"),
-    ],
-)
-def test_a_wrong_option_is_named(split, tmp_path, options, words):
-    with pytest.raises(ValueError, match=words):
-        train_ids(split, tmp_path, **options)
-
-
-def test_records_are_json_and_tensorboard_has_events(split, tmp_path):
-    train_ids(split, tmp_path, steps=10)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {r["kind"] for r in records} == {"program", "train", "validation"}
-    program = next(r for r in records if r["kind"] == "program")
-    assert program["flops"] > 2 * 3 * split.dataset.num_items * 16
-    assert program["bytes"] > 0
-    assert all({"step", "seconds"} <= set(r) for r in records)
-    assert all(r["examples_per_second"] > 0 for r in records if r["kind"] == "train")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        events = list((tmp_path / "tensorboard").glob("events.*"))
-    assert events
-    assert events[0].stat().st_size > 100
-
-
-def test_a_log_says_how_fast_a_step_is_and_of_what_use(split, tokens, encoder_folder, tmp_path):
-    train_text(split, tokens, encoder_folder, tmp_path, "lora", loss="in_batch", profile=tmp_path / "profile")
-    trained = [r for r in journal.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
-    for record in trained:
-        assert {"examples_per_second", "tokens_per_second", "mfu", "programs", "peak_bytes"} <= record.keys()
-        assert record["mfu"] > 0
-        # A title of two words, an article and a full stop, between two special tokens, in a bucket of eight.
-        assert 2 / 8 <= record["padding_share"] < 1
-        # Forty items, and every user has up to seven inputs and as many targets.
-        assert 0 < record["unique_share"] < 0.5
-    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
-
-
-def test_a_trace_that_is_short_or_none_is_said(split, tmp_path, capfd):
-    train_ids(split, tmp_path / "none", steps=5, profile=tmp_path / "no trace")
-    assert "no step is traced: tracing begins after 5 steps" in " ".join(capfd.readouterr().err.split())
-    train_ids(split, tmp_path / "short", steps=7, profile=tmp_path / "trace")
-    assert "only 2 steps are traced" in " ".join(capfd.readouterr().err.split())
-    assert list((tmp_path / "trace").rglob("perfetto_trace.json.gz"))
-
-
-@pytest.mark.parametrize("options", [{"users": "gru"}, {"micro_batches": 2}])
-def test_what_a_loop_repeats_is_counted(split, tmp_path, options):
-    train_ids(split, tmp_path, steps=10, **options)
-    records = journal.read(tmp_path / "metrics.jsonl")
-    assert all(r["mfu"] > 0 for r in records if r["kind"] == "train")
-    assert all(r["flops"] > 0 for r in records if r["kind"] == "program")
-
-
 def test_the_best_state_is_that_of_the_least_where_less_is_better(split, tmp_path):
     trained = train_ids(split, tmp_path, steps=40, metric="mean_rank", ks=(5,))
     ranks = {r["step"]: r["mean_rank"] for r in journal.read(tmp_path / "metrics.jsonl") if "mean_rank" in r}
@@ -468,15 +367,3 @@ def test_a_batch_in_parts_trains_as_a_whole_one(split, tmp_path):
             split, tmp_path / str(parts), users="transformer", loss="in_batch", dropout=False, micro_batches=parts
         )
     np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "4"), rtol=1e-5)
-
-
-def test_a_base_that_changed_is_an_error(split, tmp_path, monkeypatch):
-    digests = iter(("one", "another"))
-    monkeypatch.setattr(sharding, "digest", lambda params: next(digests))
-    with pytest.raises(RuntimeError, match="a frozen parameter has changed"):
-        train_ids(split, tmp_path, steps=1)
-
-
-def test_a_delta_that_has_not_moved_is_an_error(split, tokens, encoder_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"nothing of the delta has moved in 2 steps: the method 'lora'"):
-        train_text(split, tokens, encoder_folder, tmp_path, "lora", steps=2, scales={"delta/.*": 0.0})
