@@ -18,13 +18,15 @@ from llm4rec_jax.trees import flatten
 
 def load(folder: Path) -> PreTrainedModel:
     """Returns the encoder in float32 without its pooler, no dropout, on the device."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for name in vars(config):
         if "dropout" in name or name.endswith("_pdrop"):
             setattr(config, name, 0.0)
     config.use_cache = False
     pooler = {"add_pooling_layer": False} if config.model_type == "bert" else {}
-    model = AutoModel.from_pretrained(folder, config=config, attn_implementation="sdpa", dtype=torch.float32, **pooler)
+    model = AutoModel.from_pretrained(
+        folder, config=config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False, **pooler
+    )
     nn.Module.to(model, torch_device.DEVICE)
     return model
 

@@ -45,7 +45,10 @@ def device_bytes(mesh: Mesh) -> int:
     device, devices = mesh.local_devices[0], len(mesh.local_devices)
     stats = device.memory_stats() or {}
     own = stats["bytes_limit"] if "bytes_limit" in stats else host_bytes() // devices
-    return own if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(own)).min())
+    if jax.process_count() == 1:
+        return own
+    # In MiB, since a device has no integers beyond 2^31.
+    return int(multihost_utils.process_allgather(np.array(own // 2**20, np.int32)).min()) * 2**20
 
 
 def host_bytes(root: Path = Path("/")) -> int:

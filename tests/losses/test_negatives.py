@@ -100,7 +100,7 @@ def test_options_reach_the_loss_that_takes_them():
     loss = chosen_loss(LossConfig("gbce", calibration=T), ITEMS)
     columns = np.concatenate([POSITIVE[:, None], NEGATIVE], axis=1)
     np.testing.assert_array_equal(loss(columns), SAMPLED["gbce"](POSITIVE, NEGATIVE))
-    assert chosen_loss(LossConfig("bpr"), ITEMS) is LOSSES["bpr"]
+    assert chosen_loss(LossConfig("bpr"), ITEMS) == LOSSES["bpr"]
     with pytest.raises(ValueError, match=r"config.loss.temperature is an option of info_nce, but the loss is 'bpr'"):
         chosen_loss(LossConfig("bpr", temperature=0.1), ITEMS)
     with pytest.raises(ValueError, match=r"config.loss.calibration is 1.5, must be at most 1.0"):

@@ -291,7 +291,7 @@ def test_a_delta_that_rests_begins_as_a_run_of_its_own():
 
 
 def test_the_moving_average_is_that_of_optax_without_the_start():
-    task: Any = SimpleNamespace(method=METHOD, loss=lambda trainable, frozen, batch, key: loss(trainable, batch))
+    task: Any = SimpleNamespace(method=METHOD, loss=lambda trainable, frozen, batch, *_: loss(trainable, batch))
     step = TrainStep(task, TrainConfig(steps=12, learning_rate=0.1, ema=0.8), trainable())
     state = step.start(step.setting, trainable())
     plain = optax.ema(0.8, debias=True)
