@@ -72,7 +72,8 @@ def kinds(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, K
         )  # fmt: skip
         split: Any = SimpleNamespace(protocol=run_folder.read(run / "dataset.json")["protocol"])
         described = {"fingerprint": dataset.fingerprint, "protocol": split.protocol}
-        run_folder.check_data(SimpleNamespace(identity=lambda: described), run)
+        fingerprint = run_folder.read(run / "run.json")["tokenizer"]
+        run_folder.check_data(SimpleNamespace(identity=lambda: described, tokenizer_fingerprint=fingerprint), run)
         return dataset.fingerprint
 
     def table() -> Any:

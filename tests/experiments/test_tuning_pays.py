@@ -61,6 +61,7 @@ def results(place) -> dict[str, dict[str, Any]]:
     return {arg: run(small(arg, place), place / arg, lambda line: None) for arg in rows}
 
 
+@pytest.mark.long
 def test_the_study_runs_from_end_to_end(results, place):
     for arg, result in results.items():
         assert result["test"]["users"] == 24, arg
@@ -72,6 +73,7 @@ def test_the_study_runs_from_end_to_end(results, place):
     assert json.loads((place / "pairs_frozen" / "config.json").read_text())["peft"]["method"] == "frozen"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("arg", "start"), [("joint_lora_head", "joint_lora"), ("pairs_frozen", "pairs")])
 def test_a_run_starts_from_a_tuned_encoder_with_its_method_folded_in(results, place, arg, start):
     before, ended = restore(place / start)
@@ -87,6 +89,7 @@ def test_a_run_starts_from_a_tuned_encoder_with_its_method_folded_in(results, pl
     assert np.abs(np.asarray(came) - np.asarray(tuned)).max() > 1e-6
 
 
+@pytest.mark.long
 def test_an_encoder_that_cannot_be_taken_over_is_refused(results, place):
     config = small("more", place)
     config.init_from = str(place / "side")
@@ -97,6 +100,7 @@ def test_an_encoder_that_cannot_be_taken_over_is_refused(results, place):
         Assembly(config).params()
 
 
+@pytest.mark.long
 def test_runs_from_different_encoders_do_not_share_one(results, place):
     first, config = Assembly(small("more", place)), small("more", place)
     config.init_from = str(place / "joint_lora")
