@@ -28,6 +28,7 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.encoders.sentence_folder import PretrainedText
 from llm4rec_jax.peft.sites import constant_below, count
 from llm4rec_jax.runs.assemble import Assembly
+from llm4rec_jax.training.memory import program_bytes
 
 # (devices, how many of them share a copy of the encoder): the data axis, the model axis, both.
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (8, 8), (4, 2), (8, 2), (8, 4))
@@ -97,15 +98,12 @@ def compile_step(
 
 def analysis(compiled: jax.stages.Compiled) -> dict[str, Any]:
     """Describes one device: FLOPs, bytes held (arguments; all at once) and moved, collectives and their bytes."""
-    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    if costs is None or memory is None:
-        raise RuntimeError("this backend does not say what a compiled program costs: measure on a CPU or a GPU")
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    costs, needed = compiled.cost_analysis() or {}, program_bytes(compiled)
     numbers, moved = collectives(compiled.as_text() or "")
     return {
         "gflop": costs["flops"] / 1e9,
-        "arguments_mib": memory.argument_size_in_bytes / 2**20,
-        "held_mib": (held - memory.alias_size_in_bytes) / 2**20,
+        "arguments_mib": needed.arguments / 2**20,
+        "held_mib": needed.total / 2**20,
         "accessed_mib": costs["bytes accessed"] / 2**20,
         "collectives": numbers,
         "collectives_mib": moved / 2**20,

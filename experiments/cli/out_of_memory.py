@@ -1,11 +1,13 @@
 """Errors of a device or a host without memory, in words."""
 
-import os
 import re
 
 import jax
 
+from llm4rec_jax.training.memory import host_bytes
+
 _REMEDY = (
+    "leave config.train.item_micro_batch=auto; "
     "lower config.train.batch_size, or keep it and raise config.train.micro_batches; give config.encoder.remat=True or "
     "config.encoder.dtype=bfloat16; shorten config.text.max_tokens; or cut arrays over devices by config.mesh.fsdp=True"
 )
@@ -26,7 +28,7 @@ def explained(error: BaseException) -> str | None:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if on_host or limit is None:
-        where, limit = "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        where, limit = "this process", host_bytes()
     else:
         where = f"the device {device.device_kind}"
     return f"out of memory: {amount} asked for at once, and {where} has {_gib(limit)} in all: {_REMEDY}"

@@ -48,11 +48,13 @@ class Ranking(NamedTuple):
     Attributes:
       ranks: of the targets, users in the order of the user table.
       lists: [users, K] rows of the item table, best first, padded with -1.
+      scores: [users, K] of the items in the lists; -inf where they are padded.
       repeated: targets that are also in the user's history; they are ranked, not masked.
     """
 
     ranks: Ranks
     lists: np.ndarray
+    scores: np.ndarray
     repeated: int
 
 
@@ -104,7 +106,7 @@ def rank(
     table, allowed = cut.lay(item_embeddings), cut.lay(candidates)
 
     greater, equal = np.zeros(len(targets.items), np.int64), np.zeros(len(targets.items), np.int64)
-    lists = np.full((len(counts), top), -1, np.int32)
+    lists, scores = np.full((len(counts), top), -1, np.int32), np.full((len(counts), top), -np.inf, np.float32)
     for start in range(0, len(users), step):
         rows = users[start : start + step]
         # The last batch repeats its last user, who is dropped again below.
@@ -116,19 +118,23 @@ def rank(
         at = np.where(inside, targets.offsets[padded][:, None] + column, 0)
         wanted = targets.items[at] if len(targets.items) else at
 
-        own = _own(pairs, cut, params, vectors, item_embeddings, wanted)
+        if len(targets.items):
+            own = _own(pairs, cut, params, vectors, item_embeddings, wanted)
+        else:
+            own = put(np.zeros(wanted.shape, np.float32), cut.sharding("user"))
         found = _start(cut, own, top)
         seen = places(padded, masked_user, masked_item, cut)
         for number, (row, place) in enumerate(seen):
             found = _chunk(pairs, cut, params, found, vectors, table, allowed, own, wanted, row, place, number)
-        more, same, bad, best = (fetch(a) for a in _together(found))
+        more, same, bad, best, values = (fetch(a) for a in _together(found))
         _check_finite(bad[: len(rows)], rows)
         greater[at[inside]], equal[at[inside]] = more[inside], same[inside]
-        lists[rows] = best[: len(rows)]
+        lists[rows], scores[rows] = best[: len(rows)], values[: len(rows)]
 
     masked = np.bincount(masked_user[candidates[masked_item]], minlength=len(counts))
     ranked = np.where(counts > 0, candidates.sum() - masked, 0)
-    return Ranking(Ranks(targets.offsets.astype(np.int64), 1 + greater + equal, equal, ranked), lists, repeated)
+    ranks = Ranks(targets.offsets.astype(np.int64), 1 + greater + equal, equal, ranked)
+    return Ranking(ranks, lists, scores, repeated)
 
 
 def scores_of(
@@ -145,10 +151,12 @@ def scores_of(
       NonFiniteScores: naming of how many users, and the first.
     """
     cut = grid(mesh, len(item_embeddings), len(item_embeddings))
-    count, shards = len(items), cut.mesh.shape["user"]
-    padding = (0, -count % (USER_TILE * shards)), (0, 0)
-    vectors = put(np.pad(user_embeddings, padding, mode="edge"), cut.sharding("user"))
-    scores = fetch(_own(pairs, cut, params, vectors, item_embeddings, np.pad(items, padding, mode="edge")))[:count]
+    (count, width), shards = items.shape, cut.mesh.shape["user"]
+    more = 0, -count % (USER_TILE * shards)
+    vectors = put(np.pad(user_embeddings, (more, (0, 0)), mode="edge"), cut.sharding("user"))
+    # In buckets, so that other numbers of items seldom make another program.
+    wanted = np.pad(items, (more, (0, bucket(width) - width)))
+    scores = fetch(_own(pairs, cut, params, vectors, item_embeddings, wanted))[:count, :width]
     _check_finite((~np.isfinite(scores)).sum(axis=1), np.arange(count))
     return scores
 
@@ -317,13 +325,16 @@ def _chunk(
 
 
 @jax.jit
-def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Merges all devices: more and same [B, T], bad [B], the best items [B, K], the earlier first at equal scores."""
+def _together(found: _Found) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Merges all devices: more and same [B, T], bad [B], the best items and their scores [B, K].
+
+    At equal scores the earlier item comes first.
+    """
     top = found.items.shape[2]
     values, items = (a.transpose(1, 0, 2).reshape(a.shape[1], -1) for a in (found.values, found.items))
     values, order = jax.lax.top_k(values, top)
     items = jnp.where(values == -jnp.inf, -1, jnp.take_along_axis(items, order, axis=1))
-    return found.more.sum(0), found.same.sum(0), found.bad.sum(0), items
+    return found.more.sum(0), found.same.sum(0), found.bad.sum(0), items, values
 
 
 class _Counts(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from llm4rec_jax.data.batching.buckets import bucket
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.ranks import rank, scores_of
 from llm4rec_jax.inference.scorer import Scorer
@@ -49,12 +50,12 @@ def recommend(
         targets=_one([]),
         candidates=candidates,
         mesh=mesh,
-        top=min(k, len(item_embeddings)),
+        # In buckets, so that another k seldom makes another program.
+        top=min(bucket(k), len(item_embeddings)),
         everyone=True,
     )
-    items = found.lists[0][found.lists[0] >= 0]
-    scores = scores_of(pairs, params, user_embedding, item_embeddings, items[None], mesh)[0]
-    return [Recommendation(int(item), float(score)) for item, score in zip(items, scores, strict=True)]
+    best = zip(found.lists[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
+    return [Recommendation(item, score) for item, score in best if item >= 0]
 
 
 def score_items(scorer: Scorer, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh) -> np.ndarray:

@@ -56,7 +56,8 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
     """Returns the names that a regular expression matches in full; with `layer_-` in it blocks count from the end.
 
     Raises:
-      ValueError: it matches none; the message lists the names, with layer numbers folded.
+      ValueError: it counts blocks from both ends, or matches none; then the message lists the names, with layer numbers
+        folded.
 
     Example:
       >>> match(r".*/(query|value)", ["layer_0/query", "layer_0/key", "layer_0/value"])
@@ -68,6 +69,8 @@ def match(target: str, names: Iterable[str], what: str = "target") -> list[str]:
       ValueError: target 'query' matches nothing; there are: layer_N/query
     """
     names = list(names)
+    if "layer_-" in target and re.search(r"layer_[\d\\(\[]", target):
+        raise ValueError(f"{what} {target!r} counts blocks from both ends: count them all from one")
     called = dict(zip(_from_the_end(names) if "layer_-" in target else names, names, strict=True))
     try:
         matched = [called[name] for name in matching(target, called)]

@@ -151,7 +151,10 @@ class Assembly:
         if not self._folder.changes_texts(self.config.encoder.item_prompt):
             stored = ondisk.stored_tokens(self.dataset, text.item, lambda: self._tokenizer, text.max_tokens)
             if stored is not None:
-                return check_token_ids(stored, self.pretrained, self._folder.model)
+                # To look at every token would be to read the whole file.
+                known = pretrained.read_config(self._folder.model)[1].vocab_size
+                beyond = len(self._tokenizer) > known
+                return check_token_ids(stored, self.pretrained, self._folder.model) if beyond else stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:

@@ -20,11 +20,13 @@ def check_training(assembly: Assembly | RatingAssembly) -> None:
     config, train = assembly.config, assembly.train_config
     if config.baseline.name is not None:
         return
-    named: dict[str, Callable[[], Any]] = {"config.peft": lambda: assembly.method}
-    metrics = METRICS
-    if isinstance(assembly, Assembly):
+    if isinstance(assembly, RatingAssembly):
+        metrics, named = METRICS, {"config.peft": lambda: assembly.method}
+        if config.encoder.center or config.encoder.whiten is not None:
+            raise ValueError("config.encoder.center and whiten are for runs that rank: a rating task centres by itself")
+    else:
         metrics = metric_names()
-        named |= {
+        named: dict[str, Callable[[], Any]] = {
             "config.peft": lambda: assembly.bare_method,
             "config.model.users": lambda: assembly.users,
             "config.model.head": lambda: HEADS.lookup(config.model.head),

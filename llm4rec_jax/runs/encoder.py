@@ -69,8 +69,7 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
         compute_dtype=encoder.dtype,
         remat=encoder.remat,
         attention=encoder.attention,
-        # Runs of before have no such key.
-        packing=encoder.get("packing", False),
+        packing=encoder.packing,
         dropout=encoder.dropout,
         quantize=encoder.quantize,
     )

@@ -93,6 +93,8 @@ class LoadedRun:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors [n, W] of n texts by the run's language model, as it was tuned. The data is not read.
 
+        They are neither centred nor whitened, which takes the vectors of the whole catalogue.
+
         Raises:
           ValueError: The run has items that are ids only.
         """

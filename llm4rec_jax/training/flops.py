@@ -23,7 +23,7 @@ def count_flops(program: ClosedJaxpr) -> float:
       program: With global shapes, such as `jax.jit(function).trace(*arguments).jaxpr`.
 
     Returns:
-      The count; NaN where a `while` of unknown length holds products.
+      The count; NaN where a `while` of unknown length or a Pallas kernel holds products.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -50,6 +50,9 @@ def _count_equation(equation: JaxprEqn) -> float:
     if name == "while":
         return math.nan if _count(params["cond_jaxpr"]) + _count(params["body_jaxpr"]) else 0.0
     counts = [_count(inner) for inner in _inner_jaxprs(params)]
+    if name == "pallas_call":
+        # Its masks decide which blocks of the grid are computed.
+        return math.nan if any(counts) else 0.0
     if name == "cond":
         return max(counts, key=lambda count: math.inf if math.isnan(count) else count)
     turns = params["length"] if name == "scan" else 1

@@ -1,4 +1,4 @@
-"""The id of a run, which stands in every file of its folder.
+"""The id of a run, which stands in every file of its folder that a command reads.
 
 `run.json` lists the configuration, data, tokenizer and versions that a run was started with. Their hash is the run's
 id. A file whose id is another one has come from another run, however whole it is. Runs of older versions have no

@@ -78,13 +78,14 @@ def equal(a: Ranking, b: Ranking) -> None:
         np.testing.assert_array_equal(x, y)
     assert a.repeated == b.repeated
     np.testing.assert_array_equal(a.lists, b.lists)
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-6, atol=1e-6)
 
 
 def by_definition(case: Case, top: int, everyone: bool = False) -> Ranking:
     """User by user with a whole sort."""
     scores = case.users.astype(np.float64) @ case.items.T.astype(np.float64)
     columns: list[list[int]] = [[], [], []]
-    lists = np.full((len(scores), top), -1)
+    lists, values = np.full((len(scores), top), -1), np.full((len(scores), top), -np.inf)
     repeated = 0
     for user, row in enumerate(scores):
         seen, wanted = case.history.of(user), case.targets.of(user)
@@ -97,8 +98,8 @@ def by_definition(case: Case, top: int, everyone: bool = False) -> Ranking:
             columns[2].append(0)
         if len(wanted) or everyone:
             best = np.argsort(np.where(masked, np.inf, -row), kind="stable")[: min(top, (~masked).sum())]
-            lists[user, : len(best)] = best
-    return Ranking(Ranks(case.targets.offsets, *map(np.array, columns)), lists, repeated)
+            lists[user, : len(best)], values[user, : len(best)] = best, row[best]
+    return Ranking(Ranks(case.targets.offsets, *map(np.array, columns)), lists, values, repeated)
 
 
 @pytest.mark.parametrize("everyone", [False, True])

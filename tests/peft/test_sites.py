@@ -74,3 +74,10 @@ def test_what_of_the_encoder_a_delta_leaves_constant(delta, constant):
 )
 def test_the_parts_that_a_delta_adapts(delta, parts):
     assert parts_of(delta) == parts
+
+
+def test_a_target_counts_blocks_from_one_end():
+    names = ["layer_0/up", "layer_1/up", "layer_2/up"]
+    assert match("layer_-[12]/up", names) == names[1:]
+    with pytest.raises(ValueError, match="counts blocks from both ends: count them all from one"):
+        match("layer_0/up|layer_-1/up", names)

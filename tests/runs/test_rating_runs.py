@@ -177,6 +177,7 @@ def test_other_data_is_refused(place, runs, tmp_path):
         ("text", {"text.user": "{likd}"}, "did you mean 'liked'"),
         ("text", {"train.input_workers": 2}, "input_workers is 2, but a batch of labeled examples"),
         ("text", {"train.micro_batches": 4}, "micro_batches is 4, but a batch of labeled examples"),
+        ("hierarchical", {"encoder.center": True}, "center and whiten are for runs that rank"),
         ("gp", {"data.few_shot": 9999}, "asks for 9999 training examples"),
     ],
 )

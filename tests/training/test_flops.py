@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 from jax.sharding import PartitionSpec
 
 from llm4rec_jax import sharding
@@ -101,3 +102,11 @@ def test_attention_by_cudnn_counts_as_its_products(monkeypatch):
         assert count(functools.partial(attention, implementation=implementation), q, kv) == forward * product
         found = count(functools.partial(gradient, implementation=implementation), q, kv)
         assert found == (forward + backward) * product
+
+
+def test_products_of_a_pallas_kernel_are_unknown():
+    def kernel(a, w, out):
+        out[...] = a[...] @ w[...]
+
+    product = pallas.pallas_call(kernel, jax.ShapeDtypeStruct((4, 3), jnp.float32), interpret=True)
+    assert math.isnan(count(product, A, W))

@@ -2,7 +2,7 @@
 
 A quantised matrix stands in a parameter tree where the float matrix was, at the path `…/kernel`. It has the shape of
 the float matrix, and `jnp.asarray` dequantises it. `product` multiplies with it and keeps nothing of floats for the
-backward pass, so a program never holds more than a few dequantised matrices at once.
+backward pass.
 """
 
 import dataclasses
@@ -187,8 +187,8 @@ product.defvjp(_forward, _backward)
 def quantize_params(params: Mapping[str, Any], form: str, sites: Collection[str], dtype: Any) -> dict[str, Any]:
     """Returns an encoder's parameters as `config.encoder.quantize` stores them.
 
-    The linear weights of the blocks are quantised and the tables of embeddings take the compute type, which their rows
-    would be cast to anyway. Norms, biases and heads stay float32. Arrays of numpy are quantised on the host, with the
+    The linear weights that `sites` names are quantised and tables of embeddings are rounded to the compute type. Norms,
+    biases and heads stay float32. Arrays of numpy are quantised on the host, with the
     same bits on every machine; `jax.eval_shape` gives the shapes for a tree of shapes.
 
     Args:
