@@ -63,7 +63,7 @@ def test_out_of_memory_says_what_was_asked_for_what_there_is_and_what_helps(on_d
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     asked = r"65,536\.00 GiB" if on_device else r"8\.00 PiB"
-    assert re.match(rf"error: out of memory: {asked} asked for at once, and this machine has [\d.,]+ GiB", last)
+    assert re.match(rf"error: out of memory: {asked} asked for at once, and this process has [\d.,]+ GiB", last)
     assert "config.train.batch_size" in last
     assert "Traceback" not in done.stderr
 
