@@ -386,8 +386,7 @@ def _count(
         return more, same, jnp.isnan(sums).astype(jnp.int32)
 
     more, same, bad = jax.lax.map(one, (own.T, within.T, itself.T))
-    kept = scores.at[row, column].set(-jnp.inf, mode="drop") if keep else None
-    return _Counts(more.T, same.T, bad[0]), kept
+    return _Counts(more.T, same.T, bad[0]), scores.at[row, column].set(-jnp.inf, mode="drop") if keep else None
 
 
 def _best(values: jax.Array, items: jax.Array, scores: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
