@@ -8,14 +8,14 @@ SMALL ?=
 # Modules whose examples are run. Commands are left out: they share names of flags.
 DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
-.PHONY: setup setup-dev quickstart test test-long test-beam soak lint audit format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel soak lint audit format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llm4rec_jax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.setup: setup.cfg pyproject.toml third_party/requirements.txt | $(BIN)/python
+$(VENV)/.setup: setup.cfg setup.py pyproject.toml third_party/requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement third_party/requirements.txt
 	@touch $@
@@ -50,6 +50,16 @@ $(VENV)-beam/.setup: setup.cfg
 test-beam: $(VENV)-beam/.setup
 	$(VENV)-beam/bin/python -m pytest --noconftest tests/data/ondisk/test_beam.py
 
+# The wheel in an environment of its own: three commands from `pip install` to a study.
+test-wheel: setup-dev
+	rm -rf dist $(VENV)-wheel
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
+	cd $(VENV)-wheel && bin/python -c 'import sys, importlib.util as util; sys.exit(any(map(util.find_spec, ("experiments", "configs"))))'
+	cd $(VENV)-wheel && bin/llm4rec doctor && bin/llm4rec new-study fresh && rm fresh.py
+
 # Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
 soak: setup-dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/training/test_soak.py
@@ -70,4 +80,4 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam build *.egg-info
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-wheel build dist *.egg-info

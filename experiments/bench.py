@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from absl import flags
-
 from experiments.benchmarks import (
     attention,
     cache,
@@ -29,8 +27,6 @@ from experiments.benchmarks import (
 )
 from experiments.cli import command
 from llm4rec_jax.registry import Registry
-
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a line, with everything that was measured.")
 
 Bench = Callable[[], Iterator[Mapping[str, Any]]]
 
@@ -52,7 +48,7 @@ def main(names: list[str]) -> None:
     about = machine.describe()
     for name, bench in chosen:
         for measured in bench():
-            if _JSON.value:
+            if command.wants_json():
                 print(json.dumps({"bench": name, **measured, **about}), flush=True)
             else:
                 print(f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in measured.items()), flush=True)

@@ -19,7 +19,6 @@ from experiments.cli.console import visible
 from experiments.reports import models
 from llm4rec_jax.models.layers.quantized import FORMATS
 
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a family or model in place of tables.")
 _METHODS = flags.DEFINE_list("methods", ["frozen", "lora", "full"], "Methods, or chains such as lora+bitfit.")
 _TEXTS = flags.DEFINE_integer("texts", 16, "Number of texts in a batch.", lower_bound=2)
 _TOKENS = flags.DEFINE_integer("tokens", 128, "Number of tokens of a text.", lower_bound=1)
@@ -31,7 +30,7 @@ _REMAT = flags.DEFINE_bool("remat", False, "Compute blocks again in the backward
 
 def main(names: list[str]) -> None:
     if not names:
-        if _JSON.value:
+        if command.wants_json():
             for row in models.family_rows():
                 print(json.dumps(row))
         else:
@@ -40,7 +39,7 @@ def main(names: list[str]) -> None:
     for model in [models.find_model(name, **options) for name in names]:
         summary = model.summary
         rows = models.memory_rows(model, _METHODS.value, _TEXTS.value, _TOKENS.value, _QUANTIZE.value)
-        if _JSON.value:
+        if command.wants_json():
             print(json.dumps({**summary, "texts": _TEXTS.value, "tokens": _TOKENS.value, **options, "memory": rows}))
         else:
             print("\n".join(f"{key}: {visible(_worded(value))}" for key, value in summary.items()))

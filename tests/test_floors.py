@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"registry", "options", "trees", "checksums", "sharding", "io", "version"},
+    {"registry", "options", "trees", "checksums", "sharding", "io", "version", "command_line"},
     {"losses"},
     {"data", "models"},
     {"peft"},

