@@ -17,6 +17,7 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
+from llm4rec_jax.semantic_ids import QUANTIZERS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -84,6 +85,7 @@ def test_every_key_of_the_configuration_is_described():
         ("User encoders", {*USERS, *GRAPHS}, set()),
         ("Heads", HEADS, set()),
         ("Baselines", BASELINES, {"liked_share", "gp"}),
+        ("Quantizers", QUANTIZERS, set()),
     ],
 )
 def test_every_entry_of_a_registry_is_described(heading, registry, more):

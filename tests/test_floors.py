@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"registry", "options", "trees", "checksums", "sharding", "io", "version", "command_line"},
-    {"losses"},
+    {"losses", "semantic_ids"},
     {"data", "models"},
     {"peft"},
     {"inference"},
