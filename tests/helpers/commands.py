@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers import forked
 from tests.helpers.compiling import environment
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +36,14 @@ def get_config(arg="id"):
 
 
 def command(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    module, given, variables = f"experiments.{name}", list(map(str, arguments)), environment()
+    if forked.can_run(variables):
+        done = forked.run(module, given, variables)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *given],
+            cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
     if check:
         assert done.returncode == 0, done.stderr
     return done
