@@ -29,17 +29,18 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in 
 
 
 def can_run(environment: dict[str, str]) -> bool:
-    """Whether the imports would have read the same environment."""
+    """Returns whether the imports would have read the same environment."""
     return {name: value for name, value in environment.items() if name not in LATE} == ENVIRONMENT
 
 
 def run(module: str, arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run([sys.executable, "-m", module, *arguments])` with its output as text."""
+    """Does what `subprocess.run([sys.executable, "-m", module, *arguments])` does, with its output as text."""
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / "stdout", Path(folder) / "stderr"]
         late = {name: environment[name] for name in LATE if name in environment}
         server = _server()
-        assert server.stdin and server.stdout
+        assert server.stdin
+        assert server.stdout
         print(json.dumps([module, arguments, late, list(map(str, streams))]), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
         return subprocess.CompletedProcess([module, *arguments], code, *(path.read_text("utf-8") for path in streams))
@@ -51,7 +52,7 @@ def _server() -> subprocess.Popen[str]:
         [sys.executable, "-m", __name__], env=ENVIRONMENT, cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    atexit.register(started.kill)
+    atexit.register(started.communicate)
     return started
 
 
@@ -61,7 +62,8 @@ def _serve() -> None:
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            return _become(*json.loads(line))
+            _become(*json.loads(line))
+            break
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
