@@ -82,6 +82,7 @@ class Peft(NamedTuple):
       reads_weights: Whether the tap reads the module's own arrays. In a chain no method nearer to the module may have a
         tap then: it would change the output of the module but not the arrays.
       adds_tokens: Whether the tap puts tokens in front of each row, which therefore has to be one text.
+      reads_ahead: Whether the tap lets states of a token depend on later ones, in a decoder too.
       name, options: The arguments that the method was created from; a chain has only the names.
 
     Example:
@@ -107,6 +108,7 @@ class Peft(NamedTuple):
     merge: Callable[[Params, Delta], Params] | None = None
     reads_weights: bool = False
     adds_tokens: bool = False
+    reads_ahead: bool = False
     name: str = ""
     options: Mapping[str, Any] = MappingProxyType({})
 
@@ -124,6 +126,7 @@ def forward(
     *args: Any,
     apply: str | None = None,
     rngs: dict[str, jax.Array] | None = None,
+    cache: Mapping[str, Any] | None = None,
 ) -> Any:
     """Returns `module.apply({"params": params}, *args)` with the method applied.
 
@@ -135,11 +138,16 @@ def forward(
       *args: The arguments of the module.
       apply: Name of the module's method to run; None runs `__call__`.
       rngs: {"dropout": key} turns dropout on.
+      cache: Collection of `models.decoders.cache`; the result is then a pair with the cache after the call.
     """
     params = method.reparam(params, delta)
 
     def run() -> Any:
-        return module.apply({"params": params}, *args, method=apply, rngs=rngs)
+        if cache is None:
+            return module.apply({"params": params}, *args, method=apply, rngs=rngs)
+        variables = {"params": params, "cache": cache}
+        output, changed = module.apply(variables, *args, method=apply, rngs=rngs, mutable=["cache"])
+        return output, changed["cache"]
 
     if (tap := method.tap) is None:
         return run()
@@ -208,6 +216,7 @@ def chain(*methods: Peft) -> Peft:
         merge if all(method.merge for method in methods) else None,
         any(method.reads_weights for method in methods),
         any(method.adds_tokens for method in methods),
+        any(method.reads_ahead for method in methods),
         "+".join(method.name for method in methods),
     )
 

@@ -36,10 +36,11 @@ METHOD_OPTIONS = {
 }
 
 
-def method(spec: str, within: str = "encoder") -> Peft:
-    """A method or chain, at a size for the small encoder, within a part of the recommender."""
+def method(spec: str, within: str | None = "encoder") -> Peft:
+    """A method or chain, at a size for the small encoder, within a part of the recommender or on its own."""
     chosen = {name: METHOD_OPTIONS[name] for name in spec.split("+") if name in METHOD_OPTIONS}
-    return peft.within(peft.create(spec, chosen), within)
+    method = peft.create(spec, chosen)
+    return method if within is None else peft.within(method, within)
 
 
 def dataset(users: int = 48, length: int = 9, seed: int = 0) -> Dataset:

@@ -100,8 +100,24 @@ class Attention(nn.Module):
             q, k = _norm(c, "query_norm")(q), _norm(c, "key_norm")(k)
         if angles:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        mixed = self.attend(q, k, v, mask)
+        mixed = self.attend(q, *self.remember(k, v), mask)
         return _dense(c, c.hidden_size, "output", c.output_bias)(mixed.reshape(*x.shape[:-1], -1))
+
+    @nn.nowrap
+    def remember(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns keys and values [B, S, …] of all slots of the cache, after these are put there; see `cache`.
+
+        Without a cache they are returned as they are.
+        """
+        if not self.has_variable("cache", "filled"):
+            return k, v
+        filled, kept = self.get_variable("cache", "filled"), []
+        for name, states in (("keys", k), ("values", v)):
+            slots = jax.lax.dynamic_update_slice_in_dim(self.get_variable("cache", name), states, filled, axis=1)
+            self.put_variable("cache", name, slots)
+            kept.append(slots)
+        self.put_variable("cache", "filled", filled + k.shape[1])
+        return kept[0], kept[1]
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         """Scaled dot-product attention.
@@ -188,7 +204,8 @@ class Layer(nn.Module):
 class Decoder(Encoder):
     """A decoder-only language model without its head, or with it.
 
-    Positions count real tokens, so texts may be padded on either side with the same states.
+    Positions count real tokens, so texts may be padded on either side with the same states. With a collection "cache"
+    of `cache.empty_cache` it reads texts part by part; the mask is then that of all slots, [B, S].
 
     Example:
       >>> from llm4rec_jax.models.layers.rotary import Rope
@@ -218,17 +235,25 @@ class Decoder(Encoder):
         """Positions of tokens among the real ones: mask [0, 0, 1, 1, 1] gives [0, 0, 0, 1, 2]. [B, L] -> [B, L]."""
         return restart(jnp.maximum(jnp.cumsum(mask.astype(bool), axis=-1, dtype=jnp.int32) - 1, 0), mask)
 
+    @nn.nowrap
+    def read_now(self, slots: jax.Array, length: int) -> jax.Array:
+        """Returns the columns [B, L] of [B, S] whose tokens are read now; all of them without a cache."""
+        if not self.has_variable("cache", "filled"):
+            return slots
+        return jax.lax.dynamic_slice_in_dim(slots, self.get_variable("cache", "filled"), length, axis=1)
+
     def embed(self, ids: jax.Array, mask: jax.Array, token_type: jax.Array | None) -> jax.Array:
         """Hidden states before the first block, [B, L, D]."""
-        x = self.embeddings(ids, self.positions(mask), token_type)
+        x = self.embeddings(ids, self.read_now(self.positions(mask), ids.shape[1]), token_type)
         if self.is_initializing() and self.config.language_head:
             self.logits(x[:1, :1])
         return x
 
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
-        """Returns the keys that each token may attend to, [B, L, L], and angles of the rotation, by type of block."""
-        c, at = self.config, self.positions(mask)
-        distance = at[:, :, None] - at[:, None, :]
+        """Returns the keys that each token may attend to, [B, L, S], and angles of the rotation, by type of block."""
+        c, at_keys = self.config, self.positions(mask)
+        at = self.read_now(at_keys, x.shape[1])
+        distance = at[:, :, None] - at_keys[:, None, :]
         keys = jnp.broadcast_to(same_text(mask), distance.shape)
         allowed = {FULL: keys & (distance >= 0) if c.causal else keys}
         if c.sliding_window is not None:
@@ -242,6 +267,8 @@ class Decoder(Encoder):
 
     def finish(self, x: jax.Array) -> jax.Array:
         """Hidden states of the last layer [B, L, D] from those after the last block."""
+        if self.has_variable("cache", "filled"):
+            self.put_variable("cache", "filled", self.get_variable("cache", "filled") + x.shape[1])
         return self.final_norm(x) if self.config.pre_norm else x
 
     def logits(self, states: jax.Array) -> jax.Array:

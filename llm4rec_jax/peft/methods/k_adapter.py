@@ -95,4 +95,4 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
         kernel, bias = (delta[".layers/fuse"][name].astype(dtype) for name in ("kernel", "bias"))
         return [*states[:-1], jnp.concatenate([states[-1], a], axis=-1) @ kernel + bias]
 
-    return Peft(init, tap=tap)
+    return Peft(init, tap=tap, reads_ahead=True)
