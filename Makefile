@@ -8,7 +8,7 @@ SMALL ?=
 # Modules whose examples are run. Commands are left out: they share names of flags.
 DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
-.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel soak lint audit format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel soak docs lint audit format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -63,6 +63,14 @@ test-wheel: setup-dev
 # Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
 soak: setup-dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/training/test_soak.py
+
+$(VENV)/.setup-docs: $(VENV)/.setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+# The site, in build/site. Strict: a link or an anchor that leads nowhere fails.
+docs: $(VENV)/.setup-docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ def whole_modules(delta: Delta, modules: Modules) -> tuple[dict[str, dict[str, n
     """Joins low-rank updates of the projections that lie side by side in one module.
 
     Projections of one A share its rank, those of several need a rank each: the module of A₁ B₁ and A₂ B₂ gets
-    [A₁ A₂] and [[B₁ 0] [0 B₂]]. All modules get the same rank, with zeros where less is needed.
+    `[A₁ A₂]` and `[[B₁ 0] [0 B₂]]`. All modules get the same rank, with zeros where less is needed.
 
     Args:
       delta: Arrays "a", "b" and, for DoRA, "magnitude" by site.

@@ -55,7 +55,9 @@ def adalora(
 
     b(t) falls from n · init_rank to n · rank as a cubic between t_i and T − t_f, with n sites (equation 12). The first
     triplet, by site and then by number, wins a tie. Arrays are scored before their update. From T − t_f on the
-    sensitivities and the choice of triplets are fixed, as in the authors' code. Use it for long runs: Λ starts slowly.
+    sensitivities and the choice of triplets are fixed, as in the authors' code.
+
+    Use it for long runs, in which a budget of ranks matters: Λ starts slowly.
 
     Args:
       init_rank: R, the rank of every update at the start.

@@ -9,9 +9,11 @@ from llm4rec_jax.peft.sites import Delta, Params, match, replace, sites
 
 @METHODS.register("bitfit", "Ben Zaken et al. 2022, arXiv 2106.10199")
 def bitfit(target: str = r".*") -> Peft:
-    """Bias-term fine-tuning: y = x W + b with only b trained, those of norms included.
+    """Bias-term fine-tuning, the biases of norms included.
 
-    Among the smallest deltas. Encoders of BERT's kind have biases; most recent decoders have none.
+        y = x W + b,   only b is trained
+
+    Use it where the delta must be small, with encoders of BERT's kind: most recent decoders have no biases.
 
     Args:
       target: Regular expression for the modules whose biases are trained.

@@ -17,7 +17,9 @@ def compacter(n: int = 4, rank: int = 1, reduction: int = 32, target: str = r"la
 
     All adapters share the A_i [n, n]; s_i [in/n, R] and t_i [R, out/n] belong to one matrix. t is zero in W_up, so
     training starts at the pretrained function; A from N(0, 1/n), s from N(0, 1/R) and W_down's t from N(0, 1/in) give
-    W_down the scale of a linear layer. Choose it when adapters must be small: a tenth of Houlsby's parameters.
+    W_down the scale of a linear layer.
+
+    Choose it when adapters must be small: it has a tenth of Houlsby's parameters.
 
     Args:
       n: Number of Kronecker products; must divide the width and the bottleneck.

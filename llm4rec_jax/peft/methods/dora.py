@@ -16,7 +16,9 @@ def dora(rank: int = 8, alpha: float = 8.0, dropout: float = 0.0, target: str = 
         y = m / ‖W + s A B‖ ∘ (x W + s · dropout(x) A B) + bias,   s = alpha / rank
 
     ‖·‖ is the norm of each output column, held constant in the backward pass (section 4.3). m starts at ‖W‖ and B at
-    zero, so training starts at the pretrained function. Choose it over LoRA at low ranks; a step costs slightly more.
+    zero, so training starts at the pretrained function.
+
+    Choose it over LoRA at low ranks; a step costs slightly more.
 
     Args:
       rank, alpha, dropout, target: See `lora`.

@@ -6,9 +6,11 @@ from llm4rec_jax.peft.registry import METHODS
 
 @METHODS.register("frozen", "Peters et al. 2019, arXiv 1903.05987")
 def frozen() -> Peft:
-    """Feature extraction: the delta is empty, and only parameters outside the module are trained.
+    """Feature extraction: only parameters outside the module are trained.
 
-    The baseline of every comparison. Item vectors are computed once a run, so a step costs next to nothing.
+        y = M(x),   the delta is empty
+
+    Use it as the baseline of every comparison. Item vectors are computed once a run, so a step costs next to nothing.
 
     Example:
       >>> from llm4rec_jax import peft

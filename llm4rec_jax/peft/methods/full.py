@@ -13,7 +13,9 @@ from llm4rec_jax.peft.sites import Delta, Params, copy_of, match, replace, sites
 def full(target: str = r".*") -> Peft:
     """Full fine-tuning: the delta is a copy of the arrays of the target sites and is used in their place.
 
-    The upper reference of every comparison, at the highest cost in memory and time.
+        y = x W + b,   W and b are trained
+
+    Use it as the upper reference of every comparison, at the highest cost in memory and time.
 
     Args:
       target: Regular expression for the modules to train.

@@ -32,8 +32,9 @@ def galore(rank: int = 128, every: int = 200, scale: float = 0.25, target: str =
         W ← W + α P ρ(Pᵀ G),   P = the R leading singular vectors of G, ρ = the run's optimizer
 
     P is taken along the smaller side of G and computed anew every `every` updates. Arrays that are not matrices, or
-    have a side of at most R, are trained as by `full`. Weight decay acts in the low-rank space too. Choose it to train
-    all weights with less optimizer memory than full fine-tuning.
+    have a side of at most R, are trained as by `full`. Weight decay acts in the low-rank space too.
+
+    Choose it to train all weights with less optimizer memory than full fine-tuning.
 
     Args:
       rank: R, the rank of the projected gradients.

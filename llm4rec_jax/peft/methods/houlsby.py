@@ -15,7 +15,9 @@ def houlsby(reduction: int = 16, stddev: float = 1e-3, target: str = r"layer_\d+
 
         h ← h + GELU(h W_down + b) W_up + c
 
-    Near the identity at the start, as in the authors' code. Adapters cannot be merged and lengthen inference slightly.
+    Adapters are near the identity at the start, as in the authors' code.
+
+    Choose it when many tasks share one encoder. Adapters cannot be merged and lengthen inference slightly.
 
     Args:
       reduction: Width of the encoder divided by the width of the bottleneck.

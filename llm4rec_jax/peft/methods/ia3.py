@@ -16,7 +16,9 @@ def ia3(target: str = r".*/(key|value|down)", feedforward: str = r".*/down") -> 
 
         y = l ∘ (x W + bias) for keys and values,   y = (l ∘ x) W + bias for the feed-forward network's last layer
 
-    l starts at one, so training starts at the pretrained function. It trains two to three vectors a block and merges.
+    l starts at one, so training starts at the pretrained function.
+
+    Choose it for few examples and many adapters: it trains two to three vectors a block, and merges.
 
     Args:
       target: Regular expression for the linear layers to adapt.

@@ -19,9 +19,11 @@ def k_adapter(width: int = 64, blocks: int = 2, heads: int = 4, layers: tuple[in
         y = [H_N; a] W + c
 
     H_k are the states after block k, and T is a small post-norm transformer that attends to real tokens only. W starts
-    at [I; 0], so training starts at the pretrained function. Nothing in the encoder is trained or differentiated, so
-    its states are computed once a run where memory allows. By default the adapters stand beside the first and the last
-    block, as in Adapter4Rec (https://arxiv.org/abs/2305.15036).
+    at [I; 0], so training starts at the pretrained function. By default the adapters stand beside the first and the
+    last block, as in Adapter4Rec (https://arxiv.org/abs/2305.15036).
+
+    Choose it when a step must be cheap and more parameters than those of `side` are wanted. Nothing in the encoder is
+    trained or differentiated, so its states are computed once a run where memory allows.
 
     Args:
       width: Width of the small transformers; their feed-forward networks are four times as wide.

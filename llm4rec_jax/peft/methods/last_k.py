@@ -13,8 +13,11 @@ from llm4rec_jax.peft.sites import Delta, Params, copy_of, replace, sites
 def last_k(k: int = 2) -> Peft:
     """Full fine-tuning of the last k blocks.
 
-    The states below block depth − k do not change, so they are computed once a run where memory allows. A strong and
-    cheap baseline for shallow encoders.
+        H_{i+1} = block_i(H_i),   block_i is trained for i ≥ depth − k
+
+    The states below block depth − k do not change, so they are computed once a run where memory allows.
+
+    Use it as a strong and cheap baseline for shallow encoders.
 
     Args:
       k: Number of blocks to train, counted from the top.

@@ -11,7 +11,9 @@ from llm4rec_jax.peft.sites import Delta, Params, copy_of, match, replace, sites
 def layernorm(target: str = r".*") -> Peft:
     """Trains the scale and, where there is one, the bias of the norms.
 
-    The smallest delta of all methods here. Useful where memory is scarce or as an addition to another method.
+        y = γ ∘ (x − mean x) / std x + β,   γ and β are trained
+
+    Use it where memory is scarce, or as an addition to another method. Its delta is among the smallest.
 
     Args:
       target: Regular expression for the norms to train.

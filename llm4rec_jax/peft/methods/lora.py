@@ -23,9 +23,10 @@ def lora(
 
         y = x W + s · (dropout(x) A) B,   s = alpha / rank
 
-    A [in, R] is drawn from U(±1/√in) and B [R, out] is zero, so training starts at the pretrained function. LoRA is the
-    method to begin with: it merges into W, so a trained model costs nothing extra, and most other results are compared
-    with it.
+    A [in, R] is drawn from U(±1/√in) and B [R, out] is zero, so training starts at the pretrained function.
+
+    LoRA is the method to begin with: it merges into W, so a trained model costs nothing extra, and most other results
+    are compared with it.
 
     Args:
       rank: R, the rank of the update.

@@ -20,8 +20,11 @@ def lora_plus(
 ) -> Peft:
     """LoRA that trains B at `ratio` times the learning rate of A.
 
-    The updates of B are multiplied by the ratio after the run's optimizer. Try it where LoRA learns slowly: with equal
-    rates, A hardly moves in wide models.
+        y = x W + s · (dropout(x) A) B,   rate of B = ratio · rate of A
+
+    The updates of B are multiplied by the ratio after the run's optimizer.
+
+    Try it where LoRA learns slowly: with equal rates, A hardly moves in wide models.
 
     Args:
       ratio: Learning rate of B as a multiple of the run's learning rate, which is A's.

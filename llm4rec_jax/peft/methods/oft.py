@@ -44,7 +44,9 @@ def oft(block: int = 32, neumann: int = 0, target: str = r".*/(query|value)") ->
         y = (x R) W + bias,   R = diag(R_1, …),   R_i = (I − Q_i)(I + Q_i)⁻¹ = 2 (I + Q_i)⁻¹ − I
 
     The skew-symmetric Q_i are trained as their upper triangles, row by row, and start at zero, so training starts at
-    the pretrained function. Rotations keep the angles between neurons; the method merges into W.
+    the pretrained function.
+
+    Choose it to change a model gently: rotations keep the angles between neurons. The method merges into W.
 
     Args:
       block: Size of a block; must divide the width of the input.

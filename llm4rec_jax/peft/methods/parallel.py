@@ -15,8 +15,10 @@ def parallel(reduction: int = 2, scale: float = 4.0, target: str = r"layer_\d+/f
 
         y = FFN(x) + s · ReLU(x W_down) W_up
 
-    W_down is drawn from U(±1/√D) as LoRA's A, and W_up is zero, so training starts at the pretrained function. The
-    strongest single adapter in the authors' comparison, with the most parameters at its default width.
+    W_down is drawn from U(±1/√D) as LoRA's A, and W_up is zero, so training starts at the pretrained function.
+
+    Choose it when parameters may be many: it is the strongest single adapter in the authors' comparison, and the
+    largest at its default width.
 
     Args:
       reduction: Width of the encoder divided by the width of the bottleneck.

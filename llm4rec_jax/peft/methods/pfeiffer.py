@@ -13,7 +13,9 @@ def pfeiffer(reduction: int = 16, stddev: float = 1e-3, target: str = r"layer_\d
 
         h ← h + ReLU(h W_down + b) W_up + c
 
-    Half of Houlsby's parameters at nearly the same quality. Near the identity at the start.
+    Adapters are near the identity at the start.
+
+    Choose it over Houlsby's adapters for half of their parameters at nearly the same quality.
 
     Args:
       reduction, stddev, target: See `houlsby`.

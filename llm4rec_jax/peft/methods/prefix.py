@@ -21,8 +21,9 @@ def prefix(
 
         attention(Q, [P_k; K], [P_v; V])
 
-    Training does not start at the pretrained function, because each prefix takes its share of the attention. For texts
-    of a dozen tokens choose a length of a few and `shift=False`.
+    Training does not start at the pretrained function, because each prefix takes its share of the attention.
+
+    Use it for long texts and long runs. For texts of a dozen tokens choose a length of a few and `shift=False`.
 
     Args:
       length: n, the number of key and value pairs in each block.

@@ -12,11 +12,15 @@ from llm4rec_jax.peft.sites import Delta, Params, sites
 
 @METHODS.register("prompt", "Lester et al. 2021, arXiv 2104.08691")
 def prompt(length: int = 20) -> Peft:
-    """Prompt tuning: the encoder reads [P; E(text)], and the states of P are dropped afterwards.
+    """Prompt tuning: trained embeddings in front of every text, whose states are dropped afterwards.
+
+        y = M([P; E(text)])
 
     P [n, D] starts as the embeddings of n tokens drawn from the vocabulary. It takes the first n positions and the text
     the following ones, as in peft. Training does not start at the pretrained function, because every token attends to
-    the prompt; it lengthens every text, so it saves parameters and not time.
+    the prompt.
+
+    Use it with large decoders and long runs. It lengthens every text, so it saves parameters and not time.
 
     Args:
       length: n, the number of trained embeddings.

@@ -19,8 +19,10 @@ def side(width: int = 64, every: int = 2, temperature: float = 0.1) -> Peft:
         y = H_N + s U
 
     H_0 are the embeddings and H_i the states after block i, i = 1, 3, 5, …. U and γ_i start at zero, so training starts
-    at the pretrained function. Nothing in the encoder is trained or differentiated, so its states are computed once a
-    run where memory allows: the method to choose when a step must be cheap.
+    at the pretrained function.
+
+    Choose it when a step must be cheap. Nothing in the encoder is trained or differentiated, so its states are computed
+    once a run where memory allows.
 
     Args:
       width: Width of the side network.

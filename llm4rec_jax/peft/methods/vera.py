@@ -27,7 +27,9 @@ def vera(
 
     A [in, R] from U(±√(6/in)) and B [R, out] from U(±√(6/R)) are frozen, and are the leading rows and columns of one
     pair for all sites. λ_d [R] starts at d_initial and λ_b [out] at zero, so training starts at the pretrained
-    function. It trains a tenth of LoRA's parameters, but a high rank costs time.
+    function.
+
+    Choose it to keep many adapters: it trains a tenth of LoRA's parameters, but a high rank costs time.
 
     Args:
       rank: R, the rank of the update.

@@ -1,0 +1,107 @@
+"""Pages of the site that are generated: every component has one, and every link between documents leads to a page."""
+
+import importlib
+import pkgutil
+import posixpath
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+import llm4rec_jax
+from llm4rec_jax.losses.ranking import LOSSES, Loss, bpr
+from llm4rec_jax.peft.registry import METHODS
+from llm4rec_jax.registry import Registry
+from tools.site import documents, galleries
+from tools.site.curves import loss_curve
+from tools.site.drawings import drawing, kinds_of_sites
+
+PAGES = galleries.pages()
+
+
+def registries() -> dict[int, Registry]:
+    """Returns all registries of the package by identity."""
+    found = {}
+    for module in pkgutil.walk_packages(llm4rec_jax.__path__, "llm4rec_jax."):
+        if module.name.endswith((".beam", ".__main__")):
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, Registry):
+                found[id(value)] = value
+    return found
+
+
+def test_every_entry_of_every_registry_has_a_page():
+    shown = {id(registry): gallery for gallery in galleries.galleries() for registry in gallery.registries}
+    for identity, registry in registries().items():
+        assert identity in shown, f"no gallery has the registry of kind {registry.kind!r}"
+        for name in registry:
+            page = PAGES[f"gallery/{shown[identity].folder}/{name}.md"]
+            assert page.startswith(f"# {name}\n")
+            assert f"[{name}]({name}.md)" in PAGES[f"gallery/{shown[identity].folder}/index.md"]
+
+
+def test_a_new_entry_gets_a_page(monkeypatch):
+    monkeypatch.setitem(LOSSES, "mine", Loss(bpr, "sampled"))
+    assert "gallery/losses/mine.md" in galleries.pages()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_page_has_equation_use_drawing_and_paper(name):
+    page = PAGES[f"gallery/methods/{name}.md"]
+    about = galleries.describe_method(name)
+    assert about.use in page.split("## When to use it")[1].split("##")[0]
+    assert METHODS.papers[name] in page
+    (drawn, _) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    styles = {box.get("class") for box in ElementTree.fromstring(drawn).iter("rect")}
+    assert ("added" in styles or "trained" in styles) == (name != "frozen")
+
+
+def test_a_method_without_an_equation_is_refused(monkeypatch):
+    def bare():
+        """Does something.
+
+        Use it never.
+        """
+
+    monkeypatch.setitem(METHODS, "bare", bare)
+    with pytest.raises(ValueError, match="'bare' must have an equation"):
+        galleries.describe_method("bare")
+
+
+def test_parameters_are_counted_in_the_stated_shape():
+    # Two sites in each of six blocks, with A [384, 8] and B [8, 384].
+    assert galleries.trained_parameters("lora")[0] == 6 * 2 * 2 * 384 * 8
+    trained, share = galleries.trained_parameters("full")
+    assert trained > 22_000_000
+    assert share == 100
+    assert galleries.trained_parameters("frozen")[0] == 0
+
+
+def test_a_drawing_tells_arrays_in_place_from_added_ones():
+    params = {"layer_0/ffn/up/kernel": (4, 8), "layer_0/ffn/up/bias": (8,)}
+    (in_place,) = kinds_of_sites(params, {"layer_0/ffn/up": {"bias": (8,)}})
+    (added,) = kinds_of_sites(params, {"layer_0/ffn/up": {"scale": (8,)}})
+    assert in_place.in_place
+    assert not added.in_place
+    assert "a &lt;b&gt;" in drawing("a <b>", params, {})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_curve(name):
+    assert ElementTree.fromstring(loss_curve(LOSSES[name])).tag.endswith("svg")
+
+
+def test_links_between_documents_lead_to_pages():
+    pages = documents.pages()
+    known = {*pages, *PAGES, *(place for _, place in documents.modules())}
+    for place, text in pages.items():
+        if place.startswith("source/"):
+            continue
+        for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", text):
+            assert posixpath.normpath(posixpath.join(posixpath.dirname(place), link)) in known, (place, link)
+
+
+def test_every_document_is_in_the_navigation():
+    listed = set(re.findall(r"\]\(([^)]+)\)", "\n".join(documents.navigation())))
+    assert {p for p in documents.pages() if not p.startswith("source/")} - listed == {"contents.md", "third_party.md"}
