@@ -1,7 +1,9 @@
 """Pages of the galleries, one for each entry of a registry, made of its docstring and of what the program computes."""
 
 import functools
+import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import llm4rec_jax
 from experiments.reports.models import family_rows
 from experiments.reports.render import markdown_table
 from llm4rec_jax.baselines import BASELINES
@@ -18,7 +21,7 @@ from llm4rec_jax.data.download import PUBLISHED, Published
 from llm4rec_jax.data.sources import LABELED_SOURCES, SOURCES
 from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.losses.ranking import LOSSES
-from llm4rec_jax.models.encoders.base import FAMILIES, families
+from llm4rec_jax.models.encoders.base import FAMILIES
 from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.encoders.huggingface import abstract_params
 from llm4rec_jax.models.encoders.pooling import POOLINGS
@@ -216,11 +219,12 @@ Sides of arrays grow with the logarithm of their sizes.
 {_docstring(entry, description=False)}"""
 
 
-def _entry_page(key: str) -> Callable[[str, Any], str]:
-    """Returns a function that makes a page of an entry's docstring and defaults, and shows the key that selects it."""
+def _entry_page(key: str = "") -> Callable[[str, Any], str]:
+    """Returns a function that makes a page of an entry's docstring and defaults, with the key that selects it."""
 
     def page(name: str, entry: Any) -> str:
-        return f"# {name}\n\n{_docstring(entry)}\n    --config.{key}={name}\n\n{_options(entry)}"
+        usage = f"    --config.{key}={name}\n" if key else ""
+        return f"# {name}\n\n{_docstring(entry)}\n{usage}\n{_options(entry)}"
 
     return page
 
@@ -327,9 +331,31 @@ def family_page(name: str, entry: Any) -> str:
 """
 
 
+def registries() -> list[Registry[Any]]:
+    """Returns all registries of the package."""
+    found: dict[int, Registry[Any]] = {}
+    for module in pkgutil.walk_packages(llm4rec_jax.__path__, "llm4rec_jax."):
+        # Beam has an environment of its own, and a program is not to be run.
+        if not module.name.endswith((".beam", ".__main__")):
+            values = vars(importlib.import_module(module.name)).values()
+            found |= {id(value): value for value in values if isinstance(value, Registry)}
+    return list(found.values())
+
+
+@functools.cache
 def galleries() -> tuple[Gallery, ...]:
-    """Returns all galleries."""
-    families()  # imports the modules that register them
+    """Returns all galleries. A registry without words here has a gallery of its docstrings."""
+    shown = {id(registry) for gallery in _described() for registry in gallery.registries}
+    others = [
+        Gallery(re.sub(r"\W+", "_", registry.kind), f"{registry.kind.capitalize()}s", "", (registry,), _entry_page())
+        for registry in registries()
+        if id(registry) not in shown
+    ]
+    return (*_described(), *others)
+
+
+@functools.cache
+def _described() -> tuple[Gallery, ...]:
     return (
         Gallery(
             "methods",
