@@ -17,6 +17,7 @@ from experiments.benchmarks import (
     cache,
     encode,
     machine,
+    quantize,
     rank,
     sasrec,
     scaling,
@@ -34,6 +35,7 @@ BENCHES: Registry[Bench] = Registry("benchmark")
 BENCHES["attention"] = attention.run
 BENCHES["cache"] = cache.run
 BENCHES["encode"] = encode.run
+BENCHES["quantize"] = quantize.run
 BENCHES["rank"] = rank.run
 BENCHES["sasrec"] = sasrec.run
 BENCHES["scaling"] = scaling.run
