@@ -79,23 +79,37 @@ def kill_again_and_again(workdir: Path, kills: int, seed: int, processes: int, w
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.25))
         first = rng.choice(runs)
+        workers_of_run = children(runs)
         first.kill()
         # One that has lost another cannot go on: it waits, or aborts, until somebody ends it.
         time.sleep(rng.choice([0, 0.1]))
         for run in runs:
             run.kill()
-        ended = [run.wait() for run in runs]
+        codes = [run.wait() for run in runs]
+        assert ended(workers_of_run), "input workers outlive what they work for"
         if first.returncode == -signal.SIGKILL:
             hits += 1
             while_saving += bool(half_written(workdir) - half)
-        assert set(ended) <= {0, -signal.SIGKILL, -signal.SIGABRT}, (workdir.parent / "log.txt").read_text()
+        assert set(codes) <= {0, -signal.SIGKILL, -signal.SIGABRT}, (workdir.parent / "log.txt").read_text()
     return hits, while_saving
 
 
-def alive(workdir: Path) -> list[str]:
-    """The processes, input workers among them, that have the folder among their arguments or are in its log."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(workdir) in line]
+def children(processes: list[subprocess.Popen[bytes]]) -> set[int]:
+    """The processes that these have started, which make batches."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [map(int, line.split()) for line in listed.splitlines()]
+    return {pid for pid, parent in pairs if parent in {process.pid for process in processes}}
+
+
+def ended(pids: set[int]) -> bool:
+    """Returns whether the processes end within half a minute."""
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit:
+        listed = subprocess.run(["ps", "-e", "-o", "pid="], capture_output=True, text=True, check=True).stdout
+        if pids.isdisjoint(map(int, listed.split())):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def check(tmp_path: Path, kills: int, seed: int, processes: int = 1, workers: int = 0) -> None:
@@ -108,7 +122,6 @@ def check(tmp_path: Path, kills: int, seed: int, processes: int = 1, workers: in
     same_bits(state(tmp_path / "whole"), state(tmp_path / "killed"))
     best = [sorted(p.name for p in (tmp_path / f / "checkpoints" / "best").glob("[0-9]*")) for f in ("whole", "killed")]
     assert best[0] == best[1]
-    assert not alive(tmp_path / "killed"), "input workers outlive what they work for"
     print(
         f"{processes} processes, {workers} input workers: {hits} of {kills} kills hit a live run, {while_saving} as it "
         "wrote a checkpoint"
@@ -117,6 +130,20 @@ def check(tmp_path: Path, kills: int, seed: int, processes: int = 1, workers: in
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     check(tmp_path, kills=3, seed=0)
+
+
+def test_processes_that_make_batches_end_with_a_run_that_is_killed(tmp_path):
+    (run,) = start(tmp_path / "run", 1, 1)
+    while not children([run]):
+        assert run.poll() is None, (tmp_path / "log.txt").read_text()
+        time.sleep(0.01)
+    while steps_done(tmp_path / "run") < 1:
+        assert run.poll() is None, (tmp_path / "log.txt").read_text()
+        time.sleep(0.01)
+    workers = children([run])
+    run.kill()
+    run.wait()
+    assert ended(workers)
 
 
 @pytest.mark.long

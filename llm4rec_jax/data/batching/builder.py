@@ -21,6 +21,7 @@ from llm4rec_jax.data.batching.masking import ClozeMasking, draw_masked_position
 from llm4rec_jax.data.batching.negatives import Negatives, NegativeSampler
 from llm4rec_jax.data.batching.padding import SAMPLE, BatchSizes, Group, fit, plan_padding
 from llm4rec_jax.data.batching.windows import Examples, single_targets, windows
+from llm4rec_jax.data.batching.workers import end_with_parent
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.ondisk import mmap
@@ -383,5 +384,6 @@ def training_batches(
         # Grain reads flags of its own, which nobody has parsed where this is not called by a command.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
+        stream = stream.mp_prefetch(processes, worker_init_fn=end_with_parent)
     return build, stream
