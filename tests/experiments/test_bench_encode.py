@@ -1,6 +1,7 @@
 """Both sides of the benchmark of encoding give the same vectors."""
 
 import numpy as np
+import pytest
 
 from experiments.benchmarks import encode
 
@@ -13,6 +14,7 @@ def test_titles_are_as_long_as_those_of_a_catalogue_and_the_same_every_time():
     assert 5 < np.mean(sizes) < 6
 
 
+@pytest.mark.long
 def test_a_measurement_shows_parity():
     measured = encode.measure("titles", encode.titles(70), repeats=1)
     assert max(measured["largest_difference"], measured["packed_difference"]) < 1e-5 < measured["largest_value"]

@@ -28,6 +28,7 @@ def test_both_sides_of_sasrec_compute_the_same(assembly, dropout):
     assert {"ratio_torch", "ratio_torch_foreach", "step_ratio_torch", "step_ratio_torch_foreach"} < set(measured)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("lowest", "sides"), [(0, {"ours"}), (1, {"ours", "uncached"})])
 def test_states_computed_once_train_to_the_same_losses(lowest, sides, tmp_path):
     config = cache.configuration(lowest, blocks=2)
@@ -42,6 +43,7 @@ def test_states_computed_once_train_to_the_same_losses(lowest, sides, tmp_path):
     assert measured["states_mib"] == (40 * 6 * 16 * 4 / 2**20 if lowest else None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", train.METHODS)
 def test_both_sides_of_training_over_texts_compute_the_same(method, tmp_path):
     config = train.configuration(method)

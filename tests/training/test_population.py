@@ -65,7 +65,7 @@ def curve(workdir: Path, name: str) -> list[float]:
     ("method", "loss", "devices"),
     [
         pytest.param("ids", "bpr", 2, marks=pytest.mark.long),
-        ("frozen", "in_batch", 1),
+        pytest.param("frozen", "in_batch", 1, marks=pytest.mark.long),
         ("lora", "full_softmax", 2),
         pytest.param("adalora", "softmax", 1, marks=pytest.mark.long),
     ],
