@@ -8,7 +8,7 @@ SMALL ?=
 # Modules whose examples are run. Commands are left out: they share names of flags.
 DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
-.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel soak docs lint audit format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel test-lowest soak docs lint audit format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -60,6 +60,20 @@ test-wheel: setup-dev
 	cd $(VENV)-wheel && bin/python -c 'import sys, importlib.util as util; sys.exit(any(map(util.find_spec, ("experiments", "configs"))))'
 	cd $(VENV)-wheel && bin/llm4rec doctor && bin/llm4rec new-study fresh && rm fresh.py
 
+# The lowest versions of the dependencies that setup.cfg allows, with tests of every layer and of whole commands.
+LOWEST_TESTS := tests/data tests/losses tests/models/users tests/models/test_heads.py tests/models/test_recommender.py \
+	tests/peft/test_methods.py tests/training tests/evaluation tests/inference tests/runs tests/experiments/test_commands.py
+
+$(VENV)-lowest/.setup: setup.cfg tools/lowest_versions.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python tools/lowest_versions.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev,bench]'
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --require-hashes --requirement third_party/requirements.txt
+	@touch $@
+
+test-lowest: $(VENV)-lowest/.setup
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist loadscope $(LOWEST_TESTS)
+
 # Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
 soak: setup-dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/training/test_soak.py
@@ -88,4 +102,4 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-wheel build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-wheel $(VENV)-lowest build dist *.egg-info

@@ -6,6 +6,7 @@ Names are imported when they are first used, so that `import llm4rec_jax` is qui
 
     recommender = lr.load("runs/lora")
 
+- a recommender for data frames: `LLM4Rec`
 - a trained run: `load`, `evaluate`, `recommend`, `train`
 - parts to build with: `data`, `models`, `losses`, `peft`, `baselines`
 - what uses them: `inference`, `evaluation`, `training`, `tasks`, `runs`
@@ -22,7 +23,8 @@ _MODULES = (
     *("inference", "evaluation", "training", "tasks", "runs"),
     *("registry", "trees", "sharding", "checksums", "io"),
 )
-_FUNCTIONS = {
+_NAMES = {
+    "LLM4Rec": "runs.estimator",
     "load": "runs.load",
     "train": "training.loop",
     "evaluate": "evaluation.evaluate",
@@ -33,10 +35,10 @@ _FUNCTIONS = {
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_FUNCTIONS, *_MODULES, "__version__"]
+    return [*_NAMES, *_MODULES, "__version__"]

@@ -15,3 +15,9 @@ def test_importing_the_package_imports_no_framework():
 def test_every_module_of_the_surface_is_there():
     for name in llm4rec_jax._MODULES:
         assert getattr(llm4rec_jax, name).__name__ == f"llm4rec_jax.{name}"
+
+
+def test_every_name_of_the_surface_is_there():
+    for name in llm4rec_jax._NAMES:
+        assert callable(getattr(llm4rec_jax, name))
+        assert name in dir(llm4rec_jax)

@@ -58,6 +58,41 @@ def recommend(
     return [Recommendation(item, score) for item, score in best if item >= 0]
 
 
+def recommend_to_users(
+    scorer: Scorer, histories: Sequences, users: np.ndarray, k: int, *, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `recommend` gives for each of several users of the data.
+
+    Args:
+      scorer: A trained recommender or a baseline.
+      histories: Items of every user of the user table, in order of time.
+      users: Rows [n] of the user table.
+      k: Number of items.
+      mesh: The devices.
+
+    Returns:
+      Rows of the item table [n, k], best first and padded with -1, and their scores [n, k].
+    """
+    item_embeddings = scorer.item_embeddings()
+    lengths = np.diff(histories.offsets)[users]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    read = np.concatenate([histories.of(user) for user in users]) if len(users) else histories.items[:0]
+    score_matrix, params = scorer.head
+    found = rank(
+        score_matrix,
+        params,
+        lambda rows: scorer.user_embeddings(item_embeddings, histories, users[rows]),
+        item_embeddings,
+        history=Sequences(offsets, read, None, None),
+        targets=Sequences(np.zeros(len(users) + 1, np.int64), read[:0], None, None),
+        candidates=np.ones(len(item_embeddings), bool),
+        mesh=mesh,
+        top=min(bucket(k), len(item_embeddings)),
+        everyone=True,
+    )
+    return found.lists[:, :k], found.scores[:, :k]
+
+
 def score_items(scorer: Scorer, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh) -> np.ndarray:
     """Returns the scores [n] of the items in rows [n] for one user; see `recommend`."""
     item_embeddings, user_embedding = _embeddings(scorer, history, user)

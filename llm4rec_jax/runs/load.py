@@ -76,7 +76,7 @@ class LoadedRun:
         """
         row, rows = self._read(history, user)
         excluded = self._rows(exclude)
-        items = recommend(self._scorer, rows, k, row, mesh=self.assembly.mesh, exclude=excluded)
+        items = recommend(self.scorer, rows, k, row, mesh=self.assembly.mesh, exclude=excluded)
         return [RecommendedItem(self._ids[item], self.assembly.titles[item], score) for item, score in items]
 
     def score(self, items: Sequence[str], history: Sequence[str] | None = None, user: str | None = None) -> np.ndarray:
@@ -88,7 +88,7 @@ class LoadedRun:
           user: Id of a user of the data. Give either.
         """
         row, rows = self._read(history, user)
-        return score_items(self._scorer, self._rows(items), rows, row, mesh=self.assembly.mesh)
+        return score_items(self.scorer, self._rows(items), rows, row, mesh=self.assembly.mesh)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors [n, W] of n texts by the run's language model, as it was tuned. The data is not read.
@@ -110,7 +110,8 @@ class LoadedRun:
         return Assembly(config)
 
     @cached_property
-    def _scorer(self) -> Scorer:
+    def scorer(self) -> Scorer:
+        """Scores of all items for a user; see `inference.scorer`."""
         return restore_scorer(self.workdir)[1]
 
     @cached_property
