@@ -1,3 +1,4 @@
+# syntax=docker/dockerfile:1
 # The package with its commands, MovieLens-100k and MiniLM.
 #
 #   docker build --tag llm4rec .                                # for CPUs

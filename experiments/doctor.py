@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.cli import command
 from experiments.cli.console import visible
+from llm4rec_jax import progress
 from llm4rec_jax.data import assets, cache, download
 from llm4rec_jax.runs import folder
 from llm4rec_jax.runs.load import load
@@ -66,13 +67,15 @@ def self_test() -> float:
       ArithmeticError: The recommended items are not those with the highest scores outside the history.
     """
     started = time.perf_counter()
+    # The lines of training say nothing here.
+    progress.set_quiet(True)
     with tempfile.TemporaryDirectory() as scratch:
         histories = {f"u{u}": [f"i{(u * 5 + step * 7) % _ITEMS}" for step in range(_LENGTH)] for u in range(_USERS)}
         rows = [f"{user},{item},{step}" for user, items in histories.items() for step, item in enumerate(items)]
         file = Path(scratch) / "interactions.csv"
         file.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n", encoding="utf-8")
         config: Any = default_config()
-        config.inputs, config.loss.name, config.model.width = "id", "full_softmax", 16
+        config.inputs, config.model.users, config.model.width = "id", "mean", 16
         config.data.source, config.data.path = "table", str(file)
         with config.unlocked():
             config.data.options = ConfigDict({"timestamp": "timestamp"})

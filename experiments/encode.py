@@ -47,7 +47,10 @@ def main() -> None:
     with replacing(out) as scratch:
         np.save(scratch, vectors)
     write_text(ids, json.dumps(assembly.dataset.items["item_id"].to_list()) + "\n")
-    print(visible(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}"))
+    if command.wants_json():
+        command.answer({"out": str(out), "ids": str(ids), "items": vectors.shape[0], "width": vectors.shape[1]})
+    else:
+        command.log(visible(f"{out}: {vectors.shape[0]} items, {vectors.shape[1]} wide; ids in {ids}"))
 
 
 if __name__ == "__main__":

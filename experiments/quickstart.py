@@ -52,7 +52,7 @@ def configurations(workdir: Path) -> dict[str, Any]:
 
 def main() -> None:
     workdir = command.workdir()
-    console = rich.console.Console()
+    console = rich.console.Console(stderr=command.wants_json(), quiet=command.is_quiet())
     configs = configurations(workdir)
     assembly = Assembly(configs["id"])
     console.print(assembly.summary(), highlight=False, markup=False)
@@ -85,8 +85,11 @@ def main() -> None:
     heading = f"Recommendations for user {_USER.value}; held out for the test: {held_out}"
     shown = {"history, latest first": latest, **shown}
     report.page(workdir / "index.html", "MovieLens-100k", runs, note, heading, shown)
+    if command.wants_json():
+        command.answer({"table": str(workdir / "table.md"), "page": str(workdir / "index.html")})
+        return
     console.rule("test, whole catalogue ranked")
-    console.print(table, markup=False, highlight=False, soft_wrap=True)
+    rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
     console.print(f"The page with plots: {workdir / 'index.html'}", markup=False, highlight=False)
 
 

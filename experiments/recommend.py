@@ -70,7 +70,12 @@ def main() -> None:
         for notice in named.notices:
             print(f"notice: {notice}", file=sys.stderr)
     found = recommend(scorer, history.tolist(), _K.value, user, mesh=assembly.mesh)
-    rich.console.Console(width=None).print(table(assembly.titles, history.tolist(), found))
+    if command.wants_json():
+        ids = assembly.dataset.items["item_id"].to_list()
+        listed = [{"item_id": ids[row], "title": assembly.titles[row], "score": score} for row, score in found]
+        command.answer({"history": [ids[row] for row in history.tolist()], "recommended": listed})
+    else:
+        rich.console.Console(width=None).print(table(assembly.titles, history.tolist(), found))
 
 
 if __name__ == "__main__":

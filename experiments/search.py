@@ -48,7 +48,7 @@ def main() -> None:
         parallel=launch.WORKERS.value > 1,
     )
     entries: list[Entry] = []
-    watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    watch = Watch(rich.console.Console(stderr=True, quiet=command.is_quiet()), entries, launch.WORKERS.value)
     executor = launch.executor(study, workdir)
     before = search.counted()
     watch.log(f"{before} trials tried already, {max(_TRIALS.value - before, 0)} to come")
@@ -70,12 +70,16 @@ def main() -> None:
         executor.close()
         search.close()
     search.write()
-    print(visible(search.table(), keep="\n"))
-    print(f"\n{search.tried()} configurations tried; only validation was looked at.")
-    if (best := search.best) is not None:
-        print(
-            f"best: trial {best.number}, validation {search.metric} {best.value:.4f}\n    {visible(search.flags(best))}"
-        )
+    best = search.best
+    if command.wants_json():
+        chosen = best and {"trial": best.number, "value": best.value, "flags": search.flags(best)}
+        command.answer({"tried": search.tried(), "metric": search.metric, "best": chosen})
+    else:
+        print(visible(search.table(), keep="\n"))
+        print(f"\n{search.tried()} configurations tried; only validation was looked at.")
+        if best is not None:
+            shown = visible(search.flags(best))
+            print(f"best: trial {best.number}, validation {search.metric} {best.value:.4f}\n    {shown}")
     if received is not None:
         launch.stopped(received, "the same command goes on from there")
     launch.judge(entries)

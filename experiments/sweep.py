@@ -45,7 +45,7 @@ def main() -> None:
     runs = trials.plan(study, workdir)
     chosen = runs if _ONLY.value is None else trials.select(runs, _ONLY.value.split(","))
     entries: list[Entry] = []
-    watch = Watch(rich.console.Console(stderr=True), entries, launch.WORKERS.value)
+    watch = Watch(rich.console.Console(stderr=True, quiet=command.is_quiet()), entries, launch.WORKERS.value)
     held = Lock(workdir) if index == 0 else None
     executor = launch.executor(study, workdir)
     if processes > 1:
@@ -85,11 +85,14 @@ def main() -> None:
         try:
             table = tables.of_sweep(workdir, Path(study.file))
             write_text(workdir / "table.md", table)
-            rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
+            if not command.wants_json():
+                rich.console.Console().print(table, markup=False, highlight=False, soft_wrap=True)
         except ValueError as error:
             # The outcome of the trials is printed first.
             problem = error
             watch.log(f"no table: {error}")
+    if index == 0 and command.wants_json():
+        command.answer({"workdir": str(workdir), **run_folder.read(workdir / "sweep.json")})
     launch.judge(entries)
     if problem is not None:
         raise problem

@@ -7,6 +7,9 @@ Each DIR is the folder of a run or the workdir of a sweep. The function `table()
 the `Table` that says what is shown; without --spec all groups are. See docs/guides/tables.md.
 """
 
+import csv
+import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,7 +77,10 @@ def write(folders: Sequence[Path], form: str, spec: Path | None = None) -> str:
 
 def main(folders: list[str]) -> None:
     spec, out = flags.FLAGS["spec"].value, flags.FLAGS["out"].value
-    text = write(list(map(Path, folders)), str(flags.FLAGS["format"].value), Path(spec) if spec else None)
+    form = "csv" if command.wants_json() else str(flags.FLAGS["format"].value)
+    text = write(list(map(Path, folders)), form, Path(spec) if spec else None)
+    if command.wants_json():
+        text = json.dumps({"rows": list(csv.DictReader(io.StringIO(text)))}) + "\n"
     if out is None:
         print(text, end="")
     else:

@@ -5,17 +5,18 @@
 
 The last line of standard output is one JSON object with validation and test metrics; the same is in
 WORKDIR/result.json. Started again with the same arguments, a run goes on where it was, or prints its result again. On
-SIGTERM it saves, prints {"preempted_at_step": STEP} (null before training and after it) and exits with 0.
+SIGTERM it saves, prints {"preempted_at_step": STEP} (null before training and after it) and exits with 0; on Ctrl-C it
+does the same and exits with 130. A second Ctrl-C ends it at once.
 """
 
 import signal
 from typing import NoReturn
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from experiments.cli import command
+from experiments.cli.console import to_stderr
 from llm4rec_jax.runs.run import run
 from llm4rec_jax.training.preemption import Preempted
 
@@ -26,17 +27,21 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:ar
 def main() -> None:
     workdir = command.workdir()
     # While the loop trains it has its own; before and after there is nothing to save.
-    signal.signal(signal.SIGTERM, _preempted)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _preempted)
     try:
-        log = print if jax.process_index() == 0 else lambda text: None
-        command.answer(run(_CONFIG.value, workdir, log, workdir / "profile" if _PROFILE.value else None))
+        command.answer(run(_CONFIG.value, workdir, command.log, workdir / "profile" if _PROFILE.value else None))
     except Preempted as ended:
+        if ended.step is None:
+            to_stderr(
+                f"{ended.received.name}: stopped outside of training; the same command goes on from what is saved"
+            )
         command.answer({"preempted_at_step": ended.step})
         raise
 
 
-def _preempted(*_: object) -> NoReturn:
-    raise Preempted(None)
+def _preempted(number: int, _: object) -> NoReturn:
+    raise Preempted(None, signal.Signals(number))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Names are imported when they are first used, so that `import llm4rec_jax` is qui
 - a trained run: `load`, `evaluate`, `recommend`, `train`
 - parts to build with: `data`, `models`, `losses`, `peft`, `baselines`
 - what uses them: `inference`, `evaluation`, `training`, `tasks`, `runs`
-- ground floor: `registry`, `trees`, `sharding`, `checksums`, `io`
+- ground floor: `registry`, `trees`, `sharding`, `checksums`, `io`, `progress`
 """
 
 import importlib
@@ -21,7 +21,7 @@ from llm4rec_jax.version import __version__ as __version__
 _MODULES = (
     *("data", "models", "losses", "peft", "baselines"),
     *("inference", "evaluation", "training", "tasks", "runs"),
-    *("registry", "trees", "sharding", "checksums", "io"),
+    *("registry", "trees", "sharding", "checksums", "io", "progress"),
 )
 _NAMES = {
     "LLM4Rec": "runs.estimator",

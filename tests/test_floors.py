@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"registry", "options", "trees", "checksums", "sharding", "io", "version", "command_line"},
+    {"registry", "options", "trees", "checksums", "sharding", "io", "version", "command_line", "progress"},
     {"losses", "semantic_ids"},
     {"data", "models"},
     {"peft"},

@@ -5,7 +5,11 @@ import ctypes.util
 import json
 import os
 import re
+import shlex
+import signal
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +22,7 @@ from ml_collections.config_flags.config_flags import is_config_flag
 
 from experiments.cli import compilation_cache, distributed, gpu, out_of_memory, overrides, studies
 from experiments.cli.console import to_stderr
+from llm4rec_jax import progress
 from llm4rec_jax.runs import plugins
 
 # glibc's mallopt parameters, from malloc.h.
@@ -26,6 +31,10 @@ _ALONE = "this command runs in one process: leave --distributed, --coordinator, 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or of the sweep.")
 _JSON = flags.DEFINE_bool("json", False, "Print nothing but the result, as one JSON object, to standard output.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Print no progress and no messages, only the result, warnings and errors.")
+_NOTIFY = flags.DEFINE_string(
+    "notify", None, "Command to run at the end; LLM4REC_EXIT_CODE, _SECONDS and _COMMAND tell it how that was."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 _TRUST_IMPORTS = flags.DEFINE_list(
     "trust_imports", [], "Modules to import that a run folder's config.json names, joined by commas: they run code."
@@ -42,6 +51,17 @@ def answer(result: Mapping[str, Any]) -> None:
 def wants_json() -> bool:
     """Returns whether --json is given: the result goes to standard output as JSON, and nothing else does."""
     return _JSON.value
+
+
+def is_quiet() -> bool:
+    """Returns whether --quiet is given: only the result, warnings and errors are printed."""
+    return _QUIET.value
+
+
+def log(text: str) -> None:
+    """Prints a message for people; with --json to standard error, with --quiet nowhere. Only the first process does."""
+    if not _QUIET.value and jax.process_index() == 0:
+        print(text, file=sys.stderr if _JSON.value else sys.stdout, flush=True)
 
 
 def workdir() -> Path:
@@ -75,6 +95,7 @@ def run(main: Callable[[], None], several: bool = False, joins: bool = True, nee
             raise ValueError(_ALONE)
         if joins:
             distributed.join()
+            progress.set_quiet(_QUIET.value or jax.process_index() > 0)
         main()
 
     _show_in_help(needs_workdir, several)
@@ -117,8 +138,12 @@ def _run(main: Callable[[list[str]], None]) -> None:
     def guarded(arguments: list[str]) -> None:
         with distributed.exit_all_on_error():
             try:
+                progress.set_quiet(_QUIET.value)
                 plugins.load(_TRUST_IMPORTS.value or (), None if _WORKDIR.value is None else Path(_WORKDIR.value))
                 main(arguments[1:])
+            except KeyboardInterrupt:
+                to_stderr("interrupted")
+                sys.exit(128 + signal.SIGINT)
             except (ValueError, OSError, ArithmeticError) as error:
                 if _DEBUG.value:
                     raise
@@ -136,11 +161,31 @@ def _run(main: Callable[[list[str]], None]) -> None:
                 )
                 sys.exit(1)
 
+    started = time.monotonic()
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except SystemExit as end:
         # absl ends --help with 1.
-        sys.exit(0 if wants_help and end.code == 1 else end.code)
+        code = 0 if wants_help and end.code == 1 else end.code
+        is_first = not jax.distributed.is_initialized() or jax.process_index() == 0
+        if flags.FLAGS.is_parsed() and _NOTIFY.value is not None and is_first:
+            _notify(_NOTIFY.value, code, time.monotonic() - started)
+        sys.exit(code)
+
+
+def _notify(given: str, code: str | int | None, seconds: float) -> None:
+    """Runs the command of --notify. Its failure is a warning: the work is done."""
+    told = {
+        "LLM4REC_EXIT_CODE": str(code or 0),
+        "LLM4REC_SECONDS": f"{seconds:.0f}",
+        "LLM4REC_COMMAND": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+    }
+    try:
+        ended = subprocess.run(shlex.split(given), env={**os.environ, **told}, check=False).returncode
+    except (OSError, ValueError) as error:
+        ended = error
+    if ended:
+        to_stderr(f"warning: --notify={given}: {ended if isinstance(ended, Exception) else f'exit code {ended}'}")
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from llm4rec_jax.data import cache as default_cache
 from llm4rec_jax.io import replacing
+from llm4rec_jax.progress import Meter
 from llm4rec_jax.registry import Registry
 
 ENVIRONMENT = "LLM4REC_DATA"
@@ -193,7 +194,8 @@ def _download(url: str, target: Path, file: File | None) -> None:
     known = None if file is None else f"sha256:{file.sha256}"
     registry = pooch.create(target.parent, base_url="", registry={target.name: known}, urls={target.name: url})
     try:
-        registry.fetch(target.name)
+        with Meter(target.name, unit="bytes") as meter:  # Pooch gives it its total
+            registry.fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=meter))
     except OSError as error:  # as are the errors of requests
         raise ConnectionError(f"{url}: {error}; download it by hand and give its folder by --from") from error
     except ValueError as error:

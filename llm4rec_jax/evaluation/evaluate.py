@@ -12,6 +12,7 @@ from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation import metrics
 from llm4rec_jax.inference.ranks import Ranks, rank
 from llm4rec_jax.inference.scorer import Scorer
+from llm4rec_jax.progress import Meter
 from llm4rec_jax.registry import unknown_name
 
 Repeats = Literal["keep", "drop", "unmask_history"]
@@ -94,19 +95,25 @@ def evaluate(
         masked = Sequences(np.zeros_like(history.offsets), history.items[:0], None, None)
     elif repeats != "keep":
         raise ValueError(unknown_name("treatment of repeats", repeats, get_args(Repeats)))
-    found = rank(
-        pairs,
-        params,
-        lambda users: scorer.user_embeddings(item_embeddings, history, users),
-        item_embeddings,
-        history=masked,
-        targets=targets,
-        candidates=ranked,
-        mesh=mesh,
-        batch_size=batch_size,
-        chunk=chunk,
-        top=min(max(ks), len(ranked)) if beyond_accuracy else 0,
-    )
+    with Meter(f"rank, {phase}", int((np.diff(targets.offsets) > 0).sum()), "users") as meter:
+
+        def user_embeddings(users: np.ndarray) -> np.ndarray:
+            meter.update(len(users))
+            return scorer.user_embeddings(item_embeddings, history, users)
+
+        found = rank(
+            pairs,
+            params,
+            user_embeddings,
+            item_embeddings,
+            history=masked,
+            targets=targets,
+            candidates=ranked,
+            mesh=mesh,
+            batch_size=batch_size,
+            chunk=chunk,
+            top=min(max(ks), len(ranked)) if beyond_accuracy else 0,
+        )
     per_user, summary = metrics.evaluate_ranks(found.ranks, ks)
     summary |= {"repeated_targets": num_repeated, "duplicate_targets": duplicates}
     if untrained:

@@ -17,6 +17,7 @@ from llm4rec_jax.inference.batched import FixedBatches, map_in_fixed_batches
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params, constant_below
+from llm4rec_jax.progress import track
 
 
 class BatchTextEncoder:
@@ -87,7 +88,7 @@ class BatchTextEncoder:
             layer, reads_all = constant_below(weights[1], self._config.num_hidden_layers)
             known = (_states_of_group(states, tokens, *group) for group in groups)
             parts = self._encode_from(None if reads_all else layer).each(weights, known)
-        vectors = np.concatenate(list(parts))
+        vectors = np.concatenate(list(track(parts, "encode", len(tokens.ids), "texts", len)))
         return vectors[np.argsort(np.concatenate([rows for rows, _ in groups]))]
 
     def _packed(self, weights: tuple[Params, Delta], tokens: Tokens) -> np.ndarray:
@@ -105,6 +106,7 @@ class BatchTextEncoder:
         shape, groups = self.hidden_states_shape(tokens, stop), list(self._groups(tokens))
         states, longest = np.zeros(shape.shape, shape.dtype), shape.shape[1]
         computed = self._hidden_states(stop).each(weights, (token_group(tokens, *group) for group in groups))
+        computed = track(computed, "encode", len(tokens.ids), "texts", len)
         for (rows, length), some in zip(groups, computed, strict=True):
             states[rows, :length] = some[:, :longest]
         return states

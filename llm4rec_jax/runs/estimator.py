@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ class LLM4Rec:
             chosen |= {"encoder.path": str(encoder), "peft.method": peft}
         self.config: Any = _configure(default_config(), {**chosen, **(settings or {})})
         self._like: nw.Implementation = nw.Implementation.POLARS
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def fit(
         self,
@@ -113,10 +113,12 @@ class LLM4Rec:
         if items is None and self.config.inputs != "id":
             raise ValueError("items are read as text, and there is no frame of items: give one, or encoder=None")
         if workdir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="llm4rec_jax-")
-        place = Path(workdir or self._temporary.name).resolve()  # pyright: ignore[reportOptionalMemberAccess]
+            workdir = tempfile.mkdtemp(prefix="llm4rec_jax-")
+            weakref.finalize(self, shutil.rmtree, workdir, ignore_errors=True)
+        place = Path(workdir).resolve()
         _keep(frame.select(list(columns.values())).to_polars(), place / _INTERACTIONS)
-        data: dict[str, Any] = {"data.path": str(place / _INTERACTIONS), "data.options": columns}
+        data: dict[str, Any] = {f"data.options.{name}": column for name, column in columns.items()}
+        data["data.path"] = str(place / _INTERACTIONS)
         if items is not None:
             _keep(nw.from_native(items, eager_only=True).to_polars(), place / _ITEMS)
             data["data.options.items_path"] = str(place / _ITEMS)

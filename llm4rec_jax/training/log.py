@@ -1,7 +1,6 @@
 """The log of one run: its records, its lines on the console and its progress bar."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Self
 import rich.console
 import rich.progress
 
+from llm4rec_jax import progress
 from llm4rec_jax.training import throughput
 from llm4rec_jax.training.memory import FittingProgram, program_bytes
 from llm4rec_jax.training.metric_writer import JsonLinesWriter, MetricWriter, TensorBoardWriter
@@ -46,7 +46,7 @@ class TrainingLog:
         writers: Sequence[MetricWriter] = (),
     ) -> None:
         self._write, self._batch_size = write, batch_size
-        self._console = rich.console.Console(stderr=True)
+        self._console = rich.console.Console(stderr=True, quiet=progress.is_quiet())
         self._started, self._last = started, time.perf_counter()
         if not write:
             return
@@ -62,7 +62,7 @@ class TrainingLog:
             rich.progress.TimeElapsedColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not sys.stderr.isatty(),
+            disable=not progress.take_terminal(),
         )
         self._bar = self._progress.add_task("train", total=steps, completed=max(step, 0), figures="")
 
@@ -76,6 +76,8 @@ class TrainingLog:
     ) -> None:
         if self._write:
             self._progress.stop()
+            if not self._progress.disable:
+                progress.release_terminal()
             for writer in self._writers:
                 writer.close()
 

@@ -19,7 +19,7 @@ from llm4rec_jax.training import memory, throughput
 from llm4rec_jax.training.compiled_steps import CompiledSteps
 from llm4rec_jax.training.config import TrainConfig
 from llm4rec_jax.training.metric_writer import MetricWriter
-from llm4rec_jax.training.preemption import Preempted, should_stop, sigterm_event
+from llm4rec_jax.training.preemption import Preempted, should_stop, stop_request
 from llm4rec_jax.training.recorder import Recorder, RunRecorder, closing
 from llm4rec_jax.training.step import TrainStep
 from llm4rec_jax.training.task import LoopTask, Params, Task, TrainResult
@@ -51,7 +51,7 @@ def train(
 
     Raises:
       NonFiniteLoss: The loss became NaN or infinite.
-      Preempted: The process received SIGTERM, and the state has been saved.
+      Preempted: The process received SIGTERM or SIGINT, and the state has been saved.
       DataError, ValueError: Arguments that do not go together, before anything is computed.
     """
     recorder = RunRecorder(task, config, workdir, writers=writers)
@@ -141,7 +141,7 @@ def run_loop(
 
         try:
             with (
-                sigterm_event() as stop,
+                stop_request() as stop,
                 recorder.logging(started) as log,
                 throughput.Profile(profile, log.log, functools.partial(flush_metrics, 0)) as tracer,
             ):
@@ -178,14 +178,14 @@ def run_loop(
                             reachable = peak()
                         recorder.write_training(step, reachable, len(compiled))
                     preempted = should_stop(stop, step, config.log_every)
-                    if validate or step % config.checkpoint_every == 0 or preempted:
+                    if validate or step % config.checkpoint_every == 0 or preempted is not None:
                         flush_metrics(leave=0)
                         with recorder.exclude_from_timing():
                             recorder.checkpoint(step, state, frozen, stream.get_state(), validate)
-                    if preempted:
+                    if preempted is not None:
                         recorder.flush()
-                        log.log(f"SIGTERM: saved at step {step}; the same command goes on from here")
-                        raise Preempted(step)
+                        log.log(f"{preempted.name}: saved at step {step}; the same command goes on from here")
+                        raise Preempted(step, preempted)
         finally:
             stream.close()
 

@@ -50,7 +50,7 @@ def train_together(
       For each run its best state, or the error that ended it.
 
     Raises:
-      Preempted: The process received SIGTERM, and all states have been saved.
+      Preempted: The process received SIGTERM or SIGINT, and all states have been saved.
       ValueError: The runs do not fit together, before anything is computed.
     """
     if len(tasks) == 1:

@@ -11,36 +11,58 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(SystemExit):
-    """The process received SIGTERM and the state has been saved. Exits with code 0.
+    """The process was told to end and the state has been saved. Exits with code 0, or 130 after Ctrl-C.
 
-    Attributes:
+    Args:
       step: Step that was saved; None where there was nothing to save.
+      received: The signal.
     """
 
-    def __init__(self, step: int | None) -> None:
-        super().__init__(0)
-        self.step = step
+    def __init__(self, step: int | None, received: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__(0 if received == signal.SIGTERM else 128 + received)
+        self.step, self.received = step, received
+
+
+class StopRequest:
+    """The signal that told this process to end, if one has."""
+
+    received: signal.Signals | None = None
 
 
 @contextlib.contextmanager
-def sigterm_event() -> Iterator[threading.Event]:
-    """Context manager yielding an event that is set when the process receives SIGTERM.
+def stop_request() -> Iterator[StopRequest]:
+    """Context manager yielding a request that is made when the process receives SIGTERM or SIGINT (Ctrl-C).
 
-    Outside the main thread it is never set.
+    A second signal does what it did before, so a second Ctrl-C ends at once. Outside the main thread no signal is seen.
     """
-    stop = threading.Event()
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def note(number: int, _: object) -> None:
+        stop.received = signal.Signals(number)
+        restore()
+
+    def restore() -> None:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    previous = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        restore()
 
 
-def should_stop(stop: threading.Event, step: int, log_every: int) -> bool:
-    """Returns whether to save and end after this step. Several processes agree on it, at the steps of a record."""
+def should_stop(stop: StopRequest, step: int, log_every: int) -> signal.Signals | None:
+    """Returns the signal by which to save and end after this step; None goes on.
+
+    Several processes agree on it, at the steps of a record, and end as by SIGTERM.
+    """
     if jax.process_count() == 1:
-        return stop.is_set()
-    return step % log_every == 0 and bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
+        return stop.received
+    told = np.array(stop.received is not None)
+    if step % log_every == 0 and bool(multihost_utils.process_allgather(told).any()):
+        return signal.SIGTERM
+    return None

@@ -18,6 +18,7 @@ from tests.helpers import tiny
 from tests.helpers.compiling import environment
 
 ROOT = Path(__file__).parents[2]
+TINY = {"train.steps": 2, "train.batch_size": 16, "train.history": 8, "model.width": 8}
 SMALL = {"train.steps": 2, "train.eval_every": 2, "model.width": 8}
 
 STUDY = """
@@ -29,13 +30,14 @@ def get_config():
     with config.unlocked():
         config.data.source = "table"
         config.data.path = "interactions.csv"
-        config.data.options = ConfigDict(dict(user="user_id", item="item_id", timestamp="timestamp",
-                                              items_path="items.csv"))
-        config.text.item = "{title}"
+        config.data.options = ConfigDict(dict(
+            user="user_id", item="item_id", timestamp="timestamp", items_path="items.csv",
+        ))
+        config.text.item = "{{title}}"
         config.encoder.path = "minilm"
         config.peft.method = "lora"
         config.loss.name = "in_batch"
-        config.train.steps = 4
+        config.update_from_flattened_dict({tiny})
     return config
 """
 
@@ -55,8 +57,9 @@ def test_the_example_has_the_metrics_of_the_command_to_the_last_digit(tmp_path):
     items.write_csv(tmp_path / "items.csv")
     # A folder of this name comes before the asset.
     tiny.encoder_folder(tmp_path / "minilm")
-    (tmp_path / "study.py").write_text(STUDY, encoding="utf-8")
-    code = code.replace('"train.steps": 400', '"train.steps": 4') + "\nimport json; print(json.dumps(again.metrics))"
+    (tmp_path / "study.py").write_text(STUDY.format(tiny=TINY), encoding="utf-8")
+    small = ", ".join(f'"{key}": {value}' for key, value in TINY.items())
+    code = code.replace('"train.steps": 400', small) + "\nimport json; print(json.dumps(again.metrics))"
 
     def last_line(*arguments: str) -> dict:
         done = subprocess.run(
@@ -95,7 +98,7 @@ def test_recommendations_for_many_are_those_for_each_in_a_frame_of_the_same_libr
         np.testing.assert_allclose(rows["score"], [item.score for item in alone], rtol=1e-6)
         assert rows["rank"].to_list() == [1, 2, 3, 4]
     assert len(fitted.recommend([])) == 0
-    with pytest.raises(ValueError, match="unknown user '48'; did you mean '4"):
+    with pytest.raises(ValueError, match="unknown user '48'; did you mean '8'"):
         fitted.recommend([48])
 
 

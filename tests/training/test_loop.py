@@ -187,14 +187,16 @@ def test_a_finished_run_is_not_trained_again(split, tmp_path):
     assert again.step == 10
 
 
-def test_sigterm_saves_and_the_run_goes_on(split, tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
-    terminate_at(7, monkeypatch)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on(split, tmp_path, monkeypatch, capfd, number, code):
+    before = signal.getsignal(number)
+    terminate_at(7, monkeypatch, number)
     with pytest.raises(Preempted) as stopped:
         train_ids(split, tmp_path / "stopped")
-    assert stopped.value.code == 0
+    assert stopped.value.code == code
     assert stopped.value.step == 7
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+    assert f"{number.name}: saved at step 7; the same command goes on from here" in capfd.readouterr().err
     monkeypatch.undo()
     assert (tmp_path / "stopped" / "checkpoints" / "last" / "7").is_dir()
     same_bits(train_ids(split, tmp_path / "stopped").trainable, train_ids(split, tmp_path / "whole").trainable)

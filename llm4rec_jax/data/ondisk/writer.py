@@ -26,6 +26,7 @@ from llm4rec_jax.data.ondisk.reader import FORMAT, ROLES, SEQUENCES, opened_spli
 from llm4rec_jax.data.splits.protocols import leave_one_out_protocol
 from llm4rec_jax.data.splits.split import Order, times
 from llm4rec_jax.io import replacing, writing
+from llm4rec_jax.progress import track
 
 # Interactions in memory at a time, and items whose texts are.
 PART, ITEMS = 4_000_000, 65_536
@@ -79,7 +80,7 @@ Engine = Callable[[Plan, Dataset], None]
 def local(plan: Plan, dataset: Dataset) -> None:
     """Processes one piece after the other in this process."""
     columns = plan.open()
-    for k in plan.ranges():
+    for k in track(plan.ranges(), "prepare", len(plan.ranges()), "ranges of users"):
         first, last = plan.bounds[k : k + 2]
         rows = np.concatenate(
             [
@@ -89,7 +90,8 @@ def local(plan: Plan, dataset: Dataset) -> None:
         )
         write_range(plan, k, {"row": rows, **{name: np.asarray(column[rows]) for name, column in columns.items()}})
     if plan.texts is not None:
-        for number, at in enumerate(plan.item_chunks()):
+        chunks = plan.item_chunks()
+        for number, at in enumerate(track(chunks, "prepare", len(chunks), "chunks of texts")):
             write_tokens(plan.folder, plan.texts, number, item_texts(dataset.items, plan.texts.template, at))
 
 
