@@ -38,7 +38,7 @@ class LLM4Rec:
       users: User model, such as "transformer", "gru" or "mean".
       text: Template of an item's text, over the columns of the items.
       settings: Further keys of the configuration with their values: `{"train.steps": 400, "loss.name": "in_batch"}`.
-        They come before the other arguments.
+        They take precedence over the other arguments.
 
     Attributes:
       metrics: Metrics of the fitted recommender, {"validation": {metric: value}, "test": …}.

@@ -62,12 +62,13 @@ class TrainingLog:
             rich.progress.TimeElapsedColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not progress.take_terminal(),
+            disable=True,  # until it is entered
         )
         self._bar = self._progress.add_task("train", total=steps, completed=max(step, 0), figures="")
 
     def __enter__(self) -> Self:
         if self._write:
+            self._progress.disable = not progress.take_terminal()
             self._progress.start()
         return self
 
