@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm4rec_jax.data import cache as default_cache
 from llm4rec_jax.io import replacing
@@ -194,8 +194,10 @@ def _download(url: str, target: Path, file: File | None) -> None:
     known = None if file is None else f"sha256:{file.sha256}"
     registry = pooch.create(target.parent, base_url="", registry={target.name: known}, urls={target.name: url})
     try:
-        with Meter(target.name, unit="bytes") as meter:  # Pooch gives it its total
-            registry.fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=meter))
+        with Meter(target.name, unit="bytes") as meter:
+            # Pooch gives the meter its total; its annotations know of no bars but its own.
+            download: Any = pooch.HTTPDownloader
+            registry.fetch(target.name, downloader=download(progressbar=meter))
     except OSError as error:  # as are the errors of requests
         raise ConnectionError(f"{url}: {error}; download it by hand and give its folder by --from") from error
     except ValueError as error:

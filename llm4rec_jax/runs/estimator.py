@@ -71,7 +71,8 @@ class LLM4Rec:
         else:
             chosen |= {"encoder.path": str(encoder), "peft.method": peft}
         self.config: Any = _configure(default_config(), {**chosen, **(settings or {})})
-        self._like: nw.Implementation = nw.Implementation.POLARS
+        # The library of the frames, of a type that narwhals has no public name for.
+        self._like: Any = nw.Implementation.POLARS
 
     def fit(
         self,
