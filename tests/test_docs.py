@@ -1,5 +1,6 @@
 """Links of the documentation resolve, and its reference pages list what the package has."""
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -120,3 +121,17 @@ def test_every_command_is_described():
     page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     commands = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text("utf-8")}
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == commands
+
+
+def test_messages_of_troubleshooting_are_those_of_the_program():
+    page = (DOCS / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    assert len(headings) > 15
+    files = [path for folder in ("llm4rec_jax", "experiments") for path in (ROOT / folder).rglob("*.py")]
+    # Adjacent literals are one message; values that are written into it are "…".
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    strings = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    said = "\n".join(string for string in strings if isinstance(string, str))
+    for heading in headings:
+        for part in heading.split("…"):
+            assert part.strip() in said, heading

@@ -21,6 +21,7 @@ from tests.helpers.compiling import environment
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs" / "guides"
+COMING_FROM = ROOT / "docs" / "coming_from"
 
 
 def blocks(page: Path, mark: str) -> list[str]:
@@ -108,6 +109,29 @@ def test_the_example_of_exchanging_adapters_runs(tmp_path):
     (code,) = blocks(GUIDES / "peft.md", "tested")
     assert run(tmp_path, "-c", code).strip() == "(1, 4, 384)"
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_atomic_files_of_recbole_train(tmp_path):
+    (code,) = blocks(COMING_FROM / "recbole.md", "coming from RecBole")
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    data = tmp_path / "data" / "mine"
+    data.mkdir(parents=True)
+    clicks = [f"u{user}\ti{(user + step) % 7}\t{100 * user + step}" for user in range(8) for step in range(6)]
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    (data / "mine.inter").write_text("\n".join([header, *clicks]) + "\n", encoding="utf-8")
+    items = ["item_id:token\ttitle:token_seq", *(f"i{i}\tlamp {i}" for i in range(7))]
+    (data / "mine.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+    assert train(tmp_path, "mine.py", "run")["test"]["users"] == 8
+
+
+def test_the_code_for_those_who_come_from_peft_and_sentence_transformers_runs(tmp_path):
+    tiny.encoder_folder(tmp_path / "encoder")
+    (code,) = blocks(COMING_FROM / "peft.md", "coming from peft")
+    # Two blocks, two sites in each, A and B of rank 8 and width 16.
+    assert run(tmp_path, "-c", code).strip() == str(2 * 2 * 2 * 8 * 16)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    (code,) = blocks(COMING_FROM / "sentence_transformers.md", "coming from sentence-transformers")
+    assert run(tmp_path, "-c", code).strip() == "(2, 16)"
 
 
 @pytest.mark.parametrize(
