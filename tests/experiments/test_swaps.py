@@ -170,11 +170,12 @@ def test_files_with_an_id_need_run_json(copies):
 
 
 def as_older(workdir: Path) -> None:
-    """Makes a run folder as an older version left it: no file has an id."""
+    """Makes a run folder as an older version left it: no file has an id, and its configuration names the pooling."""
     whole = {file: run_folder.read(file) for file in workdir.glob("*.json") if file.name != "run.json"}
     tables = {file: run_folder.read_table(file) for file in workdir.glob("*.parquet")}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     (workdir / "run.json").unlink()
+    whole[workdir / "config.json"]["encoder"]["pooling"] = "mean"
     for file, value in whole.items():
         run_folder.write(file, value)
     for file, table in tables.items():
