@@ -18,12 +18,14 @@ from ml_collections import config_flags
 
 from experiments.cli import command
 from experiments.cli.console import visible
+from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.io import replacing, write_text, writing
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.load import restore_scorer
 from llm4rec_jax.runs.schema import resolve
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration whose language model encodes, without a run.")
+flags.declare_key_flag("workdir")
 _OUT = flags.DEFINE_string("out", None, "The .npy file to write.", required=True)
 
 
@@ -33,6 +35,8 @@ def main() -> None:
         raise ValueError(f"--out={out} is not a .npy file in a folder that exists")
     if _CONFIG.value is None:
         assembly, scorer = restore_scorer(command.workdir())
+        if isinstance(scorer, Ranker):
+            raise ValueError(f"{command.workdir()} generates ids and has no vectors of items: take another run")
         vectors = scorer.item_embeddings().astype(np.float32)
     else:
         assembly = Assembly(resolve(_CONFIG.value))

@@ -28,12 +28,13 @@ def main() -> None:
     if not isinstance(assembly, Assembly):
         raise ValueError(f"{workdir} rates labeled examples: only a run that ranks is exported")
     params, delta = {**restored.frozen, **restored.trainable["params"]}, restored.trainable["delta"]
-    config, text = assembly.config, assembly.model.text
-    if text is None or config.peft.within != "encoder":
-        raise ValueError(f"{workdir} adapts {'no encoder' if text is None else config.peft.within}: nothing to export")
+    config = assembly.config
+    if not assembly.reads_text or config.peft.within != "encoder":
+        adapted = config.peft.within if assembly.reads_text else "no encoder"
+        raise ValueError(f"{workdir} adapts {adapted}: nothing to export")
     method, own = assembly.bare_method, delta["encoder"]
     others = {name: part for name, part in params.items() if name != "encoder"}
-    source, encoder = assembly.encoder_path, text.encoder
+    source, encoder = assembly.encoder_path, assembly.model.text_encoder.encoder
     sentences = {
         "tokenizer_from": source,
         "pooling": config.encoder.pooling or encoder.family.pooling,

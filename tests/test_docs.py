@@ -15,6 +15,7 @@ from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders.base import families
 from llm4rec_jax.models.encoders.pooling import POOLINGS
+from llm4rec_jax.models.generators import GENERATORS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
@@ -87,6 +88,7 @@ def test_every_key_of_the_configuration_is_described():
         ("Heads", HEADS, set()),
         ("Baselines", BASELINES, {"liked_share", "gp"}),
         ("Quantizers", QUANTIZERS, set()),
+        ("Generators", GENERATORS, set()),
     ],
 )
 def test_every_entry_of_a_registry_is_described(heading, registry, more):

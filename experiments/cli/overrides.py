@@ -14,6 +14,7 @@ _NAMED_BY = {
     "data.options": "data.source",
     "data.split_options": "data.split",
     "baseline.options": "baseline.name",
+    "generation.options": "generation.model",
     "model.head_options": "model.head",
     "model.project_options": "model.project",
 }

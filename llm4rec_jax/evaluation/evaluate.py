@@ -1,6 +1,7 @@
 """Full-catalogue evaluation: exact ranks, metrics by user, and their means."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from llm4rec_jax.data.splits.leakage import assert_no_leakage
 from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.inference.ranks import Ranks, rank
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.progress import Meter
@@ -28,6 +30,7 @@ class Evaluation(NamedTuple):
       summary: Metrics, each a mean over users, and counts: `users`, `users_skipped` (users without a target),
         `users_constant` (users to whom all candidates score the same, so that ranks say nothing), `repeated_targets`
         (targets that the history holds already) and `duplicate_targets` (further mentions of a target, counted once).
+        `missed_targets` counts those that a generator's beams did not reach, which rank last.
         Where there are repeated targets, "new/METRIC" and "repeat/METRIC" are the means over the other targets and
         over the repeated ones, and `users_new` and `users_repeat` the users who have some.
       per_user: One row a user with targets: `user_id`, `targets` (how many), `history` (known items of the user),
@@ -39,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    scorer: Scorer,
+    scorer: Scorer | Ranker,
     split: Split,
     phase: Phase,
     *,
@@ -54,7 +57,7 @@ def evaluate(
     """Ranks the catalogue for every user with a target, the user's history masked, ties against the model.
 
     Args:
-      scorer: Scorer that is evaluated.
+      scorer: Scorer that is evaluated, or a ranker, which generates ids.
       split: Split that has the histories and the targets.
       phase: "validation" or "test".
       mesh: Devices that compute.
@@ -75,8 +78,6 @@ def evaluate(
       NonFiniteScores: a score is NaN or infinite.
       ValueError: an unknown value of `repeats` or `candidates`, or no user has a target.
     """
-    item_embeddings = scorer.item_embeddings()
-    pairs, params = scorer.head
     history, targets = split.history(phase), split.targets_of(phase)
     assert_no_leakage(split.dataset, history, [targets], f"the {phase} history")
     popularity = np.bincount(split.training()[0].items, minlength=split.dataset.num_items)
@@ -95,27 +96,35 @@ def evaluate(
         masked = Sequences(np.zeros_like(history.offsets), history.items[:0], None, None)
     elif repeats != "keep":
         raise ValueError(unknown_name("treatment of repeats", repeats, get_args(Repeats)))
-    with Meter(f"rank, {phase}", int((np.diff(targets.offsets) > 0).sum()), "users") as meter:
+    top = min(max(ks), len(ranked)) if beyond_accuracy else 0
+    if isinstance(scorer, Ranker):
+        item_embeddings = None
+        found = scorer.rank(history, history=masked, targets=targets, candidates=ranked, top=top)
+    else:
+        item_embeddings = scorer.item_embeddings()
+        embed = partial(scorer.user_embeddings, item_embeddings, history)
+        with Meter(f"rank, {phase}", int((np.diff(targets.offsets) > 0).sum()), "users") as meter:
 
-        def user_embeddings(users: np.ndarray) -> np.ndarray:
-            meter.update(len(users))
-            return scorer.user_embeddings(item_embeddings, history, users)
+            def user_embeddings(users: np.ndarray) -> np.ndarray:
+                meter.update(len(users))
+                return embed(users)
 
-        found = rank(
-            pairs,
-            params,
-            user_embeddings,
-            item_embeddings,
-            history=masked,
-            targets=targets,
-            candidates=ranked,
-            mesh=mesh,
-            batch_size=batch_size,
-            chunk=chunk,
-            top=min(max(ks), len(ranked)) if beyond_accuracy else 0,
-        )
+            found = rank(
+                *scorer.head,
+                user_embeddings,
+                item_embeddings,
+                history=masked,
+                targets=targets,
+                candidates=ranked,
+                mesh=mesh,
+                batch_size=batch_size,
+                chunk=chunk,
+                top=top,
+            )
     per_user, summary = metrics.evaluate_ranks(found.ranks, ks)
     summary |= {"repeated_targets": num_repeated, "duplicate_targets": duplicates}
+    if found.missed:
+        summary["missed_targets"] = found.missed
     if untrained:
         summary["untrained_targets"] = untrained
     if repeated.any():
@@ -125,7 +134,12 @@ def evaluate(
     if beyond_accuracy:
         summary |= _beyond_accuracy(found.lists[users], popularity, max(ks))
         # One number an item, as counts are, has no direction that could differ, nor have lists of one item.
-        if item_embeddings.shape[1] > 1 and found.lists.shape[1] > 1 and (found.lists[users, 1] >= 0).any():
+        if (
+            item_embeddings is not None
+            and item_embeddings.shape[1] > 1
+            and found.lists.shape[1] > 1
+            and (found.lists[users, 1] >= 0).any()
+        ):
             diversity = metrics.intra_list_diversity(found.lists[users], item_embeddings)
             summary[f"diversity@{max(ks)}"] = diversity
     table: dict[str, Any] = {"user_id": split.dataset.users["user_id"].gather(per_user.pop("user"))}
@@ -205,12 +219,15 @@ def constant_users(ranks: Ranks) -> np.ndarray:
     return users[(level == counts * (ranks.candidates[users] - 1)) & (ranks.candidates[users] > 1)]
 
 
-def check_order(scorer: Scorer, split: Split, phase: Phase, *, mesh: Mesh, seed: int = 0) -> None:
+def check_order(scorer: Scorer | Ranker, split: Split, phase: Phase, *, mesh: Mesh, seed: int = 0) -> None:
     """Ranks again with the items in another order, drawn at random: every rank and every tie must be the same.
 
     Raises:
       OrderMatters: naming the first user and target.
+      ValueError: the model generates ids.
     """
+    if isinstance(scorer, Ranker):
+        raise ValueError("a run that generates ids gives no item a place in a table: there is no order to check")
     item_embeddings = scorer.item_embeddings()
     pairs, params = scorer.head
     history, targets, candidates = split.history(phase), split.targets_of(phase), split.candidates(phase)

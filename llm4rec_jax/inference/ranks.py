@@ -50,12 +50,14 @@ class Ranking(NamedTuple):
       lists: [users, K] rows of the item table, best first, padded with -1.
       scores: [users, K] of the items in the lists; -inf where they are padded.
       repeated: targets that are also in the user's history; they are ranked, not masked.
+      missed: targets that a generator's beams did not reach; they rank last.
     """
 
     ranks: Ranks
     lists: np.ndarray
     scores: np.ndarray
     repeated: int
+    missed: int = 0
 
 
 def rank(
@@ -80,8 +82,7 @@ def rank(
       user_embeddings: user rows [n] to user embeddings [n, D].
       item_embeddings: [I, D], on the host: each device is given its part.
       history, targets: by user; a target that is not a candidate is a ValueError.
-      candidates: [I] bool, the items that are ranked.
-      mesh: the devices.
+      candidates, mesh: [I] bool, the items that are ranked; the devices.
       batch_size, chunk: users at a time, and items that a device scores at a time, rounded up to whole tiles. Lists
         need memory of 4 bytes times their product, a few times over, besides the device's part of the items; ranks
         alone need a tile's. No result depends on them.
@@ -98,7 +99,7 @@ def rank(
         raise ValueError(
             f"{outside.sum()} targets are not among the candidates, the first being item {targets.items[outside][0]}"
         )
-    masked_user, masked_item, repeated = _masked(history, targets, num_items)
+    masked_user, masked_item, repeated = masked_items(history, targets, num_items)
     # Without lists nothing is kept of a chunk but counts.
     cut = grid(mesh, num_items, chunk if top else num_items)
     shards = cut.mesh.shape["user"]
@@ -123,8 +124,7 @@ def rank(
         else:
             own = put(np.zeros(wanted.shape, np.float32), cut.sharding("user"))
         found = _start(cut, own, top)
-        seen = places(padded, masked_user, masked_item, cut)
-        for number, (row, place) in enumerate(seen):
+        for number, (row, place) in enumerate(places(padded, masked_user, masked_item, cut)):
             found = _chunk(pairs, cut, params, found, vectors, table, allowed, own, wanted, row, place, number)
         more, same, bad, best, values = (fetch(a) for a in _together(found))
         _check_finite(bad[: len(rows)], rows)
@@ -161,8 +161,8 @@ def scores_of(
     return scores
 
 
-def _masked(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(user, item) of what is masked, sorted: the history less the targets; and how many targets the history held."""
+def masked_items(history: Sequences, targets: Sequences, num_items: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns user and item of what is masked, sorted: the history less the targets. Counts the targets it held."""
 
     def keys(sequences: Sequences) -> np.ndarray:
         user = np.repeat(np.arange(len(sequences.offsets) - 1), np.diff(sequences.offsets))

@@ -3,6 +3,7 @@
 import difflib
 import unicodedata
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.buckets import bucket
 from llm4rec_jax.data.splits.split import Sequences
+from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.inference.ranks import rank, scores_of
 from llm4rec_jax.inference.scorer import Scorer
 
@@ -22,12 +24,12 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    scorer: Scorer, history: Sequence[int], k: int, user: int, *, mesh: Mesh, exclude: Sequence[int] = ()
+    scorer: Scorer | Ranker, history: Sequence[int], k: int, user: int, *, mesh: Mesh, exclude: Sequence[int] = ()
 ) -> list[Recommendation]:
     """Returns the k items with the highest scores that are not in the history: the list that `ranks.rank` gives.
 
     Args:
-      scorer: A trained recommender or a baseline.
+      scorer: A trained recommender, a baseline, or a model that generates ids.
       history: Rows of the item table, the most recent last.
       k: Number of items; all that are left when there are fewer.
       user: Row of the user table; its length stands for somebody who isn't in it.
@@ -37,34 +39,36 @@ def recommend(
     Raises:
       NonFiniteScores: a score is NaN or infinite.
     """
-    item_embeddings, user_embedding = _embeddings(scorer, history, user)
-    candidates = np.ones(len(item_embeddings), bool)
-    candidates[list(exclude)] = False
-    pairs, params = scorer.head
-    found = rank(
-        pairs,
-        params,
-        lambda users: user_embedding,
-        item_embeddings,
-        history=_one(history),
-        targets=_one([]),
-        candidates=candidates,
-        mesh=mesh,
-        # In buckets, so that another k seldom makes another program.
-        top=min(bucket(k), len(item_embeddings)),
-        everyone=True,
-    )
+    own, nothing = _one(history), _one([])
+    if isinstance(scorer, Ranker):
+        allowed = _without(exclude, scorer.num_items)
+        top = min(bucket(k), scorer.num_items)
+        found = scorer.rank(own, history=own, targets=nothing, candidates=allowed, top=top, everyone=True)
+    else:
+        item_embeddings, user_embedding = _embeddings(scorer, history, user)
+        found = rank(
+            *scorer.head,
+            lambda users: user_embedding,
+            item_embeddings,
+            history=own,
+            targets=nothing,
+            candidates=_without(exclude, len(item_embeddings)),
+            mesh=mesh,
+            # In buckets, so that another k seldom makes another program.
+            top=min(bucket(k), len(item_embeddings)),
+            everyone=True,
+        )
     best = zip(found.lists[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
     return [Recommendation(item, score) for item, score in best if item >= 0]
 
 
 def recommend_to_users(
-    scorer: Scorer, histories: Sequences, users: np.ndarray, k: int, *, mesh: Mesh
+    scorer: Scorer | Ranker, histories: Sequences, users: np.ndarray, k: int, *, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns what `recommend` gives for each of several users of the data.
 
     Args:
-      scorer: A trained recommender or a baseline.
+      scorer: A trained recommender, a baseline, or a model that generates ids.
       histories: Items of every user of the user table, in order of time.
       users: Rows [n] of the user table.
       k: Number of items.
@@ -73,30 +77,46 @@ def recommend_to_users(
     Returns:
       Rows of the item table [n, k], best first and padded with -1, and their scores [n, k].
     """
-    item_embeddings = scorer.item_embeddings()
     lengths = np.diff(histories.offsets)[users]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     read = np.concatenate([histories.of(user) for user in users]) if len(users) else histories.items[:0]
-    score_matrix, params = scorer.head
-    found = rank(
-        score_matrix,
-        params,
-        lambda rows: scorer.user_embeddings(item_embeddings, histories, users[rows]),
-        item_embeddings,
-        history=Sequences(offsets, read, None, None),
-        targets=Sequences(np.zeros(len(users) + 1, np.int64), read[:0], None, None),
-        candidates=np.ones(len(item_embeddings), bool),
-        mesh=mesh,
-        top=min(bucket(k), len(item_embeddings)),
-        everyone=True,
-    )
+    own = Sequences(offsets, read, None, None)
+    nothing = Sequences(np.zeros(len(users) + 1, np.int64), read[:0], None, None)
+    if isinstance(scorer, Ranker):
+        top, everything = min(bucket(k), scorer.num_items), _without((), scorer.num_items)
+        found = scorer.rank(own, history=own, targets=nothing, candidates=everything, top=top, everyone=True)
+    else:
+        item_embeddings = scorer.item_embeddings()
+        embed = partial(scorer.user_embeddings, item_embeddings, histories)
+        found = rank(
+            *scorer.head,
+            lambda rows: embed(users[rows]),
+            item_embeddings,
+            history=own,
+            targets=nothing,
+            candidates=_without((), len(item_embeddings)),
+            mesh=mesh,
+            top=min(bucket(k), len(item_embeddings)),
+            everyone=True,
+        )
     return found.lists[:, :k], found.scores[:, :k]
 
 
-def score_items(scorer: Scorer, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh) -> np.ndarray:
+def score_items(
+    scorer: Scorer | Ranker, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh
+) -> np.ndarray:
     """Returns the scores [n] of the items in rows [n] for one user; see `recommend`."""
+    if isinstance(scorer, Ranker):
+        return scorer.score(items, history)
     item_embeddings, user_embedding = _embeddings(scorer, history, user)
     return scores_of(*scorer.head, user_embedding, item_embeddings, np.asarray(items, np.int32)[None], mesh)[0]
+
+
+def _without(excluded: Sequence[int], num_items: int) -> np.ndarray:
+    """Returns which items are not excluded, bool [I]."""
+    allowed = np.ones(num_items, bool)
+    allowed[list(excluded)] = False
+    return allowed
 
 
 def _one(items: Sequence[int]) -> Sequences:

@@ -70,7 +70,7 @@ class Assembly:
 
     def beside(self, config: ConfigDict) -> "Assembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
-        other = Assembly(config)
+        other = type(self)(config)
         # An encoder that an earlier run has tuned is that run's alone.
         shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
         text = ("pretrained",) if shared else ()

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from llm4rec_jax import sharding
+from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.inference.recommend import find_items, recommend, score_items
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
@@ -107,10 +108,10 @@ class LoadedRun:
         """Data, model and method of the run, each made when it is first asked for."""
         config: Any = folder.config_of(self.workdir)
         config.mesh.model = 1
-        return Assembly(config)
+        return _ranks(assemble(config), self.workdir)
 
     @cached_property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | Ranker:
         """Scores of all items for a user; see `inference.scorer`."""
         return restore_scorer(self.workdir)[1]
 
@@ -146,6 +147,13 @@ class LoadedRun:
         return model, ({name: params[name] for name in ("encoder", "pooling") if name in params}, state["delta"])
 
 
+def _ranks(assembly: Assembly | RatingAssembly, workdir: Path) -> Assembly:
+    """Returns the assembly of a run that ranks; ValueError for another."""
+    if not isinstance(assembly, Assembly):
+        raise ValueError(f"{workdir} rates labeled examples and ranks no catalogue")
+    return assembly
+
+
 def restore(workdir: Path) -> tuple[Assembly | RatingAssembly, Params]:
     """Restores the best checkpoint of a run.
 
@@ -174,7 +182,7 @@ def restore(workdir: Path) -> tuple[Assembly | RatingAssembly, Params]:
     return assembly, Params(trainable, params.frozen)
 
 
-def restore_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
+def restore_scorer(workdir: Path) -> tuple[Assembly, Scorer | Ranker]:
     """Restores the best checkpoint of a ranking run, ready to score; a baseline is fitted again."""
     config: Any = folder.config_of(workdir)
     if config.baseline.name is not None:
@@ -182,8 +190,7 @@ def restore_scorer(workdir: Path) -> tuple[Assembly, Scorer]:
         folder.check_data(assembly, workdir)
         return assembly, assembly.baseline
     assembly, params = restore(workdir)
-    if not isinstance(assembly, Assembly):
-        raise ValueError(f"{workdir} rates labeled examples and ranks no catalogue")
+    assembly = _ranks(assembly, workdir)
     return assembly, assembly.scorer.of({**params.frozen, **params.trainable["params"]}, params.trainable["delta"])
 
 

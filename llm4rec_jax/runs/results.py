@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from llm4rec_jax.data.labeled import LabeledData
 from llm4rec_jax.data.splits.split import Phase, Split
 from llm4rec_jax.evaluation import evaluate, rating_metrics
+from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.peft import count
 from llm4rec_jax.runs import folder
@@ -26,7 +27,13 @@ PHASES: tuple[Phase, ...] = ("validation", "test")
 
 
 def evaluate_ranking(
-    scorer: Scorer, split: Split, mesh: Mesh, workdir: Path, options: EvaluationConfig, *, baseline: bool = False
+    scorer: Scorer | Ranker,
+    split: Split,
+    mesh: Mesh,
+    workdir: Path,
+    options: EvaluationConfig,
+    *,
+    baseline: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a recommender on validation and test.
 

@@ -11,6 +11,7 @@ from llm4rec_jax.data import sources
 from llm4rec_jax.runs import folder, plugins
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.checks import check_training
+from llm4rec_jax.runs.generation_assembly import GenerationAssembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
 from llm4rec_jax.runs.schema import resolve
@@ -21,15 +22,19 @@ from llm4rec_jax.training.task import TrainResult
 
 
 def assemble(config: Any) -> Assembly | RatingAssembly:
-    """Returns the assembly of a configuration: `RatingAssembly` for sources of labeled examples.
+    """Returns the assembly of a configuration.
+
+    It is a `RatingAssembly` for sources of labeled examples, and a `GenerationAssembly` where there are semantic ids.
 
     Raises:
       ValueError: A key or a value is wrong; the message names it.
     """
     config = resolve(config)
     plugins.load(plugins.names(config))
-    kind = RatingAssembly if config.data.source in sources.LABELED_SOURCES else Assembly
-    return kind(config)
+    if config.data.source in sources.LABELED_SOURCES:
+        return RatingAssembly(config)
+    generates = config.generation.ids is not None and config.baseline.name is None
+    return GenerationAssembly(config) if generates else Assembly(config)
 
 
 def run(

@@ -18,6 +18,7 @@ from ml_collections.config_dict import placeholder
 from llm4rec_jax.models.layers.quantized import FORMATS
 from llm4rec_jax.options import check, option
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.tasks.generation import GenerationConfig
 from llm4rec_jax.tasks.ranking import LossConfig
 from llm4rec_jax.training.config import TrainConfig
 
@@ -217,6 +218,7 @@ class Config:
     text: TextConfig = TextConfig()
     encoder: EncoderConfig = EncoderConfig()
     model: ModelConfig = ModelConfig()
+    generation: GenerationConfig = GenerationConfig()
     peft: PeftConfig = PeftConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()

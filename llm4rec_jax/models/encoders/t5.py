@@ -88,11 +88,13 @@ class Embeddings(nn.Module):
 
     config: T5Config
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        self.word = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=normal(c.initializer_range))
+
     def __call__(self, ids: jax.Array) -> jax.Array:
         c = self.config
-        words = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=normal(c.initializer_range), name="word")(ids)
-        return dropout(self, words.astype(c.dtype), c.hidden_dropout_prob)
+        return dropout(self, self.word(ids).astype(c.dtype), c.hidden_dropout_prob)
 
 
 class FeedForward(nn.Module):
