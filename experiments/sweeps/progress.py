@@ -42,21 +42,31 @@ class Standing(NamedTuple):
 def standing(entry: Entry) -> Standing:
     """Returns the progress of an entry's run. Damaged records count as none: the run itself reports them."""
     train = entry.run.config.train
-    file = entry.run.folder / "metrics.jsonl"
+    return standing_of(entry.run.folder / "metrics.jsonl", train.metric, train.steps)
+
+
+def standing_of(file: Path, metric: str, steps: int) -> Standing:
+    """Returns the progress that a metrics.jsonl tells of.
+
+    Args:
+      file: The records; a missing or damaged file has none.
+      metric: Validation metric that the run selects by.
+      steps: Number of steps of the run.
+    """
     try:
         found = file.stat()
         records = _records(file, found.st_size, found.st_mtime_ns)
     except (FileNotFoundError, Damaged):
         records = []
     step = max((r["step"] for r in records), default=0)
-    values = [r[train.metric] for r in records if r["kind"] == "validation" and train.metric in r]
+    values = [r[metric] for r in records if r["kind"] == "validation" and metric in r]
     rated = [(r["step"], r["seconds"]) for r in records if r["kind"] == "train"]
     left = None
     if len(rated) > 1:
         (first, since), (last, until) = rated[0], rated[-1]
-        left = (train.steps - step) * (until - since) / max(last - first, 1)
-    best = min if less_is_better(train.metric) else max
-    return Standing(step, train.steps, best(values, default=None), left)
+        left = (steps - step) * (until - since) / max(last - first, 1)
+    best = min if less_is_better(metric) else max
+    return Standing(step, steps, best(values, default=None), left)
 
 
 @functools.lru_cache(maxsize=256)

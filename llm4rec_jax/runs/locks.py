@@ -84,6 +84,23 @@ def hand_on(locks: Iterable[Lock]) -> dict[str, str]:
     return {_HANDED_ON: ",".join(str(lock.fileno()) for lock in locks)}
 
 
+def holder_lives(folder: Path) -> bool | None:
+    """Returns whether the process lives that locked a folder last; None where it is one of another machine.
+
+    Nothing is locked, so a run that starts meanwhile is not disturbed.
+    """
+    try:
+        held = json.loads((folder / "lock").read_text(encoding="utf-8"))
+        if held["host"] != socket.gethostname():
+            return None
+        os.kill(held["pid"], 0)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, ProcessLookupError):
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return True
+
+
 def _handed_on(own: int) -> bool:
     """Returns whether the file with this number was handed on to this process."""
     for number in filter(None, os.environ.get(_HANDED_ON, "").split(",")):
