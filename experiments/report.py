@@ -67,15 +67,14 @@ def write_plots(s: Statistics, folder: Path) -> None:
 
 def main(folders: list[str]) -> None:
     given = flags.FLAGS
-    out = Path(given["out"].value)
+    out, spec, figures = Path(str(given["out"].value)), given["spec"].value, given["plots"].value
     if not out.parent.is_dir():
         raise ValueError(f"--out={out} is not a file in a folder that exists: make {out.parent} first")
-    spec = given["spec"].value
     s = tables.of_folders(list(map(Path, folders)), Path(spec) if spec else None)
     text = page(s, str(given["title"].value), more=wins(s, bool(given["titles"].value)))
     write_text(out, text)
-    if given["plots"].value:
-        write_plots(s, Path(given["plots"].value))
+    if figures:
+        write_plots(s, Path(figures))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ A run is running while the process that locked its folder lives on this machine.
 
 import time
 from pathlib import Path
+from typing import Any
 
 import rich.box
 import rich.console
@@ -56,7 +57,8 @@ def table(roots: list[Path], finished: bool) -> rich.table.Table:
         # Text: Rich would read "[b]" in a name as markup.
         name = rich.text.Text(visible(str(folder)))
         try:
-            train = run_folder.config_of(folder).train
+            config: Any = run_folder.config_of(folder)
+            train = config.train
         except (RunFolderError, ValueError) as error:
             counts["damaged"] += 1
             shown.add_row(name, rich.text.Text(visible(f"unreadable: {error}")), style=_STYLES["damaged"])
