@@ -59,7 +59,10 @@ def test_a_new_study_trains(tmp_path, monkeypatch):
     titles = data.items["title"]
     data.items.with_columns(titles.str.split(" ").list.last().alias("category")).write_csv("items.csv")
     encoder = tiny.encoder_folder(tmp_path / "encoder")
-    short = [f"--config.{key}" for key in ("train.steps=2", "train.eval_every=2", "model.width=8")]
+    short = [
+        f"--config.{key}"
+        for key in ("train.steps=2", "train.eval_every=2", "train.batch_size=16", "train.history=8", "model.width=8")
+    ]
     flags = ["--config=clicks.py:lora", "--workdir=run", f"--config.encoder.path={encoder}", *short]
     done = llm4rec(tmp_path, "train", *flags)
     assert done.returncode == 0, done.stderr
