@@ -1,7 +1,6 @@
 """Texts of a whole catalogue to vectors."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.batch import token_group
-from llm4rec_jax.data.batching.buckets import text_bucket
+from llm4rec_jax.data.batching.buckets import text_groups
 from llm4rec_jax.data.batching.packing import pack, packed_rows, row_length
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.inference.batch_sizes import even_rows
@@ -81,7 +80,7 @@ class BatchTextEncoder:
         """
         if self._config.packing and states is None:
             return self._packed(weights, tokens)
-        groups = list(self._groups(tokens))
+        groups = text_groups(tokens.lengths, self._config.max_position_embeddings)
         if states is None:
             parts = self._encode.each(weights, (token_group(tokens, *group) for group in groups))
         else:
@@ -103,7 +102,8 @@ class BatchTextEncoder:
         Returns:
           [n, L, W], zeros beyond a text's bucket. With `stop` None, those before and after every block, [n, L, S, W].
         """
-        shape, groups = self.hidden_states_shape(tokens, stop), list(self._groups(tokens))
+        shape = self.hidden_states_shape(tokens, stop)
+        groups = text_groups(tokens.lengths, self._config.max_position_embeddings)
         states, longest = np.zeros(shape.shape, shape.dtype), shape.shape[1]
         computed = self._hidden_states(stop).each(weights, (token_group(tokens, *group) for group in groups))
         computed = track(computed, "encode", len(tokens.ids), "texts", len)
@@ -120,13 +120,6 @@ class BatchTextEncoder:
         c = self._config
         blocks = () if stop is not None else (c.num_hidden_layers + 1,)
         return jax.ShapeDtypeStruct((len(tokens.ids), int(tokens.lengths.max()), *blocks, c.hidden_size), c.dtype)
-
-    def _groups(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields the rows of the texts that share a bucket, and the bucket's number of tokens."""
-        most = self._config.max_position_embeddings
-        lengths = np.array([text_bucket(int(n), most) for n in tokens.lengths])
-        for length in np.unique(lengths):
-            yield np.flatnonzero(lengths == length), int(length)
 
 
 def _states_of_group(states: np.ndarray, tokens: Tokens, rows: np.ndarray, length: int) -> tuple[np.ndarray, Any]:

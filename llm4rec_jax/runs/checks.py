@@ -7,8 +7,8 @@ from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
+from llm4rec_jax.tasks.labeled import METRICS
 from llm4rec_jax.tasks.ranking import check_batch_size, metric_names
-from llm4rec_jax.tasks.rating import METRICS
 
 
 def check_training(assembly: Assembly | RatingAssembly) -> None:

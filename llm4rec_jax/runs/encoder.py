@@ -46,7 +46,7 @@ def create_method(config: Any) -> peft.Peft:
     return peft.create(config.method, {name: dict(options) for name, options in config.options.items()})
 
 
-def load_encoder(config: Any, path: str | Path) -> PretrainedText:
+def load_encoder(config: Any, path: str | Path, language_head: bool = False) -> PretrainedText:
     """The text encoder at a path, as `config.encoder` wants it.
 
     Raises:
@@ -71,6 +71,7 @@ def load_encoder(config: Any, path: str | Path) -> PretrainedText:
         attention=encoder.attention,
         packing=encoder.packing,
         dropout=encoder.dropout,
+        language_head=language_head,
         quantize=encoder.quantize,
     )
     for notice in loaded.notices:

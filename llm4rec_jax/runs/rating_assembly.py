@@ -28,6 +28,7 @@ from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encode
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring
+from llm4rec_jax.tasks.prompt_scoring import PromptScoringTask
 from llm4rec_jax.tasks.rating import RatingTask
 from llm4rec_jax.tasks.rating_scoring import Reader
 from llm4rec_jax.training.config import TrainConfig
@@ -43,6 +44,9 @@ class RatingAssembly:
       config: the resolved configuration.
     """
 
+    shared = ("whole", "pretrained", "model", "method", "mesh")
+    """Names of the parts that runs in one program share."""
+
     def __init__(self, config: Any) -> None:
         self.config: Any = resolve(config)
         for name, unused in (("input_workers", (None, 0)), ("micro_batches", (None, 1))):
@@ -54,14 +58,19 @@ class RatingAssembly:
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raises ValueError for keys that such a run cannot follow."""
+        config = self.config
         RATING_HEADS.lookup(config.model.users)
         if config.loss.name != "bce_pointwise":
             raise ValueError(f"config.loss.name is {config.loss.name!r}; ratings are learnt by 'bce_pointwise'")
 
     def beside(self, config: Any) -> "RatingAssembly":
         """Returns the assembly of a configuration that `train_together` takes beside this one; the rest is shared."""
-        other = RatingAssembly(config)
-        for name in ("whole", "pretrained", "model", "method", "mesh"):
+        other = type(self)(config)
+        for name in self.shared:
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -199,7 +208,7 @@ class RatingAssembly:
         return [*rules, sharding.FULLY_SHARDED] if mesh.fsdp else rules
 
     @cached_property
-    def task(self) -> RatingTask:
+    def task(self) -> RatingTask | PromptScoringTask:
         """The task that is trained."""
         return RatingTask(self.head, self.reader, self.params(), self.data, self.prompts, self.train_config)
 

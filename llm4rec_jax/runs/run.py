@@ -12,6 +12,7 @@ from llm4rec_jax.runs import folder, plugins
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.checks import check_training
 from llm4rec_jax.runs.generation_assembly import GenerationAssembly
+from llm4rec_jax.runs.prompt_assembly import PromptAssembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
 from llm4rec_jax.runs.schema import resolve
@@ -22,19 +23,26 @@ from llm4rec_jax.training.task import TrainResult
 
 
 def assemble(config: Any) -> Assembly | RatingAssembly:
-    """Returns the assembly of a configuration.
-
-    It is a `RatingAssembly` for sources of labeled examples, and a `GenerationAssembly` where there are semantic ids.
+    """Returns the assembly of a configuration, by its task; a `GenerationAssembly` where there are semantic ids.
 
     Raises:
       ValueError: A key or a value is wrong; the message names it.
     """
     config = resolve(config)
     plugins.load(plugins.names(config))
-    if config.data.source in sources.LABELED_SOURCES:
-        return RatingAssembly(config)
-    generates = config.generation.ids is not None and config.baseline.name is None
-    return GenerationAssembly(config) if generates else Assembly(config)
+    labeled = config.data.source in sources.LABELED_SOURCES
+    task = config.task or ("rating" if labeled else "ranking")
+    if labeled == (task == "ranking"):
+        raise ValueError(
+            f"config.task is {task!r}, and the source {config.data.source!r} has "
+            f"{'labeled examples' if labeled else 'interactions to rank'}: give another source, or no task"
+        )
+    if task == "ranking" and config.generation.ids is not None and config.baseline.name is None:
+        return GenerationAssembly(config)
+    return _ASSEMBLIES[task](config)
+
+
+_ASSEMBLIES = {"ranking": Assembly, "rating": RatingAssembly, "prompt_scoring": PromptAssembly}
 
 
 def run(

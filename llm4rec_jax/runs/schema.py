@@ -19,6 +19,7 @@ from llm4rec_jax.models.layers.quantized import FORMATS
 from llm4rec_jax.options import check, option
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.tasks.generation import GenerationConfig
+from llm4rec_jax.tasks.prompt_scoring import PromptConfig
 from llm4rec_jax.tasks.ranking import LossConfig
 from llm4rec_jax.training.config import TrainConfig
 
@@ -205,6 +206,8 @@ class Config:
 
     seed: int = option(0, low=0, below=2**32)
     """Seed of everything random."""
+    task: str | None = option(None, choices=("ranking", "rating", "prompt_scoring"))
+    """Definition of what is learned; None takes "rating" for sources of labeled examples, otherwise "ranking"."""
     inputs: str = option("text", choices=INPUTS)
     """Representation of an item in the model."""
     init_from: str | None = option(None)
@@ -216,6 +219,7 @@ class Config:
     baseline: BaselineConfig = BaselineConfig()
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
+    prompt: PromptConfig = PromptConfig()
     encoder: EncoderConfig = EncoderConfig()
     model: ModelConfig = ModelConfig()
     generation: GenerationConfig = GenerationConfig()

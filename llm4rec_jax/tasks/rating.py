@@ -1,29 +1,26 @@
 """Rating: a head learns from labeled examples whether a user likes an item, given likes and dislikes of a history."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from llm4rec_jax import sharding
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
-from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.losses.ranking import LOSSES, reduce_mean
 from llm4rec_jax.peft.core import forward
+from llm4rec_jax.tasks.labeled import LabeledTask, ShuffledBatches
 from llm4rec_jax.tasks.parts import map_parts
 from llm4rec_jax.tasks.rating_scoring import Questions, Reader, batch, logits, scorer
 from llm4rec_jax.training.config import TrainConfig
-from llm4rec_jax.training.task import CheckpointableIterator, Params, partition_params
+from llm4rec_jax.training.task import CheckpointableIterator, Params
 from llm4rec_jax.training.throughput import BatchStats
 
-METRICS = ("auc", "gauc", "log_loss", "accuracy")
 
-
-class RatingTask:
+class RatingTask(LabeledTask):
     """Learns the ratings of labeled examples by the pointwise loss, and validates by AUC.
 
     Args:
@@ -35,7 +32,6 @@ class RatingTask:
       config: Options of the run.
     """
 
-    metrics = METRICS
     compute_dtype = jnp.float32
 
     def __init__(
@@ -47,24 +43,17 @@ class RatingTask:
         prompts: Mapping[str, np.ndarray],
         config: TrainConfig,
     ) -> None:
-        self._head, self._reader, self._params, self._data, self._prompts = head, reader, params, data, prompts
-        self._config, self.method = config, reader.method
-        self.batch_size = min(config.batch_size, data.train.size)
-        self.notes = [f"{data.train.size:,} examples an epoch"]
+        super().__init__(reader.method, params, data, config, data.train.size)
+        self._head, self._reader, self._prompts = head, reader, prompts
         # Whether each rating of a history is trained on too, from the others. A prompt has one rating only.
         self._every = config.histories and not reader.prompts
         self._ratings = np.float32(_distinct_ratings(data.train) if self._every else data.train.size)
         self._loss = LOSSES.lookup("bce_pointwise")
-        self._mesh: Any = None
 
     def bind(self, mesh: Mesh) -> None:
         """Fixes the devices; the programs of scoring are kept where they are the same."""
         if self._mesh != mesh:
             self._mesh, self._scores = mesh, scorer(self._head, self._reader, mesh)
-
-    def init(self, key: jax.Array) -> Params:
-        """Returns the parameters at the start."""
-        return partition_params(self.method, self._params, key)
 
     def constant_shapes(self, params: Params) -> dict[str, Any]:
         """Returns the shape of the text vectors [T, W] of an encoder that is not trained."""
@@ -77,33 +66,12 @@ class RatingTask:
 
     def batches(self, seed: int) -> CheckpointableIterator:
         """Returns the stream of training batches."""
-        return _Shuffled(self._data.train, self._prompts["train"], self._reader, self.batch_size, self._ratings, seed)
 
-    def place(self, batch: Questions) -> Questions:
-        """Splits the arrays over the data axis where it divides them; every process holds the whole batch."""
-        return jax.tree.map(self._put, batch._replace(users=None))
+        def make(drawn: np.ndarray) -> Questions:
+            made = batch(self._data.train.take(drawn), self._prompts["train"][drawn], self._reader)
+            return made._replace(ratings=self._ratings)
 
-    @property
-    def batch_axes(self) -> int:
-        """Axis of the runs."""
-        return 0
-
-    def place_together(self, batches: Sequence[Questions]) -> Questions:
-        """Stacks batches of several runs, which may differ in how many texts they hold and how long these are."""
-
-        def stacked(*arrays: Any) -> jax.Array:
-            if not np.ndim(arrays[0]):
-                return jnp.stack(arrays)
-            shape = np.max([array.shape for array in arrays], axis=0)
-            return jnp.stack(
-                [np.pad(a, [(0, int(n) - m) for n, m in zip(shape, a.shape, strict=True)]) for a in arrays]
-            )
-
-        return jax.tree.map(stacked, *(batch._replace(users=None) for batch in batches))
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        divides = np.ndim(array) and len(array) % self._mesh.shape["data"] == 0
-        return sharding.put(array, NamedSharding(self._mesh, PartitionSpec("data") if divides else PartitionSpec()))
+        return ShuffledBatches(self._data.train.size, self.batch_size, seed, make)
 
     def loss(
         self,
@@ -134,12 +102,6 @@ class RatingTask:
         """Returns the number of texts and of tokens."""
         return [] if batch.texts is None else [(batch.texts[0].shape[-2], batch.texts[0].shape[-1])]
 
-    def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the metrics of the validation part."""
-        scores = self.scores(trainable, frozen["params"], "validation")
-        summary = rating_metrics.evaluate(scores, self._data, self._data.validation).summary
-        return {name: summary[name] for name in METRICS}
-
     def scores(self, trainable: Any, frozen: Any, part: str) -> np.ndarray:
         """Returns the logits of a part's examples [n], by a state over the frozen parameters."""
         return self._scores(trainable, frozen, self._data.parts()[part], self._prompts[part])
@@ -151,37 +113,6 @@ class RatingTask:
             read = np.concatenate([np.asarray(batch.history)[mask], read])
         texts = np.zeros((0, 0)) if batch.texts is None else np.asarray(batch.texts[1])
         return BatchStats(int(texts.sum()), texts.size, len(np.unique(read)), len(read))
-
-    def describe_batch(self, batch: Questions) -> str:
-        """Names up to twenty users of a batch."""
-        names = list(dict.fromkeys(self._data.users["user_id"].gather(np.asarray(batch.users)).to_list()))
-        return f"the users {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
-
-
-class _Shuffled:
-    """Batches of examples in an order that is drawn anew each epoch; its position is the number of batches made."""
-
-    def __init__(
-        self, rows: LabeledExamples, prompts: np.ndarray, reader: Reader, size: int, ratings: np.float32, seed: int
-    ) -> None:
-        self._rows, self._prompts, self._reader, self._ratings = rows, prompts, reader, ratings
-        self._size, self._seed, self._position = size, seed, 0
-
-    def __next__(self) -> Questions:
-        epoch, place = divmod(self._position, self._rows.size // self._size)
-        self._position += 1
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._rows.size)
-        drawn = order[place * self._size : (place + 1) * self._size]
-        return batch(self._rows.take(drawn), self._prompts[drawn], self._reader)._replace(ratings=self._ratings)
-
-    def get_state(self) -> int:
-        return self._position
-
-    def set_state(self, state: int) -> None:
-        self._position = state
-
-    def close(self) -> None:
-        """Holds nothing that must be ended."""
 
 
 def _distinct_ratings(rows: LabeledExamples) -> int:

@@ -40,8 +40,8 @@ class TrainConfig:
 
     seed: int = option(0, low=0, below=2**32)
     """Seed of initialisation, order, negatives and dropout."""
-    steps: int = option(1000, low=1)
-    """Number of batches."""
+    steps: int = option(1000, low=0)
+    """Number of batches; with 0 a run is evaluated as it starts."""
     batch_size: int = option(128, low=1)
     """Number of examples in a batch (B), over all devices."""
     history: int = option(100, low=1)

@@ -205,7 +205,7 @@ def check_outcome(
     """
     if sharding.digest(frozen) != base:
         raise RuntimeError("a frozen parameter has changed in training: this is a bug, do not trust the run")
-    unchanged = unchanged_params(initial, trainable)
+    unchanged = unchanged_params(initial, trainable) if steps else []
     if not unchanged:
         return
     delta = [name for name in unchanged if name.startswith("delta/")]

@@ -54,6 +54,21 @@ def text_bucket(length: int, most: int = ANY) -> int:
     return max(min(max(-(-length // step) * step, 8), most), length)
 
 
+def text_groups(lengths: np.ndarray, most: int = ANY) -> list[tuple[np.ndarray, int]]:
+    """Returns the rows of the texts that share a `text_bucket`, and the bucket's number of tokens, for each bucket.
+
+    Args:
+      lengths: number of tokens of each text, [n].
+      most: number of positions of the encoder.
+
+    Example:
+      >>> [(rows.tolist(), length) for rows, length in text_groups(np.array([3, 9, 7]))]
+      [([0, 2], 8), ([1], 12)]
+    """
+    padded = np.array([text_bucket(int(length), most) for length in lengths])
+    return [(np.flatnonzero(padded == length), int(length)) for length in np.unique(padded)]
+
+
 def group_lengths(lengths: np.ndarray, cost: int, most: int = ANY) -> np.ndarray:
     """Returns the length that each text of a collection is padded to, in the groups that take the fewest tokens.
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from llm4rec_jax.data.features.text import UserTemplate
 from llm4rec_jax.data.features.tokens import Tokens
+from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.labeled import LabeledExamples
 
 
@@ -93,3 +94,45 @@ def rating_prompts(examples: LabeledExamples, titles: list[str], template: str) 
         read = [titles[int(item)] for item in history[mask]]
         prompts.append(write(read, {"target": titles[int(target)]}, liked_mask=liked[mask].tolist()))
     return prompts
+
+
+def fitting_rating_prompts(
+    examples: LabeledExamples,
+    titles: list[str],
+    template: str,
+    tokenise: Callable[[list[str]], Tokens],
+    max_tokens: int,
+    before: str = "",
+) -> Tokens:
+    """Tokenizes the prompts of labelled examples, without the oldest items of histories that are too long.
+
+    Args:
+        examples: the n examples.
+        titles: names of the items [I].
+        template: as in `rating_prompts`.
+        tokenise: tokenizes texts, and cuts none of up to max_tokens + 1 tokens.
+        max_tokens: largest number of tokens of a prompt.
+        before: text in front of every prompt, such as examples with their answers.
+
+    Raises:
+        DataError: if a prompt without any history has more tokens.
+    """
+    mask, wrong = examples.mask.copy(), np.arange(examples.size)
+    written: list[Any] = [None] * examples.size
+    while len(wrong):
+        shown = examples._replace(mask=mask).take(wrong)
+        tokens = tokenise([before + prompt for prompt in rating_prompts(shown, titles, template)])
+        for row, ids, length in zip(wrong, tokens.ids, tokens.lengths, strict=True):
+            written[row] = ids[:length]
+        wrong = wrong[tokens.lengths > max_tokens]
+        if len(empty := wrong[~mask[wrong].any(axis=1)]):
+            raise DataError(
+                f"the prompt of labelled example {empty[0]} has {len(written[empty[0]])} tokens without any history, "
+                f"more than the {max_tokens} of max_prompt_tokens: raise it, or shorten the template"
+            )
+        mask[wrong, mask[wrong].argmax(axis=1)] = False
+    lengths = np.array([len(ids) for ids in written], np.int32)
+    table = np.zeros((examples.size, lengths.max(initial=0)), np.int32)
+    for row, ids in zip(table, written, strict=True):
+        row[: len(ids)] = ids
+    return Tokens(table, lengths)

@@ -47,6 +47,15 @@ def take_rows(cache: Cache, rows: jax.Array) -> Cache:
     return jax.tree.map(lambda array: array[rows] if array.ndim else array, cache)
 
 
+def widen(cache: Cache, slots: int) -> Cache:
+    """Returns the cache with further slots, `slots` in all."""
+
+    def wider(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, slots - array.shape[1]), (0, 0), (0, 0))) if array.ndim else array
+
+    return jax.tree.map(wider, cache)
+
+
 def bytes_of_row(config: DecoderConfig, slots: int) -> int:
     """Returns the memory of one row."""
     width = config.num_key_value_heads * config.head_dim
