@@ -20,6 +20,7 @@ from llm4rec_jax.io import replacing
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import folder as run_folder
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.features import feature_names
 from llm4rec_jax.runs.folder import RunFolderError
 
 RESOURCES = {"cpus": 1.0, "gpus": 0.0}
@@ -193,7 +194,9 @@ def batches(runs: Sequence[TrialRun], together: int) -> list[list[TrialRun]]:
     for run in runs:
         config = json.loads(run.config.to_json())
         fitted, asked = config["baseline"]["name"] is not None, config["data"]["source"] in LABELED_SOURCES
-        if together == 1 or run.finished or fitted or asked:
+        # Features are fitted to training data, of which each seed draws its own.
+        drawn = config["data"]["few_shot"] is not None and any(feature_names(run.config))
+        if together == 1 or run.finished or fitted or asked or drawn:
             found.append([run])
             continue
         key = shape(config), rounds(run.folder)

@@ -3,7 +3,7 @@
 Everything is computed in fixed batches, so that an embedding does not depend on what else is computed with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.batch import TokenGroup
 from llm4rec_jax.data.batching.windows import histories
+from llm4rec_jax.data.features.columns import NO_COLUMNS, Column, Columns
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.batched import map_in_fixed_batches
@@ -61,9 +62,11 @@ class RecommenderScorer:
       history: Length H of the longest history that is read.
       standardize: Changes the vectors of the catalogue's texts [I, W] together, as `inference.standardize` does; None
         leaves them as they are. For a frozen encoder.
+      columns: Further features of items and users, where the model reads any.
 
     Attributes:
       standardizes: Whether vectors of texts are changed together.
+      columns: The further features.
     """
 
     def __init__(
@@ -75,15 +78,21 @@ class RecommenderScorer:
         prompts: Prompts | None,
         history: int,
         standardize: Callable[[np.ndarray], np.ndarray] | None = None,
+        columns: Columns | None = None,
     ) -> None:
         self._model, self._method, self._mesh = model, method, mesh
         self._tokens, self._prompts, self._history = tokens, prompts, history
-        self._standardize = standardize
+        self._standardize, self.columns = standardize, columns or NO_COLUMNS
         self.standardizes = standardize is not None
         self._encoder = None if tokens is None else BatchTextEncoder(model.text_encoder, method, mesh)
 
-        def embed_items(weights: Weights, items: jax.Array, *text: jax.Array) -> jax.Array:
-            return forward(model.items, method, *weights, {"ids": items, **({"text": text[0]} if text else {})})
+        # Batches of rows are arrays one after another: the last ones are those of the columns.
+        of_items, of_users = map(jax.tree.structure, self.columns)
+
+        def embed_items(weights: Weights, items: jax.Array, *arrays: jax.Array) -> jax.Array:
+            text, rest = arrays[: len(arrays) - of_items.num_leaves], arrays[len(arrays) - of_items.num_leaves :]
+            features = {"ids": items, **({"text": text[0]} if text else {}), **of_items.unflatten(rest)}
+            return forward(model.items, method, *weights, features)
 
         def embed_users(weights: Weights, inputs: UserInputs) -> jax.Array:
             return forward(model.matcher, method, *weights, inputs, apply="user_embeddings")
@@ -92,17 +101,21 @@ class RecommenderScorer:
             """Scores [B, N] of user embeddings [B, D] with item embeddings [N, D]."""
             return forward(model.matcher, method, *weights, user_embeddings, item_embeddings, apply="score_matrix")
 
-        def of_history(weights: Weights, items: jax.Array, mask: jax.Array) -> jax.Array:
-            return at_last_position(embed_users(weights, UserInputs(items, mask)), mask)
+        def of_history(weights: Weights, items: jax.Array, mask: jax.Array, *rest: jax.Array) -> jax.Array:
+            inputs = UserInputs(items, mask, features=of_users.unflatten(rest))
+            return at_last_position(embed_users(weights, inputs), mask)
 
-        def of_prompt(weights: Weights, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        def of_prompt(weights: Weights, ids: jax.Array, mask: jax.Array, *rest: jax.Array) -> jax.Array:
             text = forward(model.text_encoder, method, *weights, ids, mask)
-            return embed_users(weights, UserInputs(prompt=text))[:, 0]
+            return embed_users(weights, UserInputs(prompt=text, features=of_users.unflatten(rest)))[:, 0]
+
+        def of_user(weights: Weights, users: jax.Array, *rest: jax.Array) -> jax.Array:
+            return embed_users(weights, UserInputs(users=users, features=of_users.unflatten(rest)))[:, 0]
 
         self._embed_items = map_in_fixed_batches(embed_items, mesh)
         self._of_history = map_in_fixed_batches(of_history, mesh)
         self._of_prompt = map_in_fixed_batches(of_prompt, mesh)
-        self._of_user = map_in_fixed_batches(lambda w, users: embed_users(w, UserInputs(users=users))[:, 0], mesh)
+        self._of_user = map_in_fixed_batches(of_user, mesh)
         self.score_matrix = score_matrix
 
     def of(
@@ -157,7 +170,9 @@ class RecommenderScorer:
         if "ids" in params and "ids" not in parts_of(delta):
             inputs = fetch(params["ids"]["embedding"])[items]
             params = {name: part for name, part in params.items() if name != "ids"}
-        return self._embed_items((params, delta), inputs, *(() if text is None else (text,)))
+        return self._embed_items(
+            (params, delta), inputs, *(() if text is None else (text,)), *_rows(self.columns.items, items)
+        )
 
     def all_item_embeddings(
         self, weights: Weights, text: np.ndarray | None, states: np.ndarray | None = None
@@ -165,25 +180,27 @@ class RecommenderScorer:
         """Returns the embeddings of every item, [I, D]; see `of`."""
         if self._model.text is not None and text is None:
             text = self.text(*weights, states)
-        num_items = self._model.num_items if text is None else len(text)
+        of_rows = [array for array in (text, *jax.tree.leaves(self.columns.items)) if array is not None]
+        num_items = len(of_rows[0]) if of_rows else self._model.num_items
         return self.item_embeddings(weights, np.arange(num_items), text)
 
     def user_embeddings(
         self, weights: Weights, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray
     ) -> np.ndarray:
         """Returns the embeddings [n, D] of the users in rows [n]."""
+        features = _rows(self.columns.users, users)
         if self._prompts is not None:
             read = [history.items[history.offsets[u] : history.offsets[u + 1]][-self._history :] for u in users]
-            return self._of_prompt(weights, *self._prompts(read, users))
+            return self._of_prompt(weights, *self._prompts(read, users), *features)
         if (known := self._model.users.known_users) is not None:
             if len(strangers := users[users >= known]):
                 raise ValueError(
                     f"user row {strangers[0]}: this model has a vector for each of the {known} users of its training "
                     "and none for anybody else; take a user model that reads histories"
                 )
-            return self._of_user(weights, users.astype(np.int32))
+            return self._of_user(weights, users.astype(np.int32), *features)
         items, mask = histories(history, users, self._history)
-        return self._of_history(weights, item_embeddings[items], mask)
+        return self._of_history(weights, item_embeddings[items], mask, *features)
 
 
 class BoundScorer:
@@ -209,6 +226,11 @@ class BoundScorer:
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
         return self._scorer.score_matrix, self._weights
+
+
+def _rows(columns: Mapping[str, Column], rows: np.ndarray) -> list[np.ndarray]:
+    """Returns the arrays of these rows; a row beyond the last one is that of somebody who is not in the data."""
+    return [array[np.minimum(rows, len(array) - 1)] for array in jax.tree.leaves(columns)]
 
 
 def _on_host(array: OnHostOrDevice) -> np.ndarray | None:

@@ -7,8 +7,10 @@
 A `Recommender` is four modules over one tree of parameters. Each is applied to the whole tree, and reads its own names:
 
     {"encoder", "pooling"}              text     token ids to vectors
-    {"project", "ids", "tower"}         items    ids and vectors of texts to item embeddings
-    {"users"} or {"project_prompt"}     matcher  to user embeddings,
+    {"project", "ids", "tower",
+     "feature_…", "fusion"}             items    ids, vectors of texts and further features to item embeddings
+    {"users"} or {"project_prompt"},
+    {"profile"}                         matcher  to user embeddings,
     {"head"}                                     and both to scores
 """
 
@@ -25,7 +27,7 @@ from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges, GraphItems, GraphUsers
 from llm4rec_jax.models.heads import HEADS, Head
-from llm4rec_jax.models.items.item_encoder import COMBINATIONS, Feature, IdTable, ItemEncoder
+from llm4rec_jax.models.items.item_encoder import Feature, FeatureEncoder, FeatureSet, IdTable
 from llm4rec_jax.models.items.projection import PROJECTIONS
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.models.users.base import USERS, UserEncoder, UserInputs
@@ -33,10 +35,11 @@ from llm4rec_jax.registry import unknown_name
 
 
 class Matcher(nn.Module):
-    """A user encoder and a scoring head."""
+    """A user encoder, features of users that are fused with its output, and a scoring head."""
 
     users: UserEncoder
     head: Head
+    profile: FeatureEncoder | None = None
 
     # Flax: a part keeps the name that it was made with. Parameters of prompts stand under "project_prompt".
     preserve_adopted_names: ClassVar[bool] = True
@@ -48,7 +51,11 @@ class Matcher(nn.Module):
 
     def user_embeddings(self, inputs: UserInputs) -> jax.Array:
         """Inputs of B users to user embeddings, [B, H, D] or [B, 1, D]; see `UserEncoder`."""
-        return self.users(inputs)
+        user_embeddings = self.users(inputs)
+        if self.profile is None:
+            return user_embeddings
+        features = jax.tree.map(lambda array: array[:, None], inputs.features)
+        return self.profile({"history": user_embeddings, **features})
 
     def score(self, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
         """User embeddings [..., D] and item embeddings [..., D], broadcast against each other, to scores [...]."""
@@ -70,7 +77,7 @@ class Recommender:
       num_items: Number of items with a trained vector each; 0 when items are known by their texts only.
     """
 
-    items: ItemEncoder
+    items: FeatureEncoder
     matcher: Matcher
     text: TextEncoder | None = None
     num_items: int = 0
@@ -108,7 +115,7 @@ def recommender(
     pooling: str | nn.Module = "mean",
     project: str | None = "mlp",
     tower: str | None = None,
-    combine: Literal["sum", "concatenation"] = "sum",
+    features: FeatureSet | None = None,
     width: int = 64,
     options: Mapping[Literal["users", "head", "project"], Mapping[str, Any]] | None = None,
 ) -> Recommender:
@@ -124,7 +131,7 @@ def recommender(
       pooling: Name in `POOLINGS`, or a module such as `load_text_encoder` gives.
       project: Name in `PROJECTIONS`, for vectors of texts; None or "none" keeps the encoder's width.
       tower: Name in `PROJECTIONS`, for the vectors of ids.
-      combine: How text and ids make one embedding.
+      features: Features of items and users beside text and ids, and how features are fused; None sums text and ids.
       width: Width D; the encoder's own width when there is no projection.
       options: Options of user model, head and projection, beyond their defaults.
 
@@ -144,11 +151,9 @@ def recommender(
       >>> model.matcher.apply({"params": params}, history, method="user_embeddings").shape
       (1, 2, 4)
     """
-    options, users = options or {}, user_model_name(users)
-    if encoder is None and num_items is None:
-        raise ValueError("a recommender needs text (an encoder), ids (the number of items), or both")
-    if combine not in COMBINATIONS:
-        raise ValueError(unknown_name("combination of features", combine, COMBINATIONS))
+    options, users, features = options or {}, user_model_name(users), features or FeatureSet()
+    if encoder is None and num_items is None and not features.items:
+        raise ValueError("a recommender needs text (an encoder), ids (the number of items), or further features")
     text = (
         None
         if encoder is None
@@ -168,13 +173,13 @@ def recommender(
         sizes = {"num_users": _required(num_users, users), "num_items": num_items, "width": width}
         graph = GRAPHS.build(users, **sizes, edges=edges, **options.get("users", {}))
 
-    features = []
+    inputs = []
     if projection is not None:
-        features.append(Feature("text", (projection.clone(name="project"),)))
+        inputs.append(Feature("text", (projection.clone(name="project"),)))
     if num_items is not None:
         table = IdTable(num_items, width, name="ids") if graph is None else GraphItems(graph, name="users")
         layers = () if tower in (None, "none") else (PROJECTIONS.build(tower, width=width).clone(name="tower"),)
-        features.append(Feature("ids", (table, *layers)))
+        inputs.append(Feature("ids", (table, *layers)))
 
     if graph is not None:
         user_encoder = GraphUsers(graph)
@@ -190,8 +195,8 @@ def recommender(
         user_encoder = USERS.build(users, **given, **options.get("users", {}))
         if user_encoder.inputs == "prompt":
             user_encoder = user_encoder.clone(name="project_prompt")
-    matcher = Matcher(user_encoder, HEADS.build(head, **options.get("head", {})))
-    return Recommender(ItemEncoder(tuple(features), width, combine), matcher, text, num_items or 0)
+    matcher = Matcher(user_encoder, HEADS.build(head, **options.get("head", {})), features.of_users(width))
+    return Recommender(features.of_items(tuple(inputs), width), matcher, text, num_items or 0)
 
 
 def _required(num_users: int | None, users: str) -> int:
@@ -212,7 +217,8 @@ def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] |
       {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, without the parts that have no parameters.
     """
 
-    width, vectors, features = model.width, jnp.zeros((2, model.width)), {"ids": jnp.zeros(2, jnp.int32)}
+    width, vectors, profile = model.width, jnp.zeros((2, model.width)), model.matcher.profile
+    features = {"ids": jnp.zeros(2, jnp.int32), **model.items.example()}
     params = {}
     if model.text is not None:
         params = text_encoder.init(model.text, key, encoder_params)
@@ -220,7 +226,8 @@ def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] |
 
     def draw(key: jax.Array) -> dict[str, Any]:
         mask, rows = jnp.zeros((2, 2), bool), jnp.zeros(2, jnp.int32)
-        inputs = UserInputs(jnp.zeros((2, 2, width)), mask, None, rows, vectors)
+        of_users = None if profile is None else profile.example()
+        inputs = UserInputs(jnp.zeros((2, 2, width)), mask, None, rows, vectors, of_users)
         items: Any = model.items.init(key, features)
         matcher: Any = model.matcher.init(key, inputs, jnp.zeros((2, width)))
         # Parts that both have, as a graph's vectors, are the same: a draw depends on the key and the name alone.

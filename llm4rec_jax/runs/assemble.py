@@ -40,6 +40,7 @@ from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.features import FeatureSet, columns_of, digest_of, fit_features, fitted_of
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.runs.start import tuned_encoder
@@ -74,7 +75,7 @@ class Assembly:
         # An encoder that an earlier run has tuned is that run's alone.
         shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
         text = ("pretrained",) if shared else ()
-        for name in ("dataset", "tokens", "prompts", *text, "model", "method", "mesh", "rules", "scorer"):
+        for name in ("dataset", "tokens", "prompts", *text, "features", "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -104,7 +105,12 @@ class Assembly:
     @property
     def reads_text(self) -> bool:
         """Whether items are text, wholly or in part."""
-        return self.config.inputs != "id"
+        return "text" in self.config.inputs.split("+")
+
+    @cached_property
+    def features(self) -> FeatureSet | None:
+        """Features of items and users beside text and ids, fitted to the training data; None without any."""
+        return fit_features(self.config, self.split)
 
     @cached_property
     def encoder_path(self) -> str:
@@ -232,7 +238,7 @@ class Assembly:
         user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
             encoder=self.pretrained.encoder if self.reads_text else None,
-            num_items=None if self.config.inputs == "text" else self.dataset.num_items,
+            num_items=self.dataset.num_items if "id" in self.config.inputs.split("+") else None,
             num_users=self.dataset.num_users,
             edges=self._edges if users in GRAPHS else None,
             users=users,
@@ -240,6 +246,7 @@ class Assembly:
             pooling=self.pretrained.pooling if self.reads_text else "mean",
             project=model.project,
             tower=model.tower,
+            features=self.features,
             width=model.width,
             options={
                 "users": dict(user_options),
@@ -281,7 +288,7 @@ class Assembly:
         rules: list[Any] = []
         if mesh.model > 1:
             rules += self.pretrained.encoder.family.sharding_rules if self.reads_text else ()
-            rules += [sharding.ITEM_RULE] if self.config.inputs != "text" and users not in GRAPHS else []
+            rules += [sharding.ITEM_RULE] if self.model.num_items and users not in GRAPHS else []
             rules += [sharding.USER_TABLE_RULE] if users in GRAPHS or USERS.lookup(users).inputs == "user_id" else []
         # Runs of before have no such key.
         return [*rules, sharding.FULLY_SHARDED] if mesh.get("fsdp") else rules
@@ -296,6 +303,7 @@ class Assembly:
             self.prompts,
             self.config.train.history,
             self._standardize if self.reads_text else None,
+            columns_of(self.features),
         )
 
     @property
@@ -359,7 +367,8 @@ class Assembly:
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data."""
-        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol}
+        features = digest_of(self.features)
+        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol, **features}
 
     def description(self) -> dict[str, Any]:
         """Returns the contents of dataset.json."""
@@ -368,6 +377,7 @@ class Assembly:
             **self.identity(),
             "statistics": self.dataset.statistics(),
             "split": self.split.statistics(),
+            **fitted_of(self.features),
         }
 
     def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:

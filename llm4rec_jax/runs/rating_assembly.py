@@ -25,6 +25,7 @@ from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.features import feature_names
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
 from llm4rec_jax.tasks import rating_scoring
@@ -55,6 +56,8 @@ class RatingAssembly:
                     f"config.train.{name} is {asked}, but a batch of labeled examples is made and computed "
                     "whole: leave it out"
                 )
+        if any(feature_names(config)):
+            raise ValueError("config.inputs and config.features name features of a ranking: labeled examples have none")
         if config.baseline.name is not None:
             ANSWER_BASELINES.lookup(config.baseline.name)
             return

@@ -18,12 +18,11 @@ from ml_collections.config_dict import placeholder
 from llm4rec_jax.models.layers.quantized import FORMATS
 from llm4rec_jax.options import check, option
 from llm4rec_jax.registry import unknown_name
+from llm4rec_jax.runs.features import FeaturesConfig
 from llm4rec_jax.tasks.generation import GenerationConfig
 from llm4rec_jax.tasks.prompt_scoring import PromptConfig
 from llm4rec_jax.tasks.ranking import LossConfig
 from llm4rec_jax.training.config import TrainConfig
-
-INPUTS = ("text", "id", "id+text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +207,8 @@ class Config:
     """Seed of everything random."""
     task: str | None = option(None, choices=("ranking", "rating", "prompt_scoring"))
     """Definition of what is learned; None takes "rating" for sources of labeled examples, otherwise "ranking"."""
-    inputs: str = option("text", choices=INPUTS)
-    """Representation of an item in the model."""
+    inputs: str = option("text")
+    """Representation of an item: "text", "id" and names of further features, joined by "+"."""
     init_from: str | None = option(None)
     """Folder of a finished run from whose trained parts this one starts: its tuned encoder, method folded in, too."""
     imports: str | None = option(None)
@@ -220,6 +219,7 @@ class Config:
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     prompt: PromptConfig = PromptConfig()
+    features: FeaturesConfig = FeaturesConfig()
     encoder: EncoderConfig = EncoderConfig()
     model: ModelConfig = ModelConfig()
     generation: GenerationConfig = GenerationConfig()

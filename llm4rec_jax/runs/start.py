@@ -33,7 +33,7 @@ def tuned_encoder(config: Any, assembly: Callable[[Any], Any]) -> dict[str, Any]
     if not tuned and not (workdir / "config.json").exists():
         return None
     theirs: Any = folder.config_of(workdir)
-    if theirs.inputs == "id" or (not tuned and theirs.init_from is None):
+    if "text" not in theirs.inputs.split("+") or (not tuned and theirs.init_from is None):
         return None
     for key in ("path", "layers", "pretrained", "quantize"):
         if config.encoder[key] != theirs.encoder[key]:

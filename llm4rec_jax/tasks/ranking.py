@@ -76,7 +76,8 @@ class RankingTask:
       prompts: Writes histories as text, for a user model that reads prompts.
       ks: Cut-offs of the validation metrics.
       state_cache_bytes: Hidden states below the lowest trained block are computed once when they are no larger.
-      scorer: Scorer of the model on the task's devices, whose programs are used; one is made by default.
+      scorer: Scorer of the model on the task's devices, whose programs are used, and its columns of features; one
+        without columns is made by default.
 
     Raises:
       ValueError: Options that do not go together.
@@ -160,10 +161,11 @@ class RankingTask:
             ]
 
     def constant_shapes(self, params: Params) -> dict[str, Any]:
-        """Returns the shapes of the text vectors [I, W] and of the cached states [I, L, W]; None where not used."""
+        """Returns the shapes of text vectors [I, W], cached states [I, L, W] and columns; None where not used."""
         return {
             "text": self.scorer.shape_of_text() if self._constant_text else None,
             "states": self.scorer.shape_of_states(self._layer) if self._caches_states else None,
+            "columns": jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), self.scorer.columns),
         }
 
     def prepare(self, params: Params) -> dict[str, Any]:
@@ -172,6 +174,7 @@ class RankingTask:
         return {
             "text": self.scorer.text(weights, delta) if self._constant_text else None,
             "states": self.scorer.states(weights, delta, self._layer) if self._caches_states else None,
+            "columns": self.scorer.columns,
         }
 
     # ----------------------------------------------------------------------------------------------------------- input

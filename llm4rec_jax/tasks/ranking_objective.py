@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm4rec_jax.data.batching.batch import BY_ITEM, Batch
+from llm4rec_jax.data.features.columns import NO_COLUMNS, Columns
 from llm4rec_jax.losses.blocks import Block, softmax_in_blocks
 from llm4rec_jax.losses.ranking import Loss, reduce_mean
 from llm4rec_jax.models.recommender import Recommender
@@ -60,7 +61,8 @@ class Objective(NamedTuple):
         Args:
           trainable: {"delta": the method's arrays, "params": trained parameters of the recommender}.
           frozen: {"params": the other parameters, "text": text vectors [I, W] or None, "states": hidden states
-            [I, L, W] below the first trained layer, or [I, L, S, W] of all layers, or None}.
+            [I, L, W] below the first trained layer, or [I, L, S, W] of all layers, or None, "columns": further
+            features of items and users, or None}.
           batch: The batch.
           key: Key of dropout; None turns dropout off.
           item_micro_batch: Number of texts that are encoded at a time, and again for their gradient, so that memory is
@@ -89,7 +91,8 @@ class Objective(NamedTuple):
 
         keys = iter(() if key is None else jax.random.split(key, 5))
         run = runner(keys)
-        features = {"ids": jnp.asarray(batch.items)}
+        columns = frozen.get("columns") or NO_COLUMNS
+        features = {"ids": jnp.asarray(batch.items), **jax.tree.map(lambda array: array[batch.items], columns.items)}
         if frozen["text"] is not None:
             features["text"] = frozen["text"][batch.items]
         elif self.model.text is not None:
@@ -101,23 +104,26 @@ class Objective(NamedTuple):
             features["text"] = vectors
         item_embeddings = run(self.model.items, features)
         if self.micro_batches == 1:
-            return self._user_losses(item_embeddings, batch, run)
+            return self._user_losses(item_embeddings, batch, columns, run)
 
         def part_losses(users: Batch, key: jax.Array | None) -> jax.Array:
             users = users._replace(**{name: getattr(batch, name) for name in BY_ITEM})
             run = runner(iter(() if key is None else jax.random.split(key, 4)))
-            return self._user_losses(item_embeddings, users, run)
+            return self._user_losses(item_embeddings, users, columns, run)
 
         by_user = batch._replace(**dict.fromkeys(BY_ITEM))
         return map_parts(part_losses, by_user, next(keys, None), self.micro_batches, self.mesh)
 
-    def _user_losses(self, item_embeddings: jax.Array, batch: Batch, run: Callable[..., jax.Array]) -> jax.Array:
+    def _user_losses(
+        self, item_embeddings: jax.Array, batch: Batch, columns: Columns, run: Callable[..., jax.Array]
+    ) -> jax.Array:
         """Returns the loss of every target [B, T] from the embeddings [U, D] of the batch's items."""
         matcher = self.model.matcher
         history, mask = item_embeddings[batch.history], jnp.asarray(batch.history_mask)
         prompt: Any = None if batch.prompt is None else run(self.model.text_encoder, *batch.prompt)
         masked: Any = batch.masked_positions
-        inputs = UserInputs(history, mask, masked, jnp.asarray(batch.users), prompt)
+        features = jax.tree.map(lambda array: array[batch.users], columns.users)
+        inputs = UserInputs(history, mask, masked, jnp.asarray(batch.users), prompt, features)
         user_embeddings = run(matcher, inputs, apply="user_embeddings")
         if batch.target.shape[1] != user_embeddings.shape[1]:
             user_embeddings = at_last_position(user_embeddings, mask)[:, None]

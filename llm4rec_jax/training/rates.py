@@ -13,8 +13,8 @@ from llm4rec_jax.trees import flatten
 # Names of parameters by the part of the model that they belong to.
 _PARTS = {
     "encoder": ("encoder", "pooling"),
-    "items": ("project", "ids", "tower", "combine"),
-    "users": ("users", "project_prompt"),
+    "items": ("project", "ids", "tower", "feature", "fusion"),
+    "users": ("users", "project_prompt", "profile"),
     "head": ("head", "answers"),
 }
 
@@ -78,6 +78,7 @@ def rate_factors(
 def _part(name: str) -> str | None:
     """Returns the part of a path: "encoder" for "delta/0/encoder/layer_1/…", "users" for "params/users/…"."""
     first = re.sub(r"^(delta|params)/(\d+/)*", "", name).split("/")[0].split(".")[0]
+    first = "feature" if first.startswith("feature_") else first
     return next((part for part, holders in _PARTS.items() if first in holders), None)
 
 

@@ -13,6 +13,7 @@ from llm4rec_jax.models.encoders.bert import Bert, BertConfig
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
+from llm4rec_jax.models.items.item_encoder import FeatureSet
 from llm4rec_jax.models.items.projection import PROJECTIONS
 from llm4rec_jax.models.recommender import init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS, UserInputs, at_last_position
@@ -216,11 +217,14 @@ def test_options_reach_their_parts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "needs text (an encoder), ids (the number of items), or both"),
+        ({}, "needs text (an encoder), ids (the number of items), or further features"),
         ({"num_items": 3, "users": "text"}, "there is no encoder"),
         ({"num_items": 3, "users": "mf"}, "users='mf' has a vector for each user: give num_users"),
         ({"num_items": 3, "num_users": 2, "users": "lightgcn"}, "give num_items and edges, and no encoder"),
-        ({"num_items": 3, "combine": "som"}, "unknown combination of features 'som'; did you mean 'sum'?"),
+        (
+            {"num_items": 3, "features": FeatureSet(fusion="som")},
+            "unknown fusion of features 'som'; did you mean 'sum'?",
+        ),
         ({"num_items": 3, "users": "transfomer"}, "unknown user model 'transfomer'; did you mean 'transformer'?"),
         ({"num_items": 3, "head": "dott"}, "unknown scoring head 'dott'; did you mean 'dot'?"),
         ({"encoder": ENCODER, "pooling": "men"}, "unknown pooling 'men'; did you mean 'mean'?"),
@@ -239,12 +243,13 @@ def test_parts_that_do_not_exist_or_go_together(options, message):
 
 
 def test_features_can_be_concatenated():
-    model = build("both", users="mean", project="linear", width=8, combine="concatenation")
+    features = FeatureSet(fusion="concat", fusion_options={"hidden": None})
+    model = build("both", users="mean", project="linear", width=8, features=features)
     params = drawn(model)
     text = run(model.text, params, TOKENS, TOKENS_MASK)
-    p, c = params["project"]["output"], params["combine"]
-    features = np.concatenate([text @ p["kernel"] + p["bias"], params["ids"]["embedding"][ITEMS]], axis=1)
-    want = features @ c["kernel"] + c["bias"]
+    p, c = params["project"]["output"], params["fusion"]["output"]
+    concatenated = np.concatenate([text @ p["kernel"] + p["bias"], params["ids"]["embedding"][ITEMS]], axis=1)
+    want = concatenated @ c["kernel"] + c["bias"]
     np.testing.assert_allclose(run(model.items, params, {"ids": ITEMS, "text": text}), want, atol=1e-5)
 
 

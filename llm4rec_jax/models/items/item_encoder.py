@@ -1,40 +1,47 @@
 """Item embeddings C_i from the features of items: their ids, their texts, and whatever a further feature reads."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-COMBINATIONS = ("sum", "concatenation")
+from llm4rec_jax.data.features.columns import Column, FittedFeature
+from llm4rec_jax.models.items.columns import COLUMN_LAYERS
+from llm4rec_jax.models.items.fusion import FUSIONS, Fusion
 
 
 class Feature(NamedTuple):
-    """One feature of items.
+    """One feature of items or users.
 
     Attributes:
-      name: Its name in the inputs of `ItemEncoder`: "text", "ids".
+      name: Its name in the inputs of `FeatureEncoder`: "text", "ids", "year".
       layers: Modules that take the feature to [U, D], one after another. The parameters of each stand under its `name`,
-        which no other layer of the item encoder has.
+        which no other layer of the encoder has.
+      example: Shapes and types of two rows of the feature, for a feature that is a `Column`.
     """
 
     name: str
     layers: tuple[nn.Module, ...]
+    example: Any = None
 
 
-class ItemEncoder(nn.Module):
-    """Item embeddings as the sum of features, or as a linear map of their concatenation.
+class FeatureEncoder(nn.Module):
+    """Embeddings of items, or of users, fused from their features.
 
     Attributes:
-      features: The features, in the order of the sum or concatenation.
-      width: Width D of item embeddings.
-      combine: "sum" or "concatenation".
+      features: The features, in the order of the fusion.
+      width: Width D of embeddings.
+      fusion: How features make one embedding.
+      dropout: Probability that training masks a feature of a row, used when a dropout rng is given. A row keeps its
+        features where all of them would be masked.
 
     Example:
       >>> text = Feature("text", (nn.Dense(4, name="project"),))
       >>> ids = Feature("ids", (IdTable(num_items=10, width=4, name="ids"),))
-      >>> model = ItemEncoder((text, ids), width=4)
+      >>> model = FeatureEncoder((text, ids), 4, FUSIONS.build("sum", width=4))
       >>> inputs = {"text": jnp.ones((3, 6)), "ids": jnp.array([7, 0, 2])}
       >>> params = model.init(jax.random.key(0), inputs)["params"]
       >>> sorted(params), model.apply({"params": params}, inputs).shape
@@ -43,23 +50,81 @@ class ItemEncoder(nn.Module):
 
     features: tuple[Feature, ...]
     width: int
-    combine: Literal["sum", "concatenation"] = "sum"
+    fusion: Fusion
+    dropout: float = 0.0
 
     # Flax: layers keep the names that they were made with, so parameter paths don't depend on their order.
     preserve_adopted_names: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
-        """The features of U items, each [U, …], to item embeddings [U, D]."""
-        encoded = []
+    def __call__(self, inputs: Mapping[str, Any]) -> jax.Array:
+        """The features of U rows, each [U, …], to embeddings [U, D]."""
+        parts, masks = [], []
         for feature in self.features:
             x = inputs[feature.name]
+            masks.append(x.present if isinstance(x, Column) else None)
             for layer in feature.layers:
                 x = layer(x)
-            encoded.append(x)
-        if self.combine == "concatenation":
-            return nn.Dense(self.width, name="combine")(jnp.concatenate(encoded, axis=-1))
-        return sum(encoded[1:], encoded[0])
+            parts.append(x)
+        drops = self.dropout > 0 and self.has_rng("dropout")
+        if not drops and all(mask is None for mask in masks):
+            return self.fusion(parts, None)
+        parts = jnp.broadcast_arrays(*parts)
+        rows = parts[0].shape[:-1]
+        present = jnp.stack([jnp.broadcast_to(True if mask is None else mask, rows) for mask in masks], axis=-1)
+        if drops:
+            kept = present & ~jax.random.bernoulli(self.make_rng("dropout"), self.dropout, present.shape)
+            present = jnp.where(kept.any(-1, keepdims=True), kept, present)
+        return self.fusion(parts, present)
+
+    def example(self) -> dict[str, Any]:
+        """Returns zeros of two rows for the features that are columns."""
+        columns = {feature.name: feature.example for feature in self.features if feature.example is not None}
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Features beside text and ids, and how features are fused.
+
+    Attributes:
+      items: Fitted features of items by name.
+      users: Fitted features of users by name; they are fused with what the user encoder gives.
+      fusion: Name in `FUSIONS` for the features of items, text and ids among them.
+      user_fusion: Name in `FUSIONS` for user embeddings and the features of users.
+      fusion_options, user_fusion_options: Options of the fusions.
+      dropout: Probability that training masks a feature of an item or user.
+    """
+
+    items: Mapping[str, FittedFeature] = dataclasses.field(default_factory=dict)
+    users: Mapping[str, FittedFeature] = dataclasses.field(default_factory=dict)
+    fusion: str = "sum"
+    user_fusion: str = "sum"
+    fusion_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    user_fusion_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dropout: float = 0.0
+
+    def of_items(self, features: tuple[Feature, ...], width: int) -> FeatureEncoder:
+        """Returns the encoder of items from their text and ids and the features here."""
+        fusion = FUSIONS.build(self.fusion, width=width, **self.fusion_options)
+        return FeatureEncoder((*features, *_columns(self.items, width, "feature_")), width, fusion, self.dropout)
+
+    def of_users(self, width: int) -> FeatureEncoder | None:
+        """Returns the encoder that fuses the user encoder's output, "history", with features; None without any."""
+        if not self.users:
+            return None
+        fusion = FUSIONS.build(self.user_fusion, width=width, **self.user_fusion_options)
+        return FeatureEncoder((Feature("history", ()), *_columns(self.users, width)), width, fusion, self.dropout)
+
+
+def _columns(fitted: Mapping[str, FittedFeature], width: int, prefix: str = "") -> tuple[Feature, ...]:
+    """Returns the features that read fitted columns; the names of their parameters begin with `prefix`."""
+    features = []
+    for name, feature in fitted.items():
+        layer = COLUMN_LAYERS.build(feature.layer, width=width, **feature.layer_options).clone(name=prefix + name)
+        example = jax.tree.map(lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), feature.column)
+        features.append(Feature(name, (layer,), example))
+    return tuple(features)
 
 
 class IdTable(nn.Module):

@@ -10,6 +10,7 @@ An encoder of one's own is one class in one file. It names the inputs that it re
             return inputs.history
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -35,6 +36,8 @@ class UserInputs(NamedTuple):
       masked_positions: Positions of the history that are hidden from the encoder, bool [B, H]; None hides none.
       users: Rows of the user table, [B].
       prompt: Pooled vectors of the histories written as text, [B, W].
+      features: Features of the users by name, each a `Column` [B, …]. User encoders don't read them: the matcher fuses
+        them with the encoder's output.
     """
 
     history: jax.Array = _NOT_GIVEN
@@ -42,6 +45,7 @@ class UserInputs(NamedTuple):
     masked_positions: jax.Array | None = None
     users: jax.Array = _NOT_GIVEN
     prompt: jax.Array = _NOT_GIVEN
+    features: Mapping[str, Any] | None = None
 
 
 class UserEncoder(nn.Module):

@@ -1,0 +1,214 @@
+"""Runs on made data in which numbers, categories or vectors alone tell the taste: they reach what can be reached."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from ml_collections import ConfigDict
+
+from llm4rec_jax.runs.folder import RunFolderError
+from llm4rec_jax.runs.load import evaluate_again, load
+from llm4rec_jax.runs.run import run
+from llm4rec_jax.runs.schema import default_config
+from tests.helpers import tiny
+
+GROUPS, SIZE, USERS = 4, 30, 160
+ITEMS = GROUPS * SIZE
+# Items that nobody has in training, which only their features can tell: all those of a user's group are the targets, so
+# that NDCG@10 can be 1. By chance it is their share of the items that the user has not had.
+COLD = np.arange(SIZE) % 5 >= 3
+CHANCE = COLD.sum() / (ITEMS - SIZE + COLD.sum())
+
+
+def write(path: Path, events: list[tuple[Any, ...]]) -> None:
+    pl.DataFrame(events, ["user_id", "item_id", "time", "part"], orient="row").write_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each user likes one group of items. Price, genre and vector tell an item's group; title and shuffled ones don't.
+
+    Prices of a group lie together, and groups of a kind of user are not in order of price.
+    """
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    group, nth = np.divmod(np.arange(ITEMS), SIZE)
+    price = 10 * np.array([2, 0, 3, 1])[group] + rng.uniform(0, 4, ITEMS)
+    tags = [",".join(rng.choice([f"tag {k}" for k in range(12)], 2, replace=False)) for _ in group]
+    genre = [f"genre {g},{tag}" for g, tag in zip(group, tags, strict=True)]
+    vector = np.eye(GROUPS)[group] + rng.normal(0, 0.2, (ITEMS, GROUPS))
+    order = rng.permutation(ITEMS)
+    pl.DataFrame(
+        {
+            "item_id": [f"i{n}" for n in range(ITEMS)],
+            # Every title occurs once in every group.
+            "title": [f"{tiny.COLOURS[n % 3]} {tiny.THINGS[n // 3]}" for n in nth],
+            "price": price,
+            "genre": genre,
+            "shuffled_price": price[order],
+            "shuffled_genre": [genre[n] for n in order],
+        }
+    ).write_parquet(folder / "items.parquet")
+    names = np.array([f"i{n}" for n in range(ITEMS)])
+    np.savez(folder / "vector.npz", ids=names, vectors=vector)
+    np.savez(folder / "shuffled_vector.npz", ids=names, vectors=vector[order])
+    taste = np.arange(USERS) % GROUPS
+    events = []
+    for user, g in enumerate(taste):
+        warm = rng.permutation(np.flatnonzero(~COLD))
+        for part, own in (("train", warm[:-2]), ("validation", warm[-2:]), ("test", np.flatnonzero(COLD))):
+            events += [(user, item, len(events), part) for item in names[g * SIZE + own].tolist()]
+    write(folder / "events.parquet", events)
+    pl.DataFrame({"user_id": np.arange(USERS), "age": taste * 10 + 20, "city": [f"c{g}" for g in taste]}).write_parquet(
+        folder / "users.parquet"
+    )
+    tiny.encoder_folder(folder / "encoder")
+    return folder
+
+
+OPTIONS = {
+    "price": {"embedding": "piecewise_linear", "bins": 12},
+    "genre": {"separator": ","},
+    "vector": {"kind": "vectors", "path": "vector.npz"},
+}
+OPTIONS |= {f"shuffled_{name}": options for name, options in OPTIONS.items()}
+
+
+def config(data: Path, inputs: str, **features: Any) -> Any:
+    config: Any = default_config()
+    config.inputs = inputs
+    with config.unlocked():
+        config.data.source, config.data.path = "table", str(data / "events.parquet")
+        config.data.options = ConfigDict(
+            {
+                "timestamp": "time", "part": "part", "items_path": str(data / "items.parquet"),
+                "users_path": str(data / "users.parquet"),
+            }
+        )  # fmt: skip
+        config.data.split = "given"
+        config.encoder.path, config.text.item = str(data / "encoder"), "the {title}."
+        for name in inputs.split("+"):
+            options = dict(OPTIONS.get(name, {}))
+            if "path" in options:
+                options["path"] = str(data / f"{name}.npz")
+            if options:
+                config.features.item_options[name] = ConfigDict(options)
+        config.features.update(ConfigDict(features))
+    config.model.users, config.model.width = "mean", 32
+    # Compared with items of the batch only: those that nobody has are never wrong answers.
+    config.loss.name = "in_batch"
+    config.train.steps = config.train.eval_every = config.train.log_every = config.train.checkpoint_every = 200
+    config.train.batch_size, config.train.learning_rate = 64, 1e-2
+    return config
+
+
+def ndcg(workdir: Path, chosen: Any) -> float:
+    return run(chosen, workdir)["test"]["ndcg@10"]
+
+
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("inputs", "features"),
+    [
+        ("price", {}),
+        ("text+genre", {"fusion": "concat"}),
+        pytest.param("genre", {}, marks=long),
+        pytest.param("vector", {}, marks=long),
+        pytest.param("text+price", {}, marks=long),
+        pytest.param("text+price", {"fusion": "gated"}, marks=long),
+        pytest.param("text+vector", {"fusion": "attention"}, marks=long),
+        pytest.param("text+genre+vector", {"fusion": "gated", "dropout": 0.2}, marks=long),
+    ],
+)
+def test_a_feature_that_tells_the_taste_reaches_what_can_be_reached(data, tmp_path, inputs, features):
+    assert ndcg(tmp_path, config(data, inputs, **features)) >= 0.95
+
+
+@pytest.mark.long
+def test_a_periodic_embedding_reaches_it_too_and_a_linear_one_cannot(data, tmp_path):
+    reached = {}
+    for embedding in ("periodic", "linear"):
+        chosen = config(data, "price")
+        with chosen.unlocked():
+            chosen.features.item_options.price = ConfigDict({"embedding": embedding})
+        reached[embedding] = ndcg(tmp_path / embedding, chosen)
+    assert reached["periodic"] >= 0.95
+    assert reached["linear"] < 0.8
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "shuffled_price",
+        pytest.param("text", marks=long),
+        pytest.param("shuffled_genre", marks=long),
+        pytest.param("shuffled_vector", marks=long),
+    ],
+)
+def test_columns_without_information_are_at_chance(data, tmp_path, inputs):
+    # The 40 places of four groups' lists vary by .05 around the chance of .12.
+    assert ndcg(tmp_path, config(data, inputs)) < 2.2 * CHANCE < 0.3
+
+
+@pytest.mark.parametrize("users", ["city", pytest.param("age", marks=long), pytest.param(None, marks=long)])
+def test_features_of_users_enter_their_embeddings(data, tmp_path, users):
+    """With a history of one item from a common pool, only the user's age or city tells the taste."""
+    rng, pool, events = np.random.default_rng(1), 20, []
+    for user in range(USERS):
+        common, own = rng.permutation(pool).tolist(), (pool + user % GROUPS * 20 + rng.permutation(20)).tolist()
+        read = [item for pair in zip(common[:4], own[:4], strict=True) for item in pair]
+        events += [(user, item, n, "train") for n, item in enumerate(read)]
+        events += [(user, item, 8, "validation") for item in own[4:6]]
+        events += [(user, common[4], 9, "train")]
+        events += [(user, item, 10, "test") for item in own[6:]]
+    write(tmp_path / "events.parquet", events)
+    chosen = config(data, "id", users=users)
+    chosen.data.path, chosen.train.history, chosen.model.users = str(tmp_path / "events.parquet"), 1, "two_tower"
+    with chosen.unlocked():
+        del chosen.data.options["items_path"]
+        if users == "age":
+            chosen.features.user_options.age = ConfigDict({"embedding": "piecewise_linear"})
+    reached = ndcg(tmp_path / "run", chosen)
+    assert reached >= 0.95 if users else reached < 1.5 * 14 / 80
+    if users:
+        # Somebody who is not in the data has neither.
+        assert len(load(tmp_path / "run").recommend(history=["3"], k=3)) == 3
+
+
+def test_a_run_keeps_what_was_fitted_and_refuses_other_vectors(data, tmp_path):
+    chosen = config(data, "id+price+vector", users="age")
+    chosen.train.steps = chosen.train.eval_every = chosen.train.checkpoint_every = 2
+    held = run(chosen, tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "dataset.json").read_text())
+    assert set(described["item_features"]) == {"price", "vector"}
+    assert len(described["item_features"]["price"]["edges"]) == 13
+    assert set(described["user_features"]["age"]) == {"kind", "column", "transform", "mean", "deviation"}
+    assert evaluate_again(tmp_path / "run")["test"] == held["test"]
+    kept = (data / "vector.npz").read_bytes()
+    try:
+        (data / "vector.npz").write_bytes((data / "shuffled_vector.npz").read_bytes())
+        with pytest.raises(RunFolderError, match=r"data changed .* its features was"):
+            evaluate_again(tmp_path / "run")
+    finally:
+        (data / "vector.npz").write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "features", "message"),
+    [
+        ("pice", {}, "unknown item column 'pice'; did you mean 'price'?"),
+        ("", {}, "config.inputs is empty"),
+        ("id+id", {}, "names 'id' twice"),
+        ("id+my price", {}, "'my price' in it is no name of a feature"),
+        ("id", {"users": "agee"}, "unknown user column 'agee'; did you mean 'age'?"),
+        ("id", {"item_options": {"price": {}}}, "'price'"),
+        ("id", {"fusion": "gate"}, "unknown fusion of features 'gate'; did you mean 'gated'?"),
+    ],
+)
+def test_features_that_do_not_exist(data, tmp_path, inputs, features, message):
+    with pytest.raises(ValueError, match=message):
+        run(config(data, inputs, **features), tmp_path)
