@@ -25,6 +25,7 @@ class LabeledExamples(NamedTuple):
         mask: bool [n, H], where the history has an item.
         target: int32 [n], rows of the item table.
         label: float32 [n], 1 if the user likes the target, else 0.
+        impression: int32 [n], the list of items shown together that the target was in, or None.
     """
 
     user: NDArray[np.int32]
@@ -33,6 +34,7 @@ class LabeledExamples(NamedTuple):
     mask: NDArray[np.bool_]
     target: NDArray[np.int32]
     label: NDArray[np.float32]
+    impression: NDArray[np.int32] | None = None
 
     @property
     def size(self) -> int:
@@ -41,7 +43,7 @@ class LabeledExamples(NamedTuple):
 
     def take(self, index: NDArray[np.int64]) -> "LabeledExamples":
         """Returns the examples selected by row numbers or by a boolean mask [n]."""
-        return LabeledExamples._make(column[index] for column in self)
+        return LabeledExamples._make(None if column is None else column[index] for column in self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +86,9 @@ class LabeledData:
         digest = hashlib.sha256(self._dataset().fingerprint.encode())
         for name, rows in self.parts().items():
             digest.update(f"{name} {rows.history.shape};".encode())
-            for column in (rows.history, rows.liked, rows.mask):
-                digest.update(column.astype("<i4").tobytes())
+            for column in (rows.history, rows.liked, rows.mask, rows.impression):
+                if column is not None:
+                    digest.update(column.astype("<i4").tobytes())
         return digest.hexdigest()
 
     def statistics(self) -> dict[str, int | float]:
@@ -198,6 +201,8 @@ def _check(name: str, rows: LabeledExamples, num_items: int) -> None:
     shapes = {"history": (n, *width), "liked": (n, *width), "mask": (n, *width)}
     dtypes = {"history": "int32", "liked": "bool", "mask": "bool", "label": "float32"}
     for column, values in rows._asdict().items():
+        if values is None:
+            continue
         shape, dtype = shapes.get(column, (n,)), dtypes.get(column, "int32")
         if values.shape != shape or len(width) != 1 or values.dtype != dtype:
             raise DataError(f"{name}: {column!r} is {values.dtype} {values.shape}; make it {dtype} {shape}")

@@ -165,7 +165,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises ValueError for non-finite scores, other labels, or labels of one class.
     """
     scores, labels = _scored_labels(scores, labels)
-    value, positives, negatives = _grouped_auc(scores, labels, np.zeros(scores.size, np.int64))
+    value, positives, negatives = grouped_auc(scores, labels, np.zeros(scores.size, np.int64))
     if not (positives.any() and negatives.any()):
         raise ValueError(f"AUC needs both classes, got {labels.sum()} positives of {labels.size}")
     return float(value[0])
@@ -178,7 +178,7 @@ def gauc(scores: ArrayLike, labels: ArrayLike, users: ArrayLike) -> GroupAUC:
     """
     scores, labels = _scored_labels(scores, labels)
     _, group = np.unique(np.asarray(users), return_inverse=True)
-    value, positives, negatives = _grouped_auc(scores, labels, group)
+    value, positives, negatives = grouped_auc(scores, labels, group)
     both = (positives > 0) & (negatives > 0)
     if not both.any():
         raise ValueError(f"group AUC needs a user with both classes, none of {both.size} has")
@@ -320,7 +320,7 @@ def _errors(predictions: ArrayLike, ratings: ArrayLike) -> Floats:
     return values - others
 
 
-def _grouped_auc(scores: Floats, labels: Floats, group: Ints) -> tuple[Floats, np.ndarray, np.ndarray]:
+def grouped_auc(scores: Floats, labels: Floats, group: Ints) -> tuple[Floats, np.ndarray, np.ndarray]:
     """AUC (meaningless where a class is missing), positives and negatives of each group. [n] -> [groups]."""
     order = np.lexsort((scores, group))
     scores, labels, group = scores[order], labels[order], group[order]

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.labeled import LabeledData, LabeledExamples
 from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.evaluation.impressions import impression_metrics
 from llm4rec_jax.evaluation.significance import Interval
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,8 @@ _BLOCK = 2**21
 class PointwiseEvaluation(NamedTuple):
     """Attributes:
     summary: `auc` over all questions, `gauc` (within users, weighted by their likes), `log_loss` in nats, `accuracy` of
-      the sign, and `rows`, `users`, `users_skipped` (by gauc: with labels of one class), `liked_share`.
+      the sign, and `rows`, `users`, `users_skipped` (by gauc: with labels of one class), `liked_share`. Where the
+      questions come in impressions, `impression_auc`, `mrr`, `ndcg@5` and `ndcg@10` too; see `impression_metrics`.
     per_row: one row a question, in order: `user_id`, `item_id` (the target), `label`, `score`.
     """
 
@@ -62,6 +64,8 @@ def evaluate(scores: ArrayLike, data: LabeledData, rows: LabeledExamples) -> Poi
         "users_skipped": float(within.users_skipped),
         "liked_share": float(labels.mean()),
     }
+    if rows.impression is not None:
+        summary |= impression_metrics(scores, labels, rows.impression)
     per_row = pl.DataFrame(
         {
             "user_id": data.users["user_id"].gather(rows.user),

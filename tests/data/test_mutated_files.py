@@ -11,8 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llm4rec_jax.data.interactions import DataError, Dataset
-from llm4rec_jax.data.sources import load
+from llm4rec_jax.data.interactions import DataError, Dataset, Interactions
+from llm4rec_jax.data.labeled import LabeledData
+from llm4rec_jax.data.sources import load, load_labeled
+from tests.data.test_field_formats import NEWS, behaviors
 from tests.data.test_published_sources import WINDOW
 from tests.data.test_published_sources import lines as unisrec_lines
 from tests.helpers import mutations
@@ -48,6 +50,18 @@ def _parquet() -> bytes:
     buffer = io.BytesIO()
     pl.DataFrame(EVENTS, schema=NAMES, orient="row").write_parquet(buffer)
     return buffer.getvalue()
+
+
+def _sequential() -> bytes:
+    buffer = io.BytesIO()
+    rows = {"uid": [1, 2, 3], "item_id": [[7, 8], [8], [9, 7, 8]], "timestamp": [[1, 2], [3], [4, 5, 6]]}
+    pl.DataFrame(rows).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _clicks(data: LabeledData) -> Dataset:
+    rows = data.train
+    return Dataset(data.name, Interactions(rows.user, rows.target, rows.label), data.items, data.users)
 
 
 def _atomic(folder: Path, name: str) -> list[tuple[Any, ...]]:
@@ -123,12 +137,45 @@ CASES = {
         }, b"\t",
         lambda f: load("unisrec", f, window=WINDOW), None,
     ),
+    "lc_rec": Case(
+        {
+            "t.inter.json": json.dumps({f"u{u}": [(u * 3 + n) % 7 for n in range(6)] for u in range(8)}),
+            "t.item.json": json.dumps({str(n): {"title": f"Item {n}"} for n in range(7)}),
+        }, b",",
+        lambda f: load("lc_rec", f),
+        lambda f: [
+            (user.strip(), str(item).strip(), None, float(at))
+            for user, items in json.loads(mutations.text_of(f / "t.inter.json")).items()
+            for at, item in enumerate(items)
+        ],
+    ),
+    "iisan": Case(
+        {"users.tsv": SEQUENCES.replace(" ", "\t", 1), "items.tsv": "".join(f"{n + 1}\tItem {n}\n" for n in range(7))},
+        b"\t",
+        lambda f: load(
+            "sequences", f / "users.tsv", items_path=f / "items.tsv", items_header=["item_id", "title"]
+        ),
+        lambda f: mutations.sequences(f / "users.tsv"),
+    ),
+    "yambda": Case(
+        {"d.parquet": _sequential()}, None,
+        lambda f: load("table", f / "d.parquet", user="uid", timestamp="timestamp"),
+        lambda f: [
+            (str(row["uid"]), str(item), None, float(time))
+            for row in mutations.parquet(f / "d.parquet")
+            for item, time in zip(row["item_id"], row["timestamp"], strict=True)
+        ],
+    ),
+    "mind": Case(
+        {"news.tsv": NEWS, "behaviors.tsv": behaviors()}, b"\t",
+        lambda f: _clicks(load_labeled("mind", f)), None,
+    ),
 }  # fmt: skip
 
 # Faults of a whole file, or of its header, which no row can be named for.
 OF_THE_FILE = re.compile(
     r"is empty|Parquet|unknown column|has no (item|user) of index|columns? .* (occurs|holds)|called (user|item)_id|"
-    r"types of a key differ|position \d+ of the sequence"
+    r"types of a key differ|position \d+ of the sequence|too few impressions|holds no JSON object|(user|item) '"
 )
 
 

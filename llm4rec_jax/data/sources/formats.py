@@ -19,6 +19,7 @@ def read_table(
     separator: str | None = None,
     quoted: bool | None = None,
     columns: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
     encoding: str = "utf-8",
 ) -> Table:
     """Reads a table by its extension, in any case: .csv, .tsv, .txt, .dat, .parquet, .json, .jsonl or .ndjson.
@@ -31,6 +32,7 @@ def read_table(
             makes a delimited file of any extension.
         quoted: whether double quotes enclose fields; by default in .csv only.
         columns: names of the columns of a delimited file without a header line.
+        keys: the keys of JSON objects that are read, where others hold what no column can; None reads all.
         encoding: text encoding of the file.
 
     Raises:
@@ -50,7 +52,7 @@ def read_table(
     if quoted is not None or columns is not None:
         raise ValueError(f"{path}: quoted= and columns= are for delimited text; leave them out for {suffix!r}")
     if suffix in (".json", ".jsonl", ".ndjson"):
-        return read_json(path, encoding=encoding)
+        return read_json(path, keys=keys, encoding=encoding)
     if suffix == ".parquet":
         return read_parquet(path)
     require(path)

@@ -1,7 +1,7 @@
 """Reading of JSON: one object a line, or one array of objects."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ _EXACT_FLOAT = 2**53
 _LARGEST_INTEGER = 2**63 - 1
 
 
-def read_json(path: Path, *, encoding: str = "utf-8") -> Table:
+def read_json(path: Path, *, keys: Sequence[str] | None = None, encoding: str = "utf-8") -> Table:
     """Reads a file of one JSON object a line, or of one array of objects; columns take the types of the values.
+
+    Args:
+        path: the file.
+        keys: the keys that are read; None reads all, and so does a key that no object has.
+        encoding: text encoding of the file.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -27,12 +32,12 @@ def read_json(path: Path, *, encoding: str = "utf-8") -> Table:
     # Every line of a .jsonl file is one row, whatever it begins with.
     is_json = ".json" in [suffix.lower() for suffix in path.suffixes[-2:]]
     if is_json and content.lstrip()[:1] == b"[":
-        values = _parse(content, f"{path}", "correct the file")
+        values = parse(content, f"{path}", "correct the file")
         rows, name = [(number, value) for number, value in enumerate(values, 1)], "entry"
     else:
         lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
         rows = [
-            (n, _parse(line, f"{path}, line {n}: malformed row", "write one JSON object a line")) for n, line in lines
+            (n, parse(line, f"{path}, line {n}: malformed row", "write one JSON object a line")) for n, line in lines
         ]
         name = "line"
     if not rows:
@@ -44,12 +49,15 @@ def read_json(path: Path, *, encoding: str = "utf-8") -> Table:
     for row, (_, value) in enumerate(rows):
         if not isinstance(value, dict):
             raise DataError(f"{path}, {locate(row)}: malformed row, not a JSON object; write one JSON object a line")
-    names = dict.fromkeys(key for _, value in rows for key in value)
+    names = list(dict.fromkeys(key for _, value in rows for key in value))
+    if keys is not None and set(keys) <= set(names):
+        names = list(dict.fromkeys(keys))
     columns = [_column(key, [value.get(key) for _, value in rows], path, locate) for key in names]
     return Table(path, pl.DataFrame(columns), locate)
 
 
-def _parse(content: bytes, where: str, remedy: str) -> Any:
+def parse(content: bytes, where: str, remedy: str) -> Any:
+    """Parses JSON; a text that is not JSON, or repeats a key in an object, is a DataError."""
     try:
         # Decoded first: of bytes with zeros json guesses another encoding.
         value = json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_constant)

@@ -1,7 +1,7 @@
 """Files of one user a line: the user's id, then item ids in order of time."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +20,7 @@ def load_sequences(
     items_path: str | Path | None = None,
     item: str = "item_id",
     item_columns: Mapping[str, str] | None = None,
+    items_header: Sequence[str] | None = None,
     header: bool = False,
     encoding: str = "utf-8",
 ) -> Dataset:
@@ -34,6 +35,7 @@ def load_sequences(
             sequences, in order of first appearance.
         item: the id column of the items' table.
         item_columns: column of the items' table by feature name; all columns by default.
+        items_header: names of the columns of an items' table without a header line.
         header: whether the first line names the columns and is skipped.
         encoding: text encoding of the files.
 
@@ -65,7 +67,9 @@ def load_sequences(
     if items_path is None:
         items = observed(interactions, "item", "item_id")
     else:
-        items = catalogue(read_table(Path(items_path), encoding=encoding), "item", item, item_columns)
+        items = catalogue(
+            read_table(Path(items_path), columns=items_header, encoding=encoding), "item", item, item_columns
+        )
     return assemble(
         path.stem, interactions, users, items, user="user_id", item="item_id", rating=None, timestamp="position"
     )

@@ -75,7 +75,7 @@ def load_table(path: Path, options: TableOptions = _DEFAULTS) -> Dataset:
         FileNotFoundError: if a file is missing.
         DataError: if a file is malformed or an interaction refers to a user or item that the given table lacks.
     """
-    table = _interactions(path, options)
+    table = _one_a_row(_interactions(path, options), options)
     items = _side_table("item", path, options.items_path, options.item_key or options.item, options, table)
     users = _side_table("user", path, options.users_path, options.user_key or options.user, options, table)
     dataset = assemble(
@@ -147,9 +147,15 @@ def _interactions(path: Path, options: TableOptions) -> Table:
             separator=options.separator,
             quoted=options.quoted,
             columns=options.columns,
+            keys=keys,
             encoding=options.encoding,
         )
 
+    named = (options.user, options.item, options.rating, options.timestamp, options.part)
+    # Without tables of their own, features of items and users stand beside the interactions.
+    sides = ((options.items_path, options.item_columns), (options.users_path, options.user_columns))
+    features = [name for path, columns in sides if path is None for name in (columns or {}).values()]
+    keys = [name for name in (*named, *features) if name is not None]
     if options.validation_path is None and options.test_path is None:
         return read(path)
     if options.validation_path is None or options.test_path is None or options.part is not None:
@@ -171,6 +177,26 @@ def _interactions(path: Path, options: TableOptions) -> Table:
     return Table(path, frame, locate)
 
 
+def _one_a_row(table: Table, options: TableOptions) -> Table:
+    """Returns the interactions of a table that has a list of a user's items in each row, one a row.
+
+    Raises:
+        DataError: if a row's lists differ in length.
+    """
+    frame = table.frame
+    if not isinstance(frame.schema.get(options.item), pl.List):
+        return table
+    asked = (options.item, options.rating, options.timestamp, options.part)
+    lists = [name for name in asked if name is not None and isinstance(frame.schema.get(name), pl.List)]
+    lengths = frame.select(pl.col(name).list.len().fill_null(0) for name in lists)
+    wrong = lengths.select(pl.any_horizontal(pl.col(name) != pl.col(options.item) for name in lists)).to_series()
+    for row in wrong.arg_true()[:1]:
+        raise table.error(row, f"the lists {', '.join(lists)} have the lengths {lengths.row(row)}; give one length")
+    numbered = frame.with_row_index("row of the file").filter(lengths[options.item] > 0).explode(lists)
+    rows = numbered["row of the file"].to_list()
+    return Table(table.path, numbered.drop("row of the file"), lambda row: table.locate(rows[row]))
+
+
 def _side_table(
     kind: str, path: Path, side_path: str | Path | None, key: str, options: TableOptions, interactions: Table
 ) -> Catalogue:
@@ -185,6 +211,7 @@ def _side_table(
         side,
         separator=options.separator if alike else None,
         quoted=options.quoted if alike else None,
+        keys=None if features is None else [key, *features.values()],
         encoding=options.encoding,
     )
     return catalogue(table, kind, key, features)
