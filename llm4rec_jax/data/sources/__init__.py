@@ -7,7 +7,7 @@ first, then its options as keywords, or as one frozen dataclass with defaults ca
 import dataclasses
 import html
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from llm4rec_jax.registry import Registry, import_all, unknown_name
 
 import_all(__name__, __path__)
 
+from llm4rec_jax.data.sources.knowledge_graph import with_facts  # noqa: E402
 from llm4rec_jax.data.sources.movielens import natural_title  # noqa: E402  (after the modules registered themselves)
 
 __all__ = ["LABELED_SOURCES", "SOURCES", "Loader", "load", "load_labeled", "natural_title", "register"]
@@ -31,6 +32,7 @@ def load(
     *,
     no_text: str | None = None,
     unescape_html: bool = False,
+    facts: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Dataset:
     """Loads the data of a named source.
@@ -41,6 +43,7 @@ def load(
         no_text: text of items that have none: in the column "title", else "text", else the first feature that is
             text.
         unescape_html: whether HTML entities in the items' texts become characters, as "&amp;" becomes "&".
+        facts: options of `knowledge_graph.with_facts`, which adds a column "facts" of text from a knowledge graph.
         **options: options of the source, see its loader.
 
     Raises:
@@ -57,6 +60,8 @@ def load(
     if unescape_html:
         unescaped = [dataset.items[column].map_elements(html.unescape, pl.String) for column in texts]
         dataset = dataclasses.replace(dataset, items=dataset.items.with_columns(unescaped))
+    if facts is not None:
+        dataset = dataclasses.replace(dataset, items=with_facts(dataset.items, **facts))
     if no_text is not None:
         if not texts:
             raise DataError(f"{dataset.name!r} has no text column for no_text={no_text!r}; name one in item_columns")

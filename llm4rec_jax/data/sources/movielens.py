@@ -88,21 +88,27 @@ def load_movielens_small(path: Path, *, natural_titles: bool = True, encoding: s
         FileNotFoundError: if a file is missing.
         DataError: if a file is malformed or a rating refers to a movie that movies.csv lacks.
     """
-    movies = read_delimited(path / "movies.csv", ",", quoted=True, encoding=encoding)
+    items = read_movies(path / "movies.csv", natural_titles, encoding)
     table = read_delimited(path / "ratings.csv", ",", quoted=True, encoding=encoding)
-    items = catalogue(movies, "item", "movieId", {"title": "title", "genres": "genres"})
-    genres = pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
-    frame = items.frame.select("item_id", "title", pl.lit(None, pl.String).alias("year"), genres)
     return assemble(
         "movielens_small",
         table,
         observed(table, "user", "userId"),
-        Catalogue(_tidy(frame, natural_titles), items.path),
+        items,
         user="userId",
         item="movieId",
         rating="rating",
         timestamp="timestamp",
     )
+
+
+def read_movies(path: Path, natural_titles: bool = True, encoding: str = "utf-8") -> Catalogue:
+    """Reads the official movies.csv of MovieLens latest-small, or of any release in that form, as a table of items."""
+    movies = read_delimited(path, ",", quoted=True, encoding=encoding)
+    items = catalogue(movies, "item", "movieId", {"title": "title", "genres": "genres"})
+    genres = pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
+    frame = items.frame.select("item_id", "title", pl.lit(None, pl.String).alias("year"), genres)
+    return Catalogue(_tidy(frame, natural_titles), items.path)
 
 
 @register("movielens_1m")
