@@ -10,6 +10,7 @@ import pytest
 from configs import movielens_100k
 from llm4rec_jax import peft
 from llm4rec_jax.baselines import BASELINES
+from llm4rec_jax.data.features.columns import FEATURES
 from llm4rec_jax.data.sources import LABELED_SOURCES, SOURCES
 from llm4rec_jax.data.splits.protocols import SPLITS
 from llm4rec_jax.losses.ranking import LOSSES
@@ -17,7 +18,9 @@ from llm4rec_jax.models.encoders.base import families
 from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.generators import GENERATORS
 from llm4rec_jax.models.graphs.base import GRAPHS
+from llm4rec_jax.models.graphs.triples import TRIPLE_MODELS
 from llm4rec_jax.models.heads import HEADS
+from llm4rec_jax.models.items.fusion import FUSIONS
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.semantic_ids import QUANTIZERS
 
@@ -86,6 +89,9 @@ def test_every_key_of_the_configuration_is_described():
         ("Losses", LOSSES, set()),
         ("User encoders", {*USERS, *GRAPHS}, set()),
         ("Heads", HEADS, set()),
+        ("Kinds of features", FEATURES, set()),
+        ("Fusions", FUSIONS, set()),
+        ("Models of triples", TRIPLE_MODELS, set()),
         ("Baselines", BASELINES, {"liked_share", "gp"}),
         ("Quantizers", QUANTIZERS, set()),
         ("Generators", GENERATORS, set()),

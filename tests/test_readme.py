@@ -15,7 +15,7 @@ from llm4rec_jax.models.encoders.pooling import POOLINGS
 from llm4rec_jax.models.graphs.base import GRAPHS
 from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.users.base import USERS
-from llm4rec_jax.runs.schema import INPUTS
+from llm4rec_jax.runs.features import OWN_INPUTS
 from tests.helpers import tiny
 from tests.helpers.compiling import environment
 
@@ -93,7 +93,7 @@ def test_a_study_of_ones_own_components_trains(tmp_path):
 @pytest.mark.parametrize(
     ("key", "names", "beside"),
     [
-        ("inputs", INPUTS, set()),
+        ("inputs", OWN_INPUTS, {"id+text", "text+year+genres", "and", "names", "of", "features", "as"}),
         ("loss.name", LOSSES, {"against", "sampled", "items"}),
         ("model.users", {*USERS, *GRAPHS}, set()),
         ("model.head", HEADS, set()),
