@@ -42,8 +42,8 @@ def test_mind_is_labelled_lists(tmp_path):
     # The fourth impression of the file that tests: its history N3 N4 N5 is cut to the last two.
     rows = data.test.take(np.arange(9, 12))
     names = data.items["item_id"]
-    assert [names[i] for i in rows.history[0]] == ["N4", "N5"]
-    assert [names[i] for i in rows.target] == ["N3", "N4", "N5"]
+    assert names.gather(rows.history[0]).to_list() == ["N4", "N5"]
+    assert names.gather(rows.target).to_list() == ["N3", "N4", "N5"]
     assert rows.label.tolist() == [1, 0, 0]
     assert len(set(rows.impression.tolist())) == 1
     assert data.users["user_id"][int(rows.user[0])] == "U3"
