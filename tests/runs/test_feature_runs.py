@@ -115,7 +115,7 @@ long = pytest.mark.long
     ("inputs", "features"),
     [
         ("price", {}),
-        ("text+genre", {"fusion": "concat"}),
+        pytest.param("text+genre", {"fusion": "concat"}, marks=long),
         pytest.param("genre", {}, marks=long),
         pytest.param("vector", {}, marks=long),
         pytest.param("text+price", {}, marks=long),

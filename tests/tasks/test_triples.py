@@ -61,7 +61,7 @@ def family(size: int = 40) -> KnowledgeGraph:
     return KnowledgeGraph(names, ["next", "over next"], np.array(rows, np.int32), {"i3": 3, "i5": 5})
 
 
-@pytest.mark.parametrize("name", ["transe", "complex"])
+@pytest.mark.parametrize("name", [pytest.param("transe", marks=pytest.mark.long), "complex"])
 def test_the_loop_learns_what_completes_a_triple(name, tmp_path):
     graph = family()
     split = split_triples(graph, 4)
