@@ -147,15 +147,9 @@ def _interactions(path: Path, options: TableOptions) -> Table:
             separator=options.separator,
             quoted=options.quoted,
             columns=options.columns,
-            keys=keys,
             encoding=options.encoding,
         )
 
-    named = (options.user, options.item, options.rating, options.timestamp, options.part)
-    # Without tables of their own, features of items and users stand beside the interactions.
-    sides = ((options.items_path, options.item_columns), (options.users_path, options.user_columns))
-    features = [name for path, columns in sides if path is None for name in (columns or {}).values()]
-    keys = [name for name in (*named, *features) if name is not None]
     if options.validation_path is None and options.test_path is None:
         return read(path)
     if options.validation_path is None or options.test_path is None or options.part is not None:
