@@ -63,7 +63,7 @@ def main() -> None:
     trained = train(task, config, command.workdir())
     vectors = item_vectors(graph, trained.trainable)
     buffer = io.BytesIO()
-    np.savez(buffer, **vectors)
+    np.savez(buffer, ids=vectors["ids"], vectors=vectors["vectors"])
     write_bytes(out, buffer.getvalue())
     command.answer(
         {

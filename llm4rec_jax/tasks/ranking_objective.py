@@ -136,9 +136,9 @@ class Objective(NamedTuple):
                 return self.loss(run(matcher, user_embeddings, item_embeddings[batch.target], apply="score"), labels)
             case "sampled":
                 negatives = _given(batch.negatives, "negatives")
-                columns = jnp.concatenate([batch.target[..., None], negatives], axis=-1)
+                compared = jnp.concatenate([batch.target[..., None], negatives], axis=-1)
                 log_q = None if batch.log_q is None else jnp.asarray(batch.log_q)[negatives]
-                return self._sampled_losses(user_embeddings, item_embeddings, columns, log_q, run)
+                return self._sampled_losses(user_embeddings, item_embeddings, compared, log_q, run)
         return self._candidate_losses(user_embeddings, item_embeddings, batch, run)
 
     def _candidate_losses(

@@ -106,10 +106,10 @@ class TripleTask:
         item_micro_batch: int = 0,
     ) -> jax.Array:
         """Returns the mean cross entropy of tails and heads among all entities."""
-        tails, heads = self.model.apply({"params": trainable["params"]["graph"]}, batch)
+        scored: Any = self.model.apply({"params": trainable["params"]["graph"]}, batch)
         losses = [
             optax.softmax_cross_entropy_with_integer_labels(scores, batch[:, column])
-            for scores, column in ((tails, 2), (heads, 0))
+            for scores, column in zip(scored, (2, 0), strict=True)
         ]
         return jnp.stack(losses).mean()
 

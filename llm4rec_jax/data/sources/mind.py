@@ -51,9 +51,9 @@ def load_mind(
     parts = [_parts(table, tests=len(tables) == 1) for table in tables[:1]]
     parts += [np.full(table.frame.height, PARTS.index("test")) for table in tables[1:]]
     names: dict[str, int] = {}
-    examples = [_examples(table, row_of, names, history) for table in tables]
-    # Both files number their impressions from 1.
-    examples[1:] = [rows._replace(impression=rows.impression + tables[0].frame.height) for rows in examples[1:]]
+    # Both files number their impressions from 1: those of the second follow on the first's.
+    firsts = (0, tables[0].frame.height)
+    examples = [_examples(table, row_of, names, history, first) for table, first in zip(tables, firsts, strict=False)]
     merged = LabeledExamples._make(np.concatenate(columns) for columns in zip(*examples, strict=True))
     part = np.concatenate(parts)[merged.impression]
     if len(np.unique(part)) < len(PARTS):
@@ -84,8 +84,8 @@ def _parts(table: Table, tests: bool) -> np.ndarray:
     return np.digitize(rank / len(rank), (0.8, 0.9) if tests else (0.9,))
 
 
-def _examples(table: Table, row_of: dict[str, int], names: dict[str, int], history: int) -> LabeledExamples:
-    """Makes the examples of a file; `impression` is the row in the file. New users are added to `names`."""
+def _examples(table: Table, row_of: dict[str, int], names: dict[str, int], history: int, first: int) -> LabeledExamples:
+    """Makes the examples of a file, whose impressions are numbered from `first`. New users are added to `names`."""
     users, targets, labels, impressions, pasts = [], [], [], [], []
 
     def item(row: int, name: str) -> int:
@@ -119,5 +119,5 @@ def _examples(table: Table, row_of: dict[str, int], names: dict[str, int], histo
         mask=mask[of_row],
         target=np.array(targets, np.int32),
         label=np.array(labels, np.float32),
-        impression=of_row,
+        impression=of_row + np.int32(first),
     )
