@@ -47,7 +47,7 @@ def main() -> None:
     source, out = Path(_VECTORS.value or ""), Path(_OUT.value or "")
     if not out.name.endswith(".index.json") or not out.parent.is_dir():
         raise ValueError(f"--out={out} is not an .index.json file in a folder that exists")
-    vectors = np.load(source)
+    vectors = np.load(source, allow_pickle=False)
     item_ids = read_json(source.with_suffix(".ids.json"))
     if vectors.ndim != 2 or len(vectors) != len(item_ids):
         raise ValueError(f"{source} holds {vectors.shape}, must be [items, width] for {len(item_ids)} items")

@@ -33,7 +33,9 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Context manager yielding a request that is made when the process receives SIGTERM or SIGINT (Ctrl-C).
 
-    A second signal does what it did before, so a second Ctrl-C ends at once. Outside the main thread no signal is seen.
+    After a Ctrl-C the next one does what it did before, so it ends the process at once. Further SIGTERMs do nothing: a
+    sweep that is interrupted sends one to trials that the terminal has interrupted already. Outside the main thread no
+    signal is seen.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -41,18 +43,16 @@ def stop_request() -> Iterator[StopRequest]:
         return
 
     def note(number: int, _: object) -> None:
-        stop.received = signal.Signals(number)
-        restore()
-
-    def restore() -> None:
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        stop.received = stop.received or signal.Signals(number)
+        if number == signal.SIGINT:
+            signal.signal(number, previous[signal.SIGINT])
 
     previous = {each: signal.signal(each, note) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        restore()
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def should_stop(stop: StopRequest, step: int, log_every: int) -> signal.Signals | None:
