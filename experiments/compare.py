@@ -48,6 +48,12 @@ def section(heading: str, table: Rows) -> str:
     return f"## {heading}\n\n{body}\n"
 
 
+def table_of(table: Rows) -> list[dict[str, str]]:
+    """Returns the rows of a table, each by the names of its columns."""
+    header, rows = table
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 def main(folders: list[str]) -> None:
     if len(folders) != 2:
         raise ValueError(f"compares two runs, and {len(folders)} are given: give two folders")
@@ -68,7 +74,10 @@ def main(folders: list[str]) -> None:
         parts.append((f"Users by {s.main}", differences.user_rows(found, audience, _COUNT.value)))
         if audience is not None:
             parts.append((f"Held-out items by {s.main}", differences.item_rows(found, audience, _COUNT.value)))
-    print("\n".join(section(*part) for part in parts))
+    if command.wants_json():
+        command.answer({heading: table_of(rows) for heading, rows in parts})
+    else:
+        print("\n".join(section(*part) for part in parts))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def main(folders: list[str]) -> None:
     write_text(out, text)
     if figures:
         write_plots(s, Path(figures))
+    if command.wants_json():
+        command.answer({"page": str(out), "plots": figures})
 
 
 if __name__ == "__main__":

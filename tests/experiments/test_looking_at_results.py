@@ -106,6 +106,12 @@ def test_compare_prints_configuration_metrics_users_and_items(trained):
     assert "&lt;script>" in text
 
 
+def test_compare_prints_json(trained):
+    done = command("compare", trained / "pop", trained / "id", "--json", "--notitles")
+    (mrr,) = [row for row in json.loads(done.stdout)["Test metrics"] if row["metric"] == "mrr"]
+    assert float(mrr["difference"]) == pytest.approx(float(mrr["id"]) - float(mrr["pop"]), abs=2e-4)
+
+
 def test_the_report_is_one_page_and_escapes_titles(trained, tmp_path):
     out = tmp_path / "page.html"
     command("report", trained / "pop", trained / "id", f"--out={out}", f"--plots={tmp_path / 'figures'}")
