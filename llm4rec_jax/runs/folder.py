@@ -147,7 +147,7 @@ def open_for(config: ConfigDict, workdir: Path) -> None:
             )
         write(file, asked)
     held = json.loads(config_of(workdir).to_json())
-    if not _started_with(workdir) and asked["encoder"]["pooling"] is None:
+    if not _started_with(workdir) and (asked["encoder"]["pooling"], held["encoder"]["pooling"]) == (None, "mean"):
         # An older version pooled by the mean wherever nothing was asked for.
         asked["encoder"]["pooling"] = "mean"
     if differing := sorted(_differing({**asked, "mesh": None}, {**held, "mesh": None})):

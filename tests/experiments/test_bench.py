@@ -62,7 +62,7 @@ def test_a_measurement_says_what_it_was_made_on():
     about = machine.describe()
     assert set(about["versions"]) == set(machine.PACKAGES)
     assert about["cores"] >= 1
-    names = "attention cache encode rank sasrec scaling startup step train trials"
+    names = "attention cache encode quantize rank sasrec scaling startup step train trials"
     assert set(BENCHES) == set(names.split())
 
 

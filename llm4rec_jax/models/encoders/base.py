@@ -354,7 +354,9 @@ def families() -> dict[str, Family]:
       True
     """
     _import_families()
-    return FAMILIES
+    # In one order whatever was imported first: parameters that fit several families are those of the first one.
+    own = {name for name, family in FAMILIES.items() if family.build.__module__.startswith("llm4rec_jax.")}
+    return {name: FAMILIES[name] for name in [*sorted(own), *sorted(set(FAMILIES) - own)]}
 
 
 def find_family(model_type: str) -> Family:
