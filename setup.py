@@ -1,4 +1,4 @@
-"""What setup.cfg cannot express: the wheel holds the commands and studies of the repository inside the package."""
+"""Puts the commands and studies of the repository inside the package of the wheel, which setup.cfg cannot express."""
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py

@@ -8,7 +8,7 @@ import pytest
 
 from llm4rec_jax.losses.ranking import LOSSES, Loss, bpr
 from llm4rec_jax.peft.registry import METHODS
-from tools.site import documents, galleries
+from tools.site import documents, entry_pages, galleries
 from tools.site.curves import loss_curve
 from tools.site.drawings import drawing, kinds_of_sites
 
@@ -34,7 +34,7 @@ def test_a_new_entry_gets_a_page(monkeypatch):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_methods_page_has_equation_use_drawing_and_paper(name):
     page = PAGES[f"gallery/methods/{name}.md"]
-    about = galleries.describe_method(name)
+    about = entry_pages.describe_method(name)
     assert about.use in page.split("## When to use it")[1].split("##")[0]
     assert METHODS.papers[name] in page
     (drawn, _) = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
@@ -51,16 +51,16 @@ def test_a_method_without_an_equation_is_refused(monkeypatch):
 
     monkeypatch.setitem(METHODS, "bare", bare)
     with pytest.raises(ValueError, match="'bare' must have an equation"):
-        galleries.describe_method("bare")
+        entry_pages.describe_method("bare")
 
 
 def test_parameters_are_counted_in_the_stated_shape():
     # Two sites in each of six blocks, with A [384, 8] and B [8, 384].
-    assert galleries.trained_parameters("lora")[0] == 6 * 2 * 2 * 384 * 8
-    trained, share = galleries.trained_parameters("full")
+    assert entry_pages.trained_parameters("lora")[0] == 6 * 2 * 2 * 384 * 8
+    trained, share = entry_pages.trained_parameters("full")
     assert trained > 22_000_000
     assert share == 100
-    assert galleries.trained_parameters("frozen")[0] == 0
+    assert entry_pages.trained_parameters("frozen")[0] == 0
 
 
 def test_a_drawing_tells_arrays_in_place_from_added_ones():

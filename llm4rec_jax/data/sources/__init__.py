@@ -20,7 +20,7 @@ from llm4rec_jax.registry import Registry, import_all, unknown_name
 
 import_all(__name__, __path__)
 
-from llm4rec_jax.data.sources.knowledge_graph import with_facts  # noqa: E402
+from llm4rec_jax.data.sources.knowledge_graph import with_facts  # noqa: E402  (it registers a source itself)
 from llm4rec_jax.data.sources.movielens import natural_title  # noqa: E402  (after the modules registered themselves)
 
 __all__ = ["LABELED_SOURCES", "SOURCES", "Loader", "load", "load_labeled", "natural_title", "register"]
