@@ -15,12 +15,12 @@ import polars as pl
 
 from llm4rec_jax.data.interactions import DataError, Dataset
 from llm4rec_jax.data.labeled import LABELED_SOURCES, LabeledData
+from llm4rec_jax.data.sources.knowledge_graph import with_facts
 from llm4rec_jax.data.sources.registry import SOURCES, Loader, register
 from llm4rec_jax.registry import Registry, import_all, unknown_name
 
 import_all(__name__, __path__)
 
-from llm4rec_jax.data.sources.knowledge_graph import with_facts  # noqa: E402  (it registers a source itself)
 from llm4rec_jax.data.sources.movielens import natural_title  # noqa: E402  (after the modules registered themselves)
 
 __all__ = ["LABELED_SOURCES", "SOURCES", "Loader", "load", "load_labeled", "natural_title", "register"]
