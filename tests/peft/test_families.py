@@ -47,6 +47,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "side": {"width": 4},
     "vera": {"rank": 6},
 }
+REPRESENTATIVE = {"bert", "gpt2", "llama"}
+"""Families that meet every method in each run: an encoder, fused matrices, and grouped queries with gates."""
 NOT_THE_IDENTITY = {"prefix", "prompt"}
 """Methods that change the function from the start."""
 
@@ -80,7 +82,18 @@ def model(request) -> Model:
     return draw(request.param)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+def matrix() -> list[Any]:
+    """Every method with every family. A short run has every fifth pair of families that are not representative."""
+    pairs = []
+    for row, family in enumerate(sorted(families())):
+        for column, name in enumerate(sorted(METHODS)):
+            short = family in REPRESENTATIVE or (row + column) % 5 == 0
+            marks = () if short else pytest.mark.long
+            pairs.append(pytest.param(family, name, id=f"{family}-{name}", marks=marks))
+    return pairs
+
+
+@pytest.mark.parametrize(("model", "name"), matrix(), indirect=["model"])
 def test_method(model, name):
     method = create(name, {name: OPTIONS.get(name, {})})
     if name == "bitfit" and not sites(model.params, "bias"):

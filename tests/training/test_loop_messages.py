@@ -10,6 +10,7 @@ from llm4rec_jax import peft, sharding
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.recommender import init, recommender
 from llm4rec_jax.training import metric_writer as journal
+from llm4rec_jax.training import throughput
 from llm4rec_jax.training.checkpoint import CheckpointError
 from tests.helpers.training import train
 from tests.training.test_loop import QUICK, one_device, train_ids, train_text
@@ -78,6 +79,23 @@ def test_a_log_says_how_fast_a_step_is_and_of_what_use(split, tokens, encoder_fo
         # Forty items, and every user has up to seven inputs and as many targets.
         assert 0 < record["unique_share"] < 0.5
     assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_utilisation_is_what_a_hand_count_gives(split, tokens, encoder_folder, tmp_path, monkeypatch):
+    """By 6N FLOPs a token and score, the attention's products and the projection's layers, on a device of 1 GFLOP/s."""
+    monkeypatch.setattr(throughput, "peak", lambda *_: 1e9)
+    train_ids(split, tmp_path / "ids", steps=10)
+    train_text(split, tokens, encoder_folder, tmp_path / "text", "full", steps=10)
+    users, targets, items, width = QUICK["batch_size"], 6, split.dataset.num_items, 16
+    scores = 6 * users * targets * items * width
+    d, inner, length, blocks = 16, 32, 8, 2
+    block = 6 * length * (4 * d**2 + 2 * d * inner) + 6 * 2 * length**2 * d
+    projection = 6 * (d * 256 + 256 * width)
+    for kind, flops in (("ids", scores), ("text", scores + items * (blocks * block + projection))):
+        for record in journal.read(tmp_path / kind / "metrics.jsonl"):
+            if record["kind"] == "train":
+                seconds = users / record["examples_per_second"]
+                assert record["mfu"] == pytest.approx(flops / seconds / 1e9, rel=0.05), kind
 
 
 def test_a_trace_that_is_short_or_none_is_said(split, tmp_path, capfd):
