@@ -41,6 +41,7 @@ from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.features import FeatureSet, columns_of, digest_of, fit_features, fitted_of
+from llm4rec_jax.runs.graph import digest_of_facts, training_edges
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.runs.start import tuned_encoder
@@ -225,11 +226,9 @@ class Assembly:
         """The current name of the user model."""
         return user_model_name(self.config.model.users)
 
-    @property
-    def _edges(self) -> Edges:
-        """The graph of the training interactions."""
-        data, train = self.dataset.interactions, self.split.train
-        return Edges(data.user[train], data.item[train])
+    @cached_property
+    def _edges(self) -> Edges | None:
+        return training_edges(self.users, dict(self.config.features.graph_options), self.split)
 
     @cached_property
     def model(self) -> Recommender:
@@ -240,7 +239,7 @@ class Assembly:
             encoder=self.pretrained.encoder if self.reads_text else None,
             num_items=self.dataset.num_items if "id" in self.config.inputs.split("+") else None,
             num_users=self.dataset.num_users,
-            edges=self._edges if users in GRAPHS else None,
+            edges=self._edges,
             users=users,
             head=model.head,
             pooling=self.pretrained.pooling if self.reads_text else "mean",
@@ -367,8 +366,8 @@ class Assembly:
 
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data."""
-        features = digest_of(self.features)
-        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol, **features}
+        files = {**digest_of(self.features), **digest_of_facts(self._edges)}
+        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol, **files}
 
     def description(self) -> dict[str, Any]:
         """Returns the contents of dataset.json."""

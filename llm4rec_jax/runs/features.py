@@ -38,6 +38,8 @@ class FeaturesConfig:
     """Options of the fusion for users."""
     dropout: float | None = option(None, low=0.0, below=1.0)
     """Probability that training masks a feature of an item or user; None masks none."""
+    graph_options: dict[str, Any] = option({})
+    """Knowledge graph that a graph encoder of users smooths over too: `path`, `links` and `movies_path`."""
 
 
 def fit_features(config: Any, split: Split) -> FeatureSet | None:

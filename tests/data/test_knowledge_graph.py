@@ -2,13 +2,14 @@
 
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 
 from llm4rec_jax.data import assets
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.data.sources import load
-from llm4rec_jax.data.sources.knowledge_graph import facts, read_graph
+from llm4rec_jax.data.sources.knowledge_graph import facts, item_facts, read_graph
 
 TRIPLES = [
     ("m.1", "film.film.genre", "m.d"), ("m.1", "film.film.genre", "m.c"), ("m.1", "film.film.directed_by", "m.p"),
@@ -44,6 +45,15 @@ def test_facts_are_written_with_the_names_that_are_known(files):
     assert said == ["sequel: Heat", "directed by: Michael Mann; genre: Crime", "", ""]
     said = facts(read_graph(*files), ["7"], NAMES, template="{relation} is {entities}")
     assert said == ["directed by is Michael Mann; genre is Crime, Drama"]
+
+
+def test_facts_are_entities_beside_items(files):
+    """Item 7 has three, and item 8 one, beside the sequel, which is an item; item 9 is not in the graph."""
+    found = item_facts(read_graph(*files), ["9", "8", "7"])
+    assert np.bincount(found[0], minlength=3).tolist() == [0, 1, 3]
+    assert len(set(found[1].tolist())) == 4
+    with pytest.raises(DataError, match="no item of the data has a fact in the graph"):
+        item_facts(read_graph(*files), ["9"])
 
 
 def test_movielens_100k_has_its_graph():

@@ -55,7 +55,7 @@ def test_every_baseline_is_described(arg):
     users = assembly.model.users
     assert (users.inputs == "user_id") == (arg in ("bpr_mf", "lightgcn"))
     if arg == "lightgcn":
-        assert users.graph.edges.by_user.shape == (2, len(assembly.split.train))
+        assert users.graph.edges.interactions.by_first.shape == (2, len(assembly.split.train))
     shapes = jax.eval_shape(assembly.params)
     items = [a.shape for path, a in jax.tree_util.tree_leaves_with_path(shapes) if 1682 in a.shape]
     assert items == [(1682, 64)], "one table of items"

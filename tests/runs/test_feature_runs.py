@@ -212,3 +212,34 @@ def test_a_run_keeps_what_was_fitted_and_refuses_other_vectors(data, tmp_path):
 def test_features_that_do_not_exist(data, tmp_path, inputs, features, message):
     with pytest.raises(ValueError, match=message):
         run(config(data, inputs, **features), tmp_path)
+
+
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=long)])
+def test_facts_in_the_graph_tell_items_that_nobody_has(data, tmp_path, known):
+    """Entities, one for each group and some at random, connect new items with those that a user has."""
+    rng = np.random.default_rng(0)
+    triples = [(f"i{n}", "genre", f"group {n // SIZE}") for n in range(ITEMS)]
+    triples += [(f"tag {rng.integers(12)}", "tag of", f"i{n}") for n in range(ITEMS)]
+    pl.DataFrame(triples, ["head", "relation", "tail"], orient="row").write_csv(tmp_path / "triples.csv")
+    chosen = config(data, "id", graph_options=ConfigDict({"path": str(tmp_path / "triples.csv")} if known else {}))
+    chosen.model.users = "lightgcn"
+    reached = ndcg(tmp_path / "run", chosen)
+    assert reached >= 0.95 if known else reached < 2.2 * CHANCE
+    if known:
+        pl.DataFrame(triples[1:], ["head", "relation", "tail"], orient="row").write_csv(tmp_path / "triples.csv")
+        with pytest.raises(RunFolderError, match="graph"):
+            evaluate_again(tmp_path / "run")
+
+
+def test_a_graph_is_for_graph_encoders(data, tmp_path):
+    chosen = config(data, "id", graph_options=ConfigDict({"path": "triples.csv"}))
+    with pytest.raises(ValueError, match=r"is for config\.model\.users=lightgcn, and that is 'mean'"):
+        run(chosen, tmp_path / "run")
+    chosen.model.users = "lightgcn"
+    for options, words in (
+        ({"file": "triples.csv"}, "unknown option of config.features.graph"),
+        ({"links": "l"}, "no path"),
+    ):
+        chosen.features.graph_options = ConfigDict(options)
+        with pytest.raises(ValueError, match=words):
+            run(chosen, tmp_path / "run")

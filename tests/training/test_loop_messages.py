@@ -82,7 +82,7 @@ def test_a_log_says_how_fast_a_step_is_and_of_what_use(split, tokens, encoder_fo
 
 
 def test_utilisation_is_what_a_hand_count_gives(split, tokens, encoder_folder, tmp_path, monkeypatch):
-    """By 6N FLOPs a token and score, the attention's products and the projection's layers, on a device of 1 GFLOP/s."""
+    """Counts 6N FLOPs a token and score, attention's products and projection, on a device of 1 GFLOP/s."""
     monkeypatch.setattr(throughput, "peak", lambda *_: 1e9)
     train_ids(split, tmp_path / "ids", steps=10)
     train_text(split, tokens, encoder_folder, tmp_path / "text", "full", steps=10)

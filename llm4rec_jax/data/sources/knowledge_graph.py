@@ -100,6 +100,39 @@ def renumbered(graph: KnowledgeGraph, items: pl.DataFrame, movies: Path) -> Know
     return replace(graph, items={own[item]: row for item, row in graph.items.items() if item in own})
 
 
+def item_facts(graph: KnowledgeGraph, item_ids: list[str]) -> NDArray[np.int32]:
+    """Returns which entities are next to which items in a graph, whatever the relation and its direction.
+
+    Triples of two items, and of two entities that are no items, are left out.
+
+    Args:
+        graph: the graph.
+        item_ids: ids of the items, by row.
+
+    Returns:
+        Item rows and entity rows, int32 [2, F], each pair once. Entities are numbered by those that occur.
+
+    Raises:
+        DataError: if no item has a fact.
+
+    Example:
+        >>> triples = np.array([[0, 0, 1], [2, 0, 1], [1, 0, 3], [0, 0, 2]], np.int32)
+        >>> graph = KnowledgeGraph(["e0", "e1", "e2", "e3"], ["genre"], triples, {"7": 0, "9": 2})
+        >>> item_facts(graph, ["9", "8", "7"]).tolist()
+        [[0, 2], [0, 0]]
+    """
+    row_of = np.full(len(graph.entities), -1)
+    for row, item in enumerate(item_ids):
+        if item in graph.items:
+            row_of[graph.items[item]] = row
+    ends = np.concatenate([graph.triples[:, [0, 2]], graph.triples[:, [2, 0]]])
+    ends = ends[(row_of[ends[:, 0]] >= 0) & (row_of[ends[:, 1]] < 0)]
+    if not len(ends):
+        raise DataError("no item of the data has a fact in the graph: give links, the table of item_id and entity_id")
+    entities = np.unique(ends[:, 1], return_inverse=True)[1]
+    return np.unique(np.stack([row_of[ends[:, 0]], entities]), axis=1).astype(np.int32)
+
+
 def facts(
     graph: KnowledgeGraph,
     item_ids: list[str],

@@ -228,10 +228,13 @@ def test_a_hidden_item_is_not_read():
     )
 
 
-def test_lightgcn_against_matrices():
+@pytest.mark.parametrize("entities", [0, 4])
+def test_lightgcn_against_matrices(entities):
     users, items, layers = 6, 9, 3
     pairs = np.unique(RNG.integers(0, (users - 1, items), (20, 2)), axis=0)  # the last user has no interaction
-    edges = Edges(np.concatenate([pairs[:, 0], pairs[:3, 0]]), np.concatenate([pairs[:, 1], pairs[:3, 1]]))
+    facts = np.unique(RNG.integers(0, (items, entities or 1), (12, 2)), axis=0) if entities else None
+    twice = np.concatenate([pairs, pairs[:3]])
+    edges = Edges(twice[:, 0], twice[:, 1], None if facts is None else np.concatenate([facts, facts[:2]]).T)
     graph = GRAPHS.build("lightgcn", num_users=users, num_items=items, width=D, edges=edges, layers=layers)
     of_users, of_items, rows, all_items = GraphUsers(graph), GraphItems(graph), np.array([0, 3, 3, 5]), np.arange(items)
     variables = of_users.init(jax.random.key(0), UserInputs(users=rows))
@@ -241,20 +244,25 @@ def test_lightgcn_against_matrices():
     def vectors(variables):
         return of_users.apply(variables, UserInputs(users=rows))[:, 0], of_items.apply(variables, all_items)
 
-    adjacency = np.zeros((users + items, users + items), np.float32)
+    nodes = users + items + edges.num_entities
+    adjacency = np.zeros((nodes, nodes), np.float32)
     adjacency[pairs[:, 0], users + pairs[:, 1]] = adjacency[users + pairs[:, 1], pairs[:, 0]] = 1
+    if facts is not None:
+        about, what = users + facts[:, 0], users + items + facts[:, 1]
+        adjacency[about, what] = adjacency[what, about] = 1
     scale = 1 / np.sqrt(np.maximum(adjacency.sum(1), 1))
     step = torch.tensor(scale[:, None] * adjacency * scale)
-    table = torch.tensor(np.concatenate([variables["params"]["user"], variables["params"]["item"]]), requires_grad=True)
+    names = ("user", "item", *(("entity",) if entities else ()))
+    table = torch.tensor(np.concatenate([variables["params"][name] for name in names]), requires_grad=True)
     layer, total = table, table
     for _ in range(layers):
         layer = step @ layer
         total = total + layer
-    want = total / (layers + 1)
+    want, shown = total / (layers + 1), slice(users, users + items)
     ours = vectors(variables)
     np.testing.assert_allclose(ours[0], want[rows].detach().numpy(), atol=1e-6)
-    np.testing.assert_allclose(ours[1], want[users:].detach().numpy(), atol=1e-6)
-    torch.sin(want[rows] @ want[users:].T).sum().backward()
+    np.testing.assert_allclose(ours[1], want[shown].detach().numpy(), atol=1e-6)
+    torch.sin(want[rows] @ want[shown].T).sum().backward()
 
     def loss(variables):
         user_vectors, item_vectors = vectors(variables)
@@ -262,7 +270,7 @@ def test_lightgcn_against_matrices():
 
     grads = jax.grad(loss)(variables)["params"]
     assert table.grad is not None
-    np.testing.assert_allclose(np.concatenate([grads["user"], grads["item"]]), table.grad.numpy(), atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([grads[name] for name in names]), table.grad.numpy(), atol=1e-5)
 
 
 def test_a_user_encoder_of_ones_own_is_one_class(monkeypatch):
