@@ -8,6 +8,7 @@ from configs import (
     baselines_movielens_tuning,
     beauty_tuning_pays,
     beauty_tuning_pays_tuning,
+    iisan_scientific,
     s3rec_beauty,
     s3rec_beauty_tuning,
     unisrec_scientific,
@@ -95,6 +96,27 @@ def test_a_study_s_table_has_its_groups_and_says_how_many_settings_were_compared
     for trial in tuning.sweep():
         tuning.get_config(trial.arg).update_from_flattened_dict(dict(trial.overrides))
     assert all(table.tried[group] == 1 for group in groups if group not in compared)
+
+
+def test_the_study_of_iisan_s_data_reads_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    iisan_scientific.FOLDER.mkdir(parents=True)
+    users, items = (iisan_scientific.FOLDER / name for name in (
+        "am_Industrial_and_Scientific_users.tsv", "Industrial_and_Scientific_items.tsv",
+    ))  # fmt: skip
+    users.write_text("".join(f"A{n}\t" + " ".join(f"B{(n + k) % 7}" for k in range(5)) + "\n" for n in range(4)))
+    items.write_text("".join(f"B{n}\tManometer &amp; Gauge {n}\n" for n in range(7)))
+    table = checked(iisan_scientific.table())
+    assert table.rows is not None
+    assert {group for section in table.rows for group in section} == set(iisan_scientific.ARGS)
+    for trial in iisan_scientific.sweep():
+        assembly = Assembly(iisan_scientific.get_config(trial.arg))
+        assert assembly.titles[0] == "Manometer & Gauge 0"
+        tuned = {"lora", "side", "full"}
+        assert assembly.bare_method.name == (trial.arg if trial.arg in tuned else "frozen")
+        assert trial.overrides.get("init_from") == ("frozen-0" if trial.arg in iisan_scientific.FURTHER else None)
+    with pytest.raises(ValueError, match=r"unknown row of configs/iisan_scientific.py 'sidee'; did you mean 'side'"):
+        iisan_scientific.get_config("sidee")
 
 
 def test_data_is_in_one_place():
