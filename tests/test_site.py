@@ -87,6 +87,15 @@ def test_links_between_documents_lead_to_pages():
             assert posixpath.normpath(posixpath.join(posixpath.dirname(place), link)) in known, (place, link)
 
 
+def test_a_notebook_is_a_page_with_its_code():
+    page = documents.pages()["notebooks/add_a_method.md"]
+    assert page.startswith("# Adding a method\n\n[![Open in Colab]")
+    assert '\n```python title="my_ssf.py"\nimport jax.numpy as jnp\n' in page
+    assert "\n```bash\nllm4rec sweep" in page
+    assert "%%" not in page
+    assert "(../guides/adding_a_method.md)" in page
+
+
 def test_every_document_is_in_the_navigation():
     listed = set(re.findall(r"\]\(([^)]+)\)", "\n".join(documents.navigation())))
     assert {p for p in documents.pages() if not p.startswith("source/")} - listed == {"contents.md", "third_party.md"}
