@@ -160,7 +160,7 @@ def test_watch_tells_running_from_stopped_and_finished(tmp_path):
 
 
 def test_watch_names_the_trials_of_a_sweep(tmp_path):
-    """By the sweep's names, not by hashes, and whole on a terminal of eighty columns."""
+    """The names are the sweep's, not hashes, and stand whole on a terminal of eighty columns."""
     names = [f"a-long-name-of-a-group-of-trials-{seed}" for seed in range(2)]
     for name in names:
         folder = tmp_path / "study" / f"hash-{name}"
