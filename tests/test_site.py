@@ -42,6 +42,12 @@ def test_a_methods_page_has_equation_use_drawing_and_paper(name):
     assert ("added" in styles or "trained" in styles) == (name != "frozen")
 
 
+def test_headings_of_galleries_are_plurals():
+    assert galleries.plural("quantizer") == "Quantizers"
+    assert galleries.plural("model of triples") == "Models of triples"
+    assert not [gallery.title for gallery in galleries.galleries() if "ss" in gallery.title.replace("Losses", "")]
+
+
 def test_a_method_without_an_equation_is_refused(monkeypatch):
     def bare():
         """Does something.
