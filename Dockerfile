@@ -11,7 +11,7 @@
 FROM python:3.13-slim AS build
 WORKDIR /source
 COPY . .
-RUN pip install --no-cache-dir 'build>=1.2,<2' && python -m build --wheel --outdir /dist
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 
 FROM python:3.13-slim
 # Empty, cuda or tpu: an extra of setup.cfg.

@@ -8,7 +8,7 @@ SMALL ?=
 # Modules whose examples are run. Commands are left out: they share names of flags.
 DOCTESTS := llm4rec_jax experiments/cli experiments/reports experiments/sweeps
 
-.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel test-lowest soak docs lint audit format clean
+.PHONY: setup setup-dev quickstart test test-long test-beam test-wheel test-lowest soak notebooks docs lint audit format clean
 .DEFAULT_GOAL := setup
 
 $(BIN)/python:
@@ -77,6 +77,14 @@ test-lowest: $(VENV)-lowest/.setup
 # Two hours of training, evaluations and checkpoints: memory, threads and open files must not grow.
 soak: setup-dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-7200} $(BIN)/python -m pytest -m long -s tests/training/test_soak.py
+
+$(VENV)/.setup-notebooks: $(VENV)/.setup-smollm2
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	@touch $@
+
+# Every notebook with short training, in build/notebooks.
+notebooks: $(VENV)/.setup-notebooks
+	LLM4REC_JAX_SMALL=1 $(BIN)/python tools/notebooks.py run
 
 $(VENV)/.setup-docs: $(VENV)/.setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

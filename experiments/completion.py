@@ -5,6 +5,7 @@ source <(llm4rec completion zsh)     # in ~/.zshrc, after compinit
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,9 @@ _ZSH = r"""
 _llm4rec() {
     local -a candidates
     candidates=(${=$(_llm4rec_words "$((CURRENT - 1))" "$words[2]" "$PREFIX")})
-    compadd -S '' -a candidates || _files
+    compadd -S '' -a candidates && return
+    compset -P '*='  # files after --workdir=
+    _files
 }
 compdef _llm4rec llm4rec
 """
@@ -45,21 +48,26 @@ def flags_of(program: str) -> list[str]:
     Example:
       >>> [flag for flag in flags_of("recommend") if flag in ("--k=", "--workdir=", "--debug", "--workers=")]
       ['--debug', '--k=', '--workdir=']
+      >>> [flag for flag in flags_of("completion") if flag in ("--processes=", "--workers=")]
+      []
     """
-    folder = command_line.programs_folder()
-    sources = [folder / "experiments" / f"{program.replace('-', '_')}.py"]
+    folder = command_line.programs_folder() / "experiments"
+    sources = [folder / f"{program.replace('-', '_')}.py", folder / "cli" / "command.py"]
     text = sources[0].read_text(encoding="utf-8")
-    sources += [folder / "experiments" / "cli" / "command.py"]
-    sources += [folder / "experiments" / "cli" / "launch.py"] if "launch" in text else []
-    sources += [folder / "experiments" / "cli" / "distributed.py"] if "several=True" in text else []
+    if re.search(r"^from .* import .*\blaunch\b", text, re.MULTILINE):
+        sources.append(folder / "cli" / "launch.py")
+    if re.search(r"\brun\(main, several=True", text):
+        sources.append(folder / "cli" / "distributed.py")
     return sorted({flag for source in sources for flag in _defined(source)})
 
 
 def _defined(source: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-        if isinstance(node, ast.Call) and ".DEFINE_" in call and isinstance(name := node.args[0], ast.Constant):
-            yield f"--{name.value}" if call.endswith("DEFINE_bool") else f"--{name.value}="
+        if not isinstance(node, ast.Call):
+            continue
+        kind = ast.unparse(node.func).partition(".DEFINE_")[2]
+        if kind not in ("", "alias") and isinstance(name := node.args[0], ast.Constant):
+            yield f"--{name.value}" if kind == "bool" else f"--{name.value}="
 
 
 def keys(table: ConfigDict, prefix: str = "--config.") -> Iterator[str]:

@@ -42,20 +42,47 @@ def status(folder: Path) -> str:
     return {True: "running", False: "stopped", None: "elsewhere"}[locks.holder_lives(folder)]
 
 
+def names_of(folders: list[Path], roots: list[Path]) -> list[str]:
+    """Returns short names of runs, in their order: below a single root the path from there.
+
+    A trial of a sweep has the name that the sweep's `by_name` links to its folder, in place of a hash.
+
+    Args:
+      folders: Folders of runs.
+      roots: Folders that they were found under.
+
+    Example:
+      >>> names_of([Path("runs/peft/lora"), Path("runs/id")], [Path("runs")])
+      ['peft/lora', 'id']
+    """
+    trials: dict[Path, str] = {}
+    for sweep in {folder.parent for folder in folders if (folder.parent / "by_name").is_dir()}:
+        # In order of names, so that of several names of one trial the same is shown each time.
+        for link in sorted((sweep / "by_name").iterdir(), reverse=True):
+            trials[link.resolve()] = link.name
+    shown = [folder.with_name(trials.get(folder.resolve(), folder.name)) for folder in folders]
+    if len(roots) == 1:
+        below = [name.is_relative_to(roots[0]) and name != roots[0] for name in shown]
+        shown = [name.relative_to(roots[0]) if inside else name for name, inside in zip(shown, below, strict=True)]
+    return list(map(str, shown))
+
+
 def table(roots: list[Path], finished: bool) -> rich.table.Table:
     """Returns a row for each run: running ones first, then by name."""
-    shown = rich.table.Table(box=rich.box.SIMPLE, caption_justify="left")
-    for name, justify in (("run", "left"), ("status", "left"), ("step", "right"), ("best validation", "right")):
-        shown.add_column(name, justify="right" if justify == "right" else "left")
-    for name in ("last record", "to go"):
-        shown.add_column(name, justify="right")
-    standings = [(folder, status(folder)) for folder in runs_under(roots)]
-    counts = {kind: sum(own == kind for _, own in standings) for kind in _STYLES}
-    for folder, own in sorted(standings, key=lambda pair: list(_STYLES).index(pair[1])):
+    shown = rich.table.Table(box=rich.box.SIMPLE, collapse_padding=True, pad_edge=False, caption_justify="left")
+    # The names tell the rows apart: on a narrow terminal they are folded, not cut.
+    shown.add_column("run", overflow="fold")
+    shown.add_column("status")
+    for column in ("step", "best validation", "last record", "to go"):
+        shown.add_column(column, justify="right")
+    folders = runs_under(roots)
+    standings = [(folder, name, status(folder)) for folder, name in zip(folders, names_of(folders, roots), strict=True)]
+    counts = {kind: sum(own == kind for *_, own in standings) for kind in _STYLES}
+    for folder, short, own in sorted(standings, key=lambda standing: list(_STYLES).index(standing[-1])):
         if own == "finished" and not finished:
             continue
         # Text: Rich would read "[b]" in a name as markup.
-        name = rich.text.Text(visible(str(folder)))
+        name = rich.text.Text(visible(short))
         try:
             config: Any = run_folder.config_of(folder)
             train = config.train
@@ -63,12 +90,14 @@ def table(roots: list[Path], finished: bool) -> rich.table.Table:
             counts["damaged"] += 1
             shown.add_row(name, rich.text.Text(visible(f"unreadable: {error}")), style=_STYLES["damaged"])
             continue
-        at = standing_of(folder / "metrics.jsonl", train.metric, train.steps)
+        # A baseline has no steps, whatever its study says.
+        steps = 0 if config.get("baseline", {}).get("name") else train.steps
+        at = standing_of(folder / "metrics.jsonl", train.metric, steps)
         records = folder / "metrics.jsonl"
         shown.add_row(
             name,
             own,
-            f"{at.step}/{at.steps}",
+            f"{at.step}/{at.steps}" if at.steps else "",
             "" if at.best is None else f"{train.metric} {at.best:.4f}",
             f"{duration(max(time.time() - records.stat().st_mtime, 0))} ago" if records.exists() else "",
             duration(at.left) if own == "running" and at.left is not None else "",

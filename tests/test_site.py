@@ -42,6 +42,12 @@ def test_a_methods_page_has_equation_use_drawing_and_paper(name):
     assert ("added" in styles or "trained" in styles) == (name != "frozen")
 
 
+def test_headings_of_galleries_are_plurals():
+    assert galleries.plural("quantizer") == "Quantizers"
+    assert galleries.plural("model of triples") == "Models of triples"
+    assert not [gallery.title for gallery in galleries.galleries() if "ss" in gallery.title.replace("Losses", "")]
+
+
 def test_a_method_without_an_equation_is_refused(monkeypatch):
     def bare():
         """Does something.
@@ -85,6 +91,15 @@ def test_links_between_documents_lead_to_pages():
             continue
         for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", text):
             assert posixpath.normpath(posixpath.join(posixpath.dirname(place), link)) in known, (place, link)
+
+
+def test_a_notebook_is_a_page_with_its_code():
+    page = documents.pages()["notebooks/add_a_method.md"]
+    assert page.startswith("# Adding a method\n\n[![Open in Colab]")
+    assert '\n```python title="my_ssf.py"\nimport jax.numpy as jnp\n' in page
+    assert "\n```bash\nllm4rec sweep" in page
+    assert "%%" not in page
+    assert "(../guides/adding_a_method.md)" in page
 
 
 def test_every_document_is_in_the_navigation():

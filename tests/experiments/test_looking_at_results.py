@@ -157,3 +157,20 @@ def test_watch_tells_running_from_stopped_and_finished(tmp_path):
     assert row.split()[1:5] == ["running", "20/40", "ndcg@10", "0.2000"]
     assert str(finished) not in text
     assert "1 running, 1 stopped, 1 elsewhere, 1 finished" in text
+
+
+def test_watch_names_the_trials_of_a_sweep(tmp_path):
+    """The names are the sweep's, not hashes, and stand whole on a terminal of eighty columns."""
+    names = [f"a-long-name-of-a-group-of-trials-{seed}" for seed in range(2)]
+    for name in names:
+        folder = tmp_path / "study" / f"hash-{name}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"train": {"steps": 40, "metric": "ndcg@10"}}))
+        (folder / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1}))
+        (tmp_path / "study" / "by_name").mkdir(exist_ok=True)
+        (tmp_path / "study" / "by_name" / name).symlink_to(folder)
+    assert watch.names_of(watch.runs_under([tmp_path]), [tmp_path]) == [f"study/{name}" for name in names]
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(watch.table([tmp_path], finished=False))
+    shown = "".join(line[:40].split()[0] for line in console.export_text().splitlines() if line[:40].split())
+    assert all(name in shown for name in names)

@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from tools.site.notebook_pages import notebook_page
+
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)(?=[)#])")
 _RENAMED = {"README.md": "index.md", "docs/index.md": "contents.md", "third_party/README.md": "third_party.md"}
@@ -21,19 +23,24 @@ def site_path(path: PurePosixPath) -> str:
       ['index.md', 'guides/peft.md', 'security.md']
       >>> [site_path(PurePosixPath(path)) for path in ("llm4rec_jax/peft/core.py", "tests/test_io.py")]
       ['api/llm4rec_jax/peft/core.md', 'source/tests/test_io.py.md']
+      >>> site_path(PurePosixPath("notebooks/tpu.ipynb"))
+      'notebooks/tpu.md'
     """
     if (name := str(path)) in _RENAMED:
         return _RENAMED[name]
     if path.suffix == ".md":
         return str(path.relative_to("docs")) if path.parts[0] == "docs" else name.lower()
+    if path.suffix == ".ipynb":
+        return str(path.with_suffix(".md"))
     if path.parts[0] == "llm4rec_jax" and path.suffix == ".py":
         return f"api/{path.parent}/index.md" if path.name == "__init__.py" else f"api/{path.with_suffix('.md')}"
     return f"source/{path}.md"
 
 
 def documents() -> list[Path]:
-    """Returns the Markdown pages of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "third_party").glob("*.md")])
+    """Returns the pages of the repository: Markdown, and notebooks."""
+    patterns = ("*.md", "docs/**/*.md", "third_party/*.md", "notebooks/*.ipynb")
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def rewrite_links(page: Path, text: str, linked: set[Path]) -> str:
@@ -71,7 +78,8 @@ def pages() -> dict[str, str]:
     made, linked = {}, set()
     for page in documents():
         place = site_path(PurePosixPath(page.relative_to(ROOT).as_posix()))
-        made[place] = rewrite_links(page, page.read_text(encoding="utf-8"), linked)
+        text = page.read_text(encoding="utf-8")
+        made[place] = rewrite_links(page, notebook_page(text) if page.suffix == ".ipynb" else text, linked)
     for file in sorted(linked):
         place = site_path(PurePosixPath(file.relative_to(ROOT).as_posix()))
         if place.startswith("source/"):

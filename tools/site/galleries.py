@@ -76,12 +76,23 @@ def registries() -> list[Registry[Any]]:
     return list(found.values())
 
 
+def plural(kind: str) -> str:
+    """Returns the heading of a gallery from the kind of its entries.
+
+    Example:
+      >>> plural("quantizer"), plural("model of triples")
+      ('Quantizers', 'Models of triples')
+    """
+    noun, _, rest = kind.capitalize().partition(" of ")
+    return f"{noun}s of {rest}" if rest else f"{noun}s"
+
+
 @functools.cache
 def galleries() -> tuple[Gallery, ...]:
     """Returns all galleries. A registry without words here has a gallery of its docstrings."""
     shown = {id(registry) for gallery in _described() for registry in gallery.registries}
     others = [
-        Gallery(re.sub(r"\W+", "_", registry.kind), f"{registry.kind.capitalize()}s", "", (registry,), entry_page())
+        Gallery(re.sub(r"\W+", "_", registry.kind), plural(registry.kind), "", (registry,), entry_page())
         for registry in registries()
         if id(registry) not in shown
     ]
