@@ -138,8 +138,8 @@ def from_fields(fields: Mapping[str, Any]) -> ImageProcessor:
       (32, 48)
     """
     named = fields.get("image_processor_type") or fields.get("feature_extractor_type", "ViTImageProcessor")
-    kind = named.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix(
-        "FeatureExtractor"
+    kind = (
+        named.removesuffix("Fast").removesuffix("Pil").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     )
     if kind not in _DEFAULTS:
         supported = ", ".join(f"{name}ImageProcessor" for name in _DEFAULTS)

@@ -58,9 +58,7 @@ class Embeddings(nn.Module):
         c = self.config
 
         def table(rows: int, name: str) -> nn.Embed:
-            return nn.Embed(
-                rows, c.hidden_size, dtype=c.dtype, embedding_init=normal(c.initializer_range), name=name
-            )
+            return nn.Embed(rows, c.hidden_size, dtype=c.dtype, embedding_init=normal(c.initializer_range), name=name)
 
         length = ids.shape[-1]
         if length > c.max_position_embeddings:

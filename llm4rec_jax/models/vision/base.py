@@ -16,7 +16,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm4rec_jax.models.encoders.base import Sites
 from llm4rec_jax.models.encoders.pre_norm import PreNormConfig
 from llm4rec_jax.models.encoders.weights import Rule
 from llm4rec_jax.models.layers.activations import ACTIVATIONS
@@ -100,20 +99,20 @@ class VisionFamily:
 
     Attributes:
       model_type: Its name.
+      build: Makes the module from its configuration.
       config_from_hf: Makes the configuration from the fields of `config.json`, with the head that a folder may have; a
         ValueError names the key that asks for something which is not supported.
       weight_rules: Tensors by name and the parameters that they become, strict in both directions.
       prefixes: Beginnings of tensor names that are ignored.
       dropped: Regular expressions of tensors that are known and have no use here.
-      sites: Parts that a block has; names are those of text encoders.
     """
 
     model_type: str
+    build: Callable[[VisionConfig], Any]
     config_from_hf: Callable[[Mapping[str, Any]], VisionConfig]
     weight_rules: tuple[Rule, ...]
     prefixes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    sites: Sites = Sites()
 
 
 VISION_FAMILIES: Registry[VisionFamily] = Registry("vision family")

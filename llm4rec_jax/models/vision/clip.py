@@ -11,6 +11,7 @@ from llm4rec_jax.models.encoders.clip_text import BLOCK_RULES
 from llm4rec_jax.models.encoders.config_json import config_fields
 from llm4rec_jax.models.encoders.weights import Rule, linear, norm
 from llm4rec_jax.models.vision.base import NOT_IN_FILES, VisionConfig, VisionFamily, register
+from llm4rec_jax.models.vision.encoder import VisionEncoder
 
 TOWER_NAMES = {
     **NOT_IN_FILES,
@@ -42,6 +43,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> VisionConfig:
 CLIP = register(
     VisionFamily(
         model_type="clip_vision_model",
+        build=VisionEncoder,
         config_from_hf=config_from_hf,
         weight_rules=(
             Rule("embeddings.class_embedding", ("embeddings/class_token",)),

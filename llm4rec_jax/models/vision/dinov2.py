@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from llm4rec_jax.models.encoders.base import Sites
 from llm4rec_jax.models.encoders.config_json import config_fields, refuse
 from llm4rec_jax.models.encoders.weights import Rule, linear, norm
 from llm4rec_jax.models.vision.base import NOT_IN_FILES, VisionConfig, VisionFamily, register
+from llm4rec_jax.models.vision.encoder import VisionEncoder
 from llm4rec_jax.models.vision.vit import ATTENTION_RULES, EMBEDDING_RULES
 
 GATED = "dinov2_swiglu"
@@ -45,6 +45,7 @@ def _rules(ffn: tuple[Rule, ...]) -> tuple[Rule, ...]:
 DINOV2 = register(
     VisionFamily(
         model_type="dinov2",
+        build=VisionEncoder,
         config_from_hf=config_from_hf,
         weight_rules=_rules(
             (
@@ -66,6 +67,5 @@ DINOV2_SWIGLU = register(
                 *linear("encoder.layer.{i}.mlp.weights_out", "layer_{i}/ffn/down"),
             )
         ),
-        sites=Sites(gate="ffn/gate"),
     )
 )

@@ -52,7 +52,7 @@ def load(
         if head is False or not (head or has_head):
             config = dataclasses.replace(config, head=None)
             names = names_of(family, with_head=False)
-        encoder = VisionEncoder(dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat))
+        encoder = family.build(dataclasses.replace(config, compute_dtype=compute_dtype, remat=remat))
         names.check_depth(tensors, config.num_hidden_layers)
         flat = names.to_params(tensors, parameter_shapes(encoder), lambda path, array: jnp.asarray(array))
     except ValueError as error:

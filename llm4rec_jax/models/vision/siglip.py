@@ -9,6 +9,7 @@ from llm4rec_jax.models.encoders.config_json import config_fields
 from llm4rec_jax.models.encoders.weights import Rule, linear, norm
 from llm4rec_jax.models.vision.base import VisionConfig, VisionFamily, register
 from llm4rec_jax.models.vision.clip import TOWER_NAMES
+from llm4rec_jax.models.vision.encoder import VisionEncoder
 
 DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 
@@ -27,6 +28,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> VisionConfig:
 SIGLIP = register(
     VisionFamily(
         model_type="siglip_vision_model",
+        build=VisionEncoder,
         config_from_hf=config_from_hf,
         weight_rules=(
             Rule("embeddings.patch_embedding.weight", ("embeddings/patch/filters",), transpose=True),

@@ -6,6 +6,7 @@ from typing import Any
 from llm4rec_jax.models.encoders.config_json import config_fields
 from llm4rec_jax.models.encoders.weights import Rule, linear, norm
 from llm4rec_jax.models.vision.base import NOT_IN_FILES, VisionConfig, VisionFamily, register
+from llm4rec_jax.models.vision.encoder import VisionEncoder
 
 NAMES = {**NOT_IN_FILES, "layerscale_value": "", "head_size": "pooler_output_size"}
 
@@ -35,6 +36,7 @@ ATTENTION_RULES = (
 VIT = register(
     VisionFamily(
         model_type="vit",
+        build=VisionEncoder,
         config_from_hf=config_from_hf,
         weight_rules=(
             *EMBEDDING_RULES,
