@@ -78,8 +78,8 @@ def images(
     if problems and damaged == "error":
         name = next(iter(problems))
         raise DataError(
-            f"{store.path}: the image of {rows.name} {str(name)!r} cannot be decoded ({problems[name]}); replace it, or "
-            "mask such rows by the option damaged='missing'"
+            f"{store.path}: the image of {rows.name} {str(name)!r} cannot be decoded ({problems[name]}); replace it, "
+            "or mask such rows by the option damaged='missing'"
         )
     place = {name: row for row, name in enumerate(encoded["ids"].tolist()) if name not in problems}
     found = np.array([place.get(name, -1) for name in names])

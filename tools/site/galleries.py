@@ -36,6 +36,7 @@ from tools.site.entry_pages import (
     summary,
     trained_parameters,
     user_page,
+    vision_page,
 )
 
 

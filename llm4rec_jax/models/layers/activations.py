@@ -13,7 +13,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x σ(1.702 x), an approximation of the GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415) that CLIP was trained with."""
+    """x σ(1.702 x), CLIP's approximation of the GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 

@@ -1,7 +1,6 @@
 """The configuration of vision encoders and the `VisionFamily` record, the counterparts of `encoders.base` for images.
 
-Parts have the names of `encoders.base`, so that one PEFT method reaches text and image encoders alike. What texts do not
-have is
+Parts have the names of `encoders.base`, so that one PEFT method reaches text and image encoders alike. Images add
 
     embeddings/patch                    the projection of patches
     embeddings/{class_token,positions}  arrays

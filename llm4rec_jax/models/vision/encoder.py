@@ -73,8 +73,8 @@ class Embeddings(nn.Module):
 def bicubic_weights(old: int, new: int) -> np.ndarray:
     """Returns the matrix [new, old] that interpolates a row of values by cubic convolution, as torch does.
 
-    Pixels are squares whose values stand at their centres, the kernel has a = -0.75, and values beyond the ends are those
-    at the ends (Keys 1981; torch's `interpolate` with mode "bicubic" and `align_corners=False`).
+    Pixels are squares whose values stand at their centres, the kernel has a = -0.75, and values beyond the ends are
+    those at the ends (Keys 1981; torch's `interpolate` with mode "bicubic" and `align_corners=False`).
 
     Args:
       old: Number of values.

@@ -25,8 +25,8 @@ def load(
     """Loads a pretrained vision encoder of any family.
 
     Args:
-      path_or_hub_name: A folder with `config.json` and `model.safetensors` or its shards, or the name of a repository on
-        the Hugging Face hub. A folder of CLIP or SigLIP may hold both towers.
+      path_or_hub_name: A folder with `config.json` and `model.safetensors` or its shards, or the name of a repository
+        on the Hugging Face hub. A folder of CLIP or SigLIP may hold both towers.
       head: Whether the pooled vector passes the layer that the family has for it: ViT's pooler, CLIP's projection into
         the space of texts and images, SigLIP's attention. None takes it where the folder has its weights.
       compute_dtype: Type that activations are computed in; parameters are float32.
