@@ -122,8 +122,8 @@ def image_vectors(
 
     @jax.jit
     def encode(params: Any, levels: jax.Array) -> jax.Array:
-        pixels = processor.normalise(levels)
-        return encoder.apply({"params": params}, pixels, method="vectors").astype(np.float32)
+        vectors: Any = encoder.apply({"params": params}, processor.normalise(levels), method="vectors")
+        return vectors.astype(np.float32)
 
     def read() -> dict[str, np.ndarray]:
         ids, problems, vectors = [], [], []

@@ -1,6 +1,7 @@
 """The feature `images`: vectors of a frozen vision encoder, cached, with damaged images named or counted."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -108,7 +109,7 @@ def test_the_store_is_read_in_order_of_its_files_with_few_images_ahead(folder, m
 
     store = Images(folder, frozenset(map(str, range(200))), stream)
     processor = image_vectors.read_processor(model)
-    images = image_vectors.decoded(store, store.ids, processor, 2)
+    images: Any = image_vectors.decoded(store, store.ids, processor, 2)
     assert next(images).name == "0"
     assert len(read) < 40
     images.close()

@@ -169,8 +169,8 @@ def test_images_that_tell_the_taste_reach_what_can_be_reached(pictures, tmp_path
 @pytest.mark.long
 def test_images_of_other_items_are_no_better_than_chance(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # Vectors of 32 dimensions tell items of other groups that training had, which leaves those that nobody had: a quarter
-    # of them is of the user's group. The 40 places of four groups' lists vary by .075 around it.
+    # Vectors of 32 dimensions tell items of other groups that training had, which leaves those that nobody had: a
+    # quarter of them is of the user's group. The 40 places of four groups' lists vary by .075 around it.
     assert ndcg(tmp_path / "run", config(pictures, "shuffled_picture")) < 1 / GROUPS + 2 * 0.075
 
 

@@ -74,12 +74,12 @@ class ImageProcessor:
                 wanted = int(self.shortest_edge * width / height), self.shortest_edge
             image = image.resize(wanted, Image.Resampling(self.resample))
         elif self.size is not None:
-            image = image.resize(self.size[::-1], Image.Resampling(self.resample))
+            image = image.resize((self.size[1], self.size[0]), Image.Resampling(self.resample))
         levels = np.asarray(image)
         return levels if self.crop is None else _cropped(levels, self.crop)
 
-    def normalise(self, levels: np.ndarray) -> np.ndarray:
-        """Returns normalised values, float32 [..., 3], from grey levels."""
+    def normalise(self, levels: Any) -> Any:
+        """Returns normalised values, float32 [..., 3], from grey levels, as an array of the same library."""
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
         return (levels.astype(np.float32) * np.float32(self.scale) - mean) / std
 

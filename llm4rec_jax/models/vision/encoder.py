@@ -81,8 +81,8 @@ def bicubic_weights(old: int, new: int) -> np.ndarray:
       new: Number of values wanted.
 
     Example:
-      >>> bicubic_weights(2, 4).round(3).tolist()[1]
-      [0.773, 0.227]
+      >>> print(bicubic_weights(2, 4)[1].round(3))
+      [0.773 0.227]
     """
     a = -0.75
     at = (np.arange(new) + 0.5) * old / new - 0.5
@@ -100,6 +100,19 @@ def bicubic_weights(old: int, new: int) -> np.ndarray:
     return weights
 
 
+class ProbeAttention(PreNormAttention):
+    """Attention of one trained query over all states. [B, L, D] -> [B, 1, D]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, *bias: jax.Array) -> jax.Array:
+        c = self.config
+        probe = jnp.asarray(self.param("probe", normal(c.initializer_range), (c.hidden_size,))).astype(c.dtype)
+        query = self.project(c.hidden_size, "query")(jnp.broadcast_to(probe, (len(x), 1, c.hidden_size)))
+        q, k, v = map(self.heads, (query, *(self.project(c.hidden_size, name)(x) for name in ("key", "value"))))
+        mixed = self.attend(q, k, v, self.keys(mask), *bias)
+        return self.project(c.hidden_size, "output")(mixed.reshape(len(x), 1, c.hidden_size))
+
+
 class AttentionHead(nn.Module):
     """SigLIP's pooling: a trained query attends to all states, and a residual network follows. [B, L, D] -> [B, D]."""
 
@@ -108,21 +121,8 @@ class AttentionHead(nn.Module):
     @nn.compact
     def __call__(self, states: jax.Array) -> jax.Array:
         c = self.config
-        probe = jnp.asarray(self.param("probe", normal(c.initializer_range), (c.hidden_size,))).astype(c.dtype)
-        x = PooledAttention(c, name="attention")(jnp.broadcast_to(probe, (len(states), 1, c.hidden_size)), states)[:, 0]
+        x = ProbeAttention(c, name="attention")(states, jnp.ones(states.shape[:2], bool))[:, 0]
         return x + FeedForward(c, name="ffn")(layer_norm(c, "norm")(x))
-
-
-class PooledAttention(PreNormAttention):
-    """Attention of queries [B, Q, D] over states [B, L, D]. The result is [B, Q, D]."""
-
-    @nn.compact
-    def __call__(self, queries: jax.Array, states: jax.Array) -> jax.Array:
-        c = self.config
-        q = self.heads(self.project(c.hidden_size, "query")(queries))
-        k, v = (self.heads(self.project(c.hidden_size, name)(states)) for name in ("key", "value"))
-        mixed = self.attend(q, k, v, jnp.ones((len(states), 1, states.shape[1]), bool))
-        return self.project(c.hidden_size, "output")(mixed.reshape(queries.shape))
 
 
 class DenseHead(nn.Module):

@@ -36,7 +36,7 @@ SIGLIP = register(
             Rule("embeddings.position_embedding.weight", ("embeddings/positions",)),
             *BLOCK_RULES,
             *norm("post_layernorm", "final_norm"),
-            Rule("head.probe", ("head/probe",), leading=2),
+            Rule("head.probe", ("head/attention/probe",), leading=2),
             Rule(
                 "head.attention.in_proj_weight",
                 tuple(f"head/attention/{name}/kernel" for name in ("query", "key", "value")),
