@@ -33,7 +33,7 @@ def llama():
     return draw("llama")
 
 
-@pytest.mark.parametrize("model_type", sorted(families()))
+@pytest.mark.parametrize("model_type", sorted(set(families()) - {"clip"}))
 def test_every_projection_of_every_family(model_type):
     encoder = families()[model_type].build(families()[model_type].config_from_hf({"model_type": model_type, **SMALL}))
     params = huggingface.abstract_params(encoder, "nf4")

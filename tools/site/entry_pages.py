@@ -274,7 +274,6 @@ def family_page(name: str, entry: Any) -> str:
     ]
     if row["shapes"]:
         facts.append(f"Shapes that `python -m experiments.models` knows by name: {quoted(row['shapes'])}.")
-    tensors = [[f"`{rule.tensor}`", ", ".join(f"`{path}`" for path in rule.paths)] for rule in entry.weight_rules]
     return f"""# {name}
 
 {_docstring(entry)}
@@ -283,7 +282,23 @@ def family_page(name: str, entry: Any) -> str:
 
 {_listed(facts)}
 
-## Tensors
-
-{markdown_table(["tensor", "parameter"], tensors)}
+{_tensors(entry)}
 """
+
+
+def vision_page(name: str, entry: Any) -> str:
+    """Returns the page of a family of vision encoders, from its record."""
+    return f"""# {name}
+
+{_docstring(entry)}
+
+    --config.features.item_options="{{'image': {{'kind': 'images', 'path': 'images.zip', 'model': 'FOLDER'}}}}"
+
+{_tensors(entry)}
+"""
+
+
+def _tensors(family: Any) -> str:
+    """Returns the table of a family's tensors and parameters."""
+    rows = [[f"`{rule.tensor}`", ", ".join(f"`{path}`" for path in rule.paths)] for rule in family.weight_rules]
+    return f"## Tensors\n\n{markdown_table(['tensor', 'parameter'], rows)}"

@@ -22,6 +22,7 @@ from llm4rec_jax.models.heads import HEADS
 from llm4rec_jax.models.items.projection import PROJECTIONS
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.users.base import USERS
+from llm4rec_jax.models.vision.base import VISION_FAMILIES
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.registry import Registry
 from tools.site.entry_pages import (
@@ -35,6 +36,7 @@ from tools.site.entry_pages import (
     summary,
     trained_parameters,
     user_page,
+    vision_page,
 )
 
 
@@ -189,6 +191,14 @@ def _described() -> tuple[Gallery, ...]:
             "[A guide](../../guides/adding_a_model_family.md) describes how to add one.",
             (FAMILIES,),
             family_page,
+        ),
+        Gallery(
+            "vision_families",
+            "Vision families",
+            "The `model_type` in a folder's `config.json` selects the family. "
+            "[The guide](../../guides/features.md#images) describes features of images.",
+            (VISION_FAMILIES,),
+            vision_page,
         ),
     )
 

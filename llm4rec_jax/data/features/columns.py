@@ -94,6 +94,8 @@ class Rows(NamedTuple):
 
 
 FEATURES: Registry[Callable[..., FittedFeature]] = Registry("kind of feature")
+FROM_FILES = ("vectors", "images")
+"""Kinds that read files beside the table, and no column of it."""
 
 
 def fit(rows: Rows, name: str, options: Mapping[str, Any]) -> FittedFeature:
@@ -114,6 +116,6 @@ def fit(rows: Rows, name: str, options: Mapping[str, Any]) -> FittedFeature:
     if kind is None:
         dtype = rows.column(given.get("column", name)).dtype
         kind = "numeric" if dtype.is_numeric() else "categorical"
-    if kind != "vectors":
+    if kind not in FROM_FILES:
         given.setdefault("column", name)
     return FEATURES.build(kind, rows, **given)

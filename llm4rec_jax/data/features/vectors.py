@@ -1,6 +1,7 @@
 """Vectors from a file: extracted features of images, sound or text, or trained embeddings of a knowledge graph."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -62,13 +63,29 @@ def vectors(
         )
     taken = np.where(present[:, None], values[found], 0.0).astype(np.float32)
     fitted = {"kind": "vectors", "rows": int(present.sum()), "width": values.shape[1]}
+    return fit_vectors(rows, taken, present, fitted, standardise=standardise, project=project)
+
+
+def fit_vectors(
+    rows: Rows, values: np.ndarray, present: np.ndarray, fitted: dict[str, Any], *, standardise: bool, project: str
+) -> FittedFeature:
+    """Makes a feature of the vectors of all rows.
+
+    Args:
+      rows: The table and its training rows.
+      values: float32 [N, K]; rows that are not present hold zeros.
+      present: bool [N], the rows that have a vector.
+      fitted: Figures about the vectors, for the run's folder.
+      standardise: Whether each dimension is brought to mean 0 and standard deviation 1 over the training rows.
+      project: Name in `PROJECTIONS` of the network that reads the vectors.
+    """
     if standardise:
-        known = taken[present & rows.trained].astype(np.float64)
+        known = values[present & rows.trained].astype(np.float64)
         mean, deviation = known.mean(axis=0), known.std(axis=0)
         deviation = np.where(deviation > 0, deviation, 1.0)
-        taken = np.where(present[:, None], (taken - mean) / deviation, 0.0).astype(np.float32)
-        fitted |= {"mean": mean.tolist(), "deviation": deviation.tolist()}
-    return FittedFeature(Column(taken, present), "projection", {"project": project}, fitted)
+        values = np.where(present[:, None], (values - mean) / deviation, 0.0).astype(np.float32)
+        fitted = fitted | {"mean": mean.tolist(), "deviation": deviation.tolist()}
+    return FittedFeature(Column(values, present), "projection", {"project": project}, fitted)
 
 
 def _from_parquet(file: Path, key: str, column: str) -> tuple[list[str], np.ndarray]:

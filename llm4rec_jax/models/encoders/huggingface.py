@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from llm4rec_jax.checksums import Damaged, check_manifest, write_manifest
 from llm4rec_jax.data import assets
 from llm4rec_jax.data.cache import default_folder
+from llm4rec_jax.data.features.image_processing import PROCESSOR
 from llm4rec_jax.data.features.tokens import VOCABULARY_FILES
 from llm4rec_jax.io import replacing
 from llm4rec_jax.models.encoders import gguf
@@ -144,7 +145,7 @@ def resolve(path_or_hub_name: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "model*.safetensors", INDEX, *TOKENIZER_FILES, *_SENTENCE_FILES]
+    wanted = ["config.json", "model*.safetensors", INDEX, PROCESSOR, *TOKENIZER_FILES, *_SENTENCE_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -280,6 +281,28 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
     Raises:
       PretrainedError: there is none, it is damaged, of an unknown family, or asks for something not supported.
     """
+    named, raw = read_fields(folder, families())
+    try:
+        config = find_family(named).config_from_hf(raw)
+    except ValueError as error:
+        raise PretrainedError(f"{folder / 'config.json'}: {error}") from error
+    # One model_type may stand for several families, as that of T5 does.
+    return find_family(config.model_type), config
+
+
+def read_fields(folder: Path, known: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Reads `config.json`.
+
+    Args:
+      folder: The folder that holds it.
+      known: Values of `model_type` that can be read.
+
+    Returns:
+      The `model_type`, and all fields.
+
+    Raises:
+      PretrainedError: There is no such file, it is damaged, of an unknown family, or its weights are quantised.
+    """
     file = folder / "config.json"
     if not file.is_file():
         there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -291,16 +314,11 @@ def read_config(folder: Path) -> tuple[Family, EncoderConfig]:
     if not isinstance(raw, dict):
         raise PretrainedError(f"{file} holds {raw!r} instead of the fields of a model: it is damaged, fetch it again")
     named = raw.get("model_type")
-    if not isinstance(named, str) or named not in families():
-        raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(families()))}")
+    if not isinstance(named, str) or named not in known:
+        raise PretrainedError(f"{file}: {unknown_name('model_type', str(named), sorted(known))}")
     if raw.get("quantization_config"):
         raise PretrainedError(
             f"{file}: quantization_config is set, and quantised weights of other libraries are not read: give the "
             "original model, or dequantise it (`model.dequantize()` in transformers) and save it again"
         )
-    try:
-        config = find_family(named).config_from_hf(raw)
-    except ValueError as error:
-        raise PretrainedError(f"{file}: {error}") from error
-    # One model_type may stand for several families, as that of T5 does.
-    return find_family(config.model_type), config
+    return named, raw

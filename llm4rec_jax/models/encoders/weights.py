@@ -27,6 +27,7 @@ class Rule:
       transpose: The tensor is [out, in], the parameter [in, out].
       also: Other names that are read and never written.
       optional: The tensor is left out where the encoder has no such parameter, as the heads of language models are.
+      leading: Number of axes of length 1 that the tensor has in front of those of the parameter.
     """
 
     tensor: str
@@ -34,6 +35,7 @@ class Rule:
     transpose: bool = False
     also: tuple[str, ...] = ()
     optional: bool = False
+    leading: int = 0
 
 
 def linear(tensor: str, *paths: str, bias: bool = True, transpose: bool = True) -> tuple[Rule, ...]:
@@ -189,7 +191,8 @@ class Names:
             source = self.source(path)
             if source.tensor not in tensors:
                 joined = np.concatenate([flat[p] for p in source.paths], -1) if len(source.paths) > 1 else flat[path]
-                tensors[source.tensor] = np.ascontiguousarray(joined.T if source.rule.transpose else joined)
+                array = np.ascontiguousarray(joined.T if source.rule.transpose else joined)
+                tensors[source.tensor] = array.reshape((1,) * source.rule.leading + array.shape)
         return tensors
 
     def check_depth(self, tensors: Iterable[str], depth: int) -> None:
@@ -244,8 +247,10 @@ def _taken_apart(tensor: np.ndarray, source: Source, shapes: Mapping[str, tuple[
     """The parameters in a tensor. Two heads of keys beside six of queries, D 12: [12, 12 + 4 + 4] into 12, 4, 4."""
     parts = [shapes[path] for path in source.paths]
     whole = (*parts[0][:-1], sum(shape[-1] for shape in parts))
-    if tensor.shape != (need := whole[::-1] if source.rule.transpose else whole):
+    need = (1,) * source.rule.leading + (whole[::-1] if source.rule.transpose else whole)
+    if tensor.shape != need:
         raise WeightError(f"{source.tensor} is {tensor.shape}, but config.json makes it {need}")
+    tensor = tensor.reshape(need[source.rule.leading :])
     array = tensor.T if source.rule.transpose else tensor
     cuts = np.cumsum([shape[-1] for shape in parts])[:-1]
     return dict(zip(source.paths, np.split(array, cuts, axis=-1), strict=True))
