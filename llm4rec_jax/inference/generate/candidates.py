@@ -16,7 +16,7 @@ from llm4rec_jax.inference.batch_sizes import rows_per_batch
 from llm4rec_jax.inference.batched import FixedBatches, map_in_fixed_batches
 from llm4rec_jax.inference.generate.cached import CachedDecoder, Weights
 from llm4rec_jax.inference.generate.likelihood import CACHE_BYTES, common_beginning
-from llm4rec_jax.inference.generate.token_trie import TokenTrie, build_trie, build_tries
+from llm4rec_jax.inference.generate.token_trie import build_trie, build_tries
 from llm4rec_jax.models.decoders.cache import Cache, bytes_of_row
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.peft.core import Peft
@@ -60,32 +60,32 @@ class CandidateScorer:
           weights: Parameters and delta.
           prompts: The n prompts.
         """
-        return self._score(weights, prompts, self._trie, ())
+        return self._score(weights, prompts, [array[None] for array in self._trie[:-1]])
 
     def some(self, weights: Weights, prompts: Tokens, candidates: np.ndarray) -> np.ndarray:
         """Returns the log-likelihoods [n, T] of the texts with the numbers [n, T], T for each prompt."""
         tries = build_tries([[self._texts[i] for i in row] for row in candidates.tolist()], self._chunk // 2)
-        return self._score(weights, prompts, None, tries[:-1])
+        return self._score(weights, prompts, (), tries[:-1])
 
     def _score(
-        self, weights: Weights, prompts: Tokens, shared: TokenTrie | None, tries: Sequence[np.ndarray]
+        self, weights: Weights, prompts: Tokens, shared: Sequence[np.ndarray], own: Sequence[np.ndarray] = ()
     ) -> np.ndarray:
+        """Returns log-likelihoods [n, T]; tries are arrays [1, …] that all prompts share, or [n, …], one of each."""
         common = common_beginning(prompts)
         rest = Tokens(prompts.ids[:, common:], prompts.lengths - common)
         weights, cache = self._begin(place(weights, self._mesh), prompts.ids[0, :common])
-        # A trie of all prompts has one row.
-        trie = None if shared is None else tuple(array[None] for array in shared[:-1])
-        chunks, size, slots = (tries or trie or ())[1].shape[1:]
+        (_, sees, *_, texts), config = own or shared, self._model.config
+        size, slots = sees.shape[2:]
         extra = int(self._trie.lengths.max()) - 1
         groups = text_groups(rest.lengths, self._most - common - extra)
         self._model.check_length(weights, 1, common + groups[-1][1] + extra)
-        scores = np.zeros((len(prompts.lengths), (tries or trie or ())[-1].shape[1]), np.float32)
+        scores = np.zeros((len(prompts.lengths), texts.shape[1]), np.float32)
         for rows, length in groups:
             # Of a row: its cache, and the logits of a chunk.
-            needed = bytes_of_row(self._model.config, common + length + slots) + 8 * size * self._model.config.vocab_size
+            needed = bytes_of_row(config, common + length + slots) + 8 * size * config.vocab_size
             count = min(rows_per_batch(self._mesh, length), max(CACHE_BYTES // needed, 1))
-            own = (array[rows] for array in tries)
-            scores[rows] = self._batches(count)((weights, cache, trie), *token_group(rest, rows, length), *own)
+            tries = (array[rows] for array in own)
+            scores[rows] = self._batches(count)((weights, cache, shared), *token_group(rest, rows, length), *tries)
         return scores
 
     @functools.cached_property
@@ -95,11 +95,11 @@ class CandidateScorer:
 
         return functools.cache(of_rows)
 
-    def _read(self, params: tuple[Weights, Cache, Any], ids: jax.Array, mask: jax.Array, *tries: jax.Array) -> jax.Array:
+    def _read(self, params: tuple[Weights, Cache, Any], ids: jax.Array, mask: jax.Array, *own: jax.Array) -> jax.Array:
         """Returns log-likelihoods [b, T] after the ends of prompts [b, L], whose beginning is in the cache."""
         model, (weights, cache, shared) = self._model, params
         # Arrays [1 or b, …]: those of one row serve all prompts.
-        tokens, sees, carry, parents, edges, first, texts = shared or tries
+        tokens, sees, carry, parents, edges, first, texts = own or shared
         rows, slots, path = len(ids), sees.shape[3], carry.shape[2]
         logits, cache, read = model.read_prompts(weights, cache, ids, mask, slots)
         start = read.shape[1] - slots

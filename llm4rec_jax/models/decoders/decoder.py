@@ -205,8 +205,8 @@ class Decoder(Encoder):
     """A decoder-only language model without its head, or with it.
 
     Positions count real tokens, so texts may be padded on either side with the same states. With a collection "cache"
-    of `cache.empty_cache` it reads texts part by part; the mask is then that of all slots, [B, S]. A mask [B, L, S] tells
-    each token which slots it sees, itself included: those of its own text in order, as for the branches of a tree.
+    of `cache.empty_cache` it reads texts part by part; the mask is then that of all slots, [B, S]. A mask [B, L, S]
+    says which slots each token sees, itself included: those of its own text in order, as for the branches of a tree.
 
     Example:
       >>> from llm4rec_jax.models.layers.rotary import Rope
