@@ -3,8 +3,9 @@
     python -m experiments.sweep --config=configs/title_likelihood_movielens.py --workdir=runs/titles
     python -m experiments.train --config=configs/title_likelihood_movielens.py:lora --workdir=runs/titles_lora
 
-`:arg` is one of popularity, id, zero_shot, zero_shot_normalized, lora. Each target is ranked among 20 films, the same
-for every model; `--config.evaluation.candidates=all` ranks the whole catalogue, for which SmolLM2 takes a GPU.
+`:arg` is one of popularity, id, zero_shot, zero_shot_normalized, listwise, lora. Each target is ranked among 20
+films, the same for every model; `--config.evaluation.candidates=all` ranks the whole catalogue, for which SmolLM2
+takes a GPU.
 docs/guides/llm_recommenders.md describes the keys.
 """
 
@@ -22,10 +23,12 @@ LABELS = {
     "id": "ids, no text",
     "zero_shot": "SmolLM2-135M, zero-shot",
     "zero_shot_normalized": "SmolLM2-135M, zero-shot, by token",
+    "listwise": "SmolLM2-135M, lettered candidates",
     "lora": "SmolLM2-135M, LoRA",
 }
 ARGS = tuple(LABELS)
 TEMPLATE = "A user watched these films, one after the other: {history};"
+LISTWISE = "A user watched these films: {history}.\nCandidates:\n{candidates}\nThe next film has the letter"
 
 
 def get_config(arg: str = "zero_shot") -> ConfigDict:
@@ -45,6 +48,8 @@ def get_config(arg: str = "zero_shot") -> ConfigDict:
         config.prompt.normalize_length = arg == "zero_shot_normalized"
         train = config.train
         train.scales = ""
+        if arg == "listwise":
+            config.prompt.orders, config.text.user, config.text.max_prompt_tokens = 4, LISTWISE, 512
         if arg != "lora":
             train.steps, train.warmup = 0, 0
             return config

@@ -3,18 +3,25 @@
 # Its model, scorer and task are of other types than those of a recommender.
 # pyright: reportIncompatibleVariableOverride=false
 
+import string
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm4rec_jax import sharding
+from llm4rec_jax.data.features.prompts import PromptTokenizer
+from llm4rec_jax.data.features.text import UserTemplate
+from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.splits.split import Phase
 from llm4rec_jax.evaluation.evaluate import Candidates
 from llm4rec_jax.evaluation.sampled import num_sampled
 from llm4rec_jax.inference.generate.cached import check_causal
 from llm4rec_jax.inference.generate.memorization import completed_texts
+from llm4rec_jax.inference.listwise import BoundListwiseScorer, ListwiseScorer
 from llm4rec_jax.inference.scorer import Prompts
 from llm4rec_jax.inference.title_likelihood import TitleLikelihoodScorer
 from llm4rec_jax.models.encoders.base import Encoder
@@ -23,7 +30,8 @@ from llm4rec_jax.peft import create
 from llm4rec_jax.runs.assemble import Assembly
 from llm4rec_jax.runs.encoder import load_encoder
 from llm4rec_jax.runs.prompt_assembly import check_open_ended
-from llm4rec_jax.runs.results import PHASES
+from llm4rec_jax.runs.results import PHASES, evaluate_ranking
+from llm4rec_jax.runs.schema import table
 from llm4rec_jax.tasks.title_likelihood import TitleLikelihoodTask
 
 
@@ -78,10 +86,33 @@ class TitleAssembly(Assembly):
         return words(texts, add_special_tokens=False)["input_ids"]
 
     @cached_property
-    def scorer(self) -> TitleLikelihoodScorer:
-        """Scores items by their titles."""
+    def scorer(self) -> TitleLikelihoodScorer | ListwiseScorer:
+        """Scores items by their titles, or by their letters in a list."""
+        if self.config.prompt.orders is not None:
+            return self._listwise
         prompts, method, long = self._prompts, self.bare_method, self.config.prompt.normalize_length
         return TitleLikelihoodScorer(self.model, method, self.mesh, self.title_tokens, prompts, long)
+
+    @property
+    def _listwise(self) -> ListwiseScorer:
+        config, words = self.config, self._tokenizer
+        if num_sampled(self._candidates) is None or config.train.steps:
+            raise ValueError(
+                f"config.prompt.orders is {config.prompt.orders}, which lists drawn candidates for a language model as "
+                "it came: give config.evaluation.candidates=sampled_20 and config.train.steps=0"
+            )
+        check_open_ended(words, self._folder.model)
+        rows, template = self.dataset.users.to_dicts(), UserTemplate(config.text.user, max_items=config.text.max_items)
+
+        def write(histories: Sequence[np.ndarray], users: np.ndarray, lists: Sequence[str]) -> Tokens:
+            known = [rows[user] if user < len(rows) else dict.fromkeys(rows[0]) for user in users]
+            fields = [{**row, "candidates": text} for row, text in zip(known, lists, strict=True)]
+            made = PromptTokenizer(template, self.titles, fields, words, max_tokens=config.text.max_prompt_tokens)
+            return made(histories, np.arange(len(users)))
+
+        letters = [words(f" {letter}", add_special_tokens=False)["input_ids"] for letter in string.ascii_uppercase]
+        encoder, method = self.model, self.bare_method
+        return ListwiseScorer(encoder, method, self.mesh, self.titles, letters, write, config.prompt.orders)
 
     @cached_property
     def task(self) -> TitleLikelihoodTask:
@@ -117,6 +148,14 @@ class TitleAssembly(Assembly):
         return notices(self.split)
 
     # ------------------------------------------------------------------------------------------------- the run's folder
+    def evaluate(self, trainable: Any, frozen: Any, workdir: Path) -> dict[str, dict[str, float]]:
+        """Evaluates a state as every run is, and adds the bias of places where candidates were listed."""
+        scorer = self.scorer.of({**frozen["params"], **trainable["params"]}, trainable["delta"])
+        metrics = evaluate_ranking(scorer, self.split, self.mesh, workdir, table(self.config, "evaluation"))
+        if isinstance(scorer, BoundListwiseScorer):
+            metrics["listwise"] = {"position_bias": scorer.position_bias}
+        return metrics
+
     @cached_property
     def memorized_titles(self) -> float:
         """Share of the titles that the language model, as it came, completes from their first half of tokens."""

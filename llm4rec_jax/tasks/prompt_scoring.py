@@ -32,6 +32,9 @@ class PromptConfig:
     """Text after the answer of each of these examples."""
     title: str = option(" {title}\n")
     """Task title_likelihood: text of an item right after a prompt; {title} is its title."""
+    orders: int | None = option(None, low=1)
+    """Task title_likelihood: number of orders in which one prompt lists all candidates, each with a letter, in place of
+    scoring each title; `text.user` then has the field {candidates}. None lists none."""
     normalize_length: bool = option(False)
     """Task title_likelihood: whether the log-likelihood of a title is divided by its number of tokens."""
 

@@ -13,6 +13,7 @@ from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation.evaluate import Candidates, evaluate
 from llm4rec_jax.inference.generate.likelihood import Answered, join
+from llm4rec_jax.inference.listwise import ListwiseScorer
 from llm4rec_jax.inference.scorer import Prompts
 from llm4rec_jax.inference.title_likelihood import TitleLikelihoodScorer
 from llm4rec_jax.models.encoders.base import Encoder
@@ -37,7 +38,7 @@ class TitleLikelihoodTask(AnswerLoss, ExampleTask):
       titles: Tokens of the title of each item [I], as they stand after a prompt.
       prompts: Writes histories as prompts.
       config: Options of the run.
-      scorer: Scores items by their titles.
+      scorer: Scores items by their titles, or by letters in a list of them.
       candidates: Items that are ranked in validation; see `evaluate`.
 
     Raises:
@@ -54,7 +55,7 @@ class TitleLikelihoodTask(AnswerLoss, ExampleTask):
         prompts: Prompts,
         config: TrainConfig,
         *,
-        scorer: TitleLikelihoodScorer,
+        scorer: TitleLikelihoodScorer | ListwiseScorer,
         candidates: Candidates = "all",
     ) -> None:
         super().__init__(within(method, "encoder"), params, split.dataset.users, config, config.batch_size)

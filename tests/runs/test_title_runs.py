@@ -88,6 +88,31 @@ def test_titles_are_learnt_and_ranked_among_twenty(folder, tmp_path):
     assert "among 20 drawn items" in protocols.pop()
 
 
+def test_candidates_are_listed_in_several_orders(folder, tmp_path):
+    listed = {
+        "text.user": "Liked: {history}. Next: {candidates} Answer:",
+        "text.max_prompt_tokens": 90,
+        "text.max_items": 1,
+    }
+    result = run(config(folder, "listwise", **listed), tmp_path / "listwise")
+    assert 0 <= result["listwise"]["position_bias"] < 1
+    assert evaluate_again(tmp_path / "listwise")["listwise"] == pytest.approx(result["listwise"], abs=1e-6)
+    assembly, scorer = restore_scorer(tmp_path / "listwise")
+    history, items = assembly.split.history("test"), np.array([[4, 9, 30], [1, 2, 3]])
+    found = scorer.score(history, np.arange(2), items, mesh=assembly.mesh)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    # In as many orders as items, the order that is given does not matter.
+    every: Any = assemble(config(folder, "listwise", **listed, **{"prompt.orders": 3}))
+    parts, delta = every.params(), {"encoder": {}}
+    places, orders = every.scorer.probabilities((parts["encoder"], {}), history, np.arange(2), items)
+    assert all(sorted(column) == [0, 1, 2] for column in orders[0].T.tolist())
+    by_item = every.scorer.of(parts, delta).score(history, np.arange(2), items, mesh=every.mesh)
+    wanted = [[places[u][orders[u] == i].mean() for i in range(3)] for u in range(2)]
+    np.testing.assert_allclose(by_item, wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="which lists drawn candidates"):
+        _ = assemble(config(folder, "listwise", **{"evaluation.candidates": "all"})).scorer
+
+
 def test_drawn_candidates_are_others_and_the_same_again():
     split = tiny.split()
     history, targets = split.history("test"), split.targets_of("test")

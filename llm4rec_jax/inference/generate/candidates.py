@@ -81,7 +81,7 @@ class CandidateScorer:
         self._model.check_length(weights, 1, common + groups[-1][1] + extra)
         scores = np.zeros((len(prompts.lengths), texts.shape[1]), np.float32)
         for rows, length in groups:
-            # Of a row: its cache, and the logits of a chunk.
+            # A row needs its cache and the logits of a chunk.
             needed = bytes_of_row(config, common + length + slots) + 8 * size * config.vocab_size
             count = min(rows_per_batch(self._mesh, length), max(CACHE_BYTES // needed, 1))
             tries = (array[rows] for array in own)
@@ -129,5 +129,5 @@ class CandidateScorer:
 
 
 def _filled(cache: Cache, filled: int) -> Cache:
-    """Returns the cache as one of which so many slots are filled."""
+    """Returns the cache as one of which this number of slots is filled."""
     return jax.tree.map(lambda array: array if array.ndim else jnp.int32(filled), cache)

@@ -31,7 +31,7 @@ def completed_texts(
       method: Parameter-efficient method of the decoder.
       weights: Parameters and delta.
       mesh: The devices.
-      texts: Tokens of n texts. Of an odd number the first half has one more.
+      texts: Tokens of n texts. The first half of an odd number has one more.
 
     Returns:
       Bool [n]; False for texts of one token, which have no second half.
