@@ -190,3 +190,24 @@ def common_beginning(prompts: Tokens) -> int:
     shortest = int(prompts.lengths.min()) - 1
     same = (prompts.ids[:, :shortest] == prompts.ids[:1, :shortest]).all(axis=0)
     return int(np.argmin(np.append(same, False)))
+
+
+def expected_ratings(log_likelihoods: np.ndarray, ratings: Sequence[float]) -> np.ndarray:
+    """Predicts ratings as means over the answers of a scale, such as " 1" to " 5", by their probabilities.
+
+    Probabilities are shared out among the answers of the scale. `evaluation.metrics.rmse` and `mae` compare the result
+    with ratings that were given.
+
+    Args:
+      log_likelihoods: [n, A] of the answers, as `AnswerScorer` returns them.
+      ratings: [A] the rating that each answer means.
+
+    Returns:
+      [n] predicted ratings.
+
+    Example:
+      >>> expected_ratings(np.log([[0.1, 0.3], [0.2, 0.2]]), [1.0, 5.0]).tolist()
+      [4.0, 3.0]
+    """
+    shifted = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
+    return shifted @ np.asarray(ratings, np.float64) / shifted.sum(axis=1)
