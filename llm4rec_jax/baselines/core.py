@@ -2,15 +2,12 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
 from llm4rec_jax.data.splits.split import Sequences, Split
-from llm4rec_jax.inference.scorer import Scorer
+from llm4rec_jax.inference.scorer import RowScorer, Scorer
 from llm4rec_jax.registry import Registry
 
 BASELINES: Registry[Callable[..., Scorer]] = Registry("baseline")
@@ -49,13 +46,8 @@ def keep_largest(matrix: scipy.sparse.csr_array, k: int) -> scipy.sparse.csr_arr
     return scipy.sparse.csr_array((values[keep], (row, columns[keep])), shape=matrix.shape)
 
 
-def _pick(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
-    """Scores [B, I] at the item rows [N, 1]: [B, N]."""
-    return jnp.take(user_embeddings, item_embeddings[:, 0].astype(jnp.int32), axis=1)
-
-
-class ScoreRows:
-    """A `scoring.Scorer` whose profile of a user is the row of its scores.
+class ScoreRows(RowScorer):
+    """A scorer whose embedding of a user is the row of its scores.
 
     Args:
       rows: (history of some users as an interaction matrix [n, I], user rows [n]) to scores [n, I].
@@ -63,18 +55,10 @@ class ScoreRows:
     """
 
     def __init__(self, rows: Callable[[scipy.sparse.csr_array, np.ndarray], np.ndarray], num_items: int) -> None:
-        self._rows, self._num_items = rows, num_items
+        self._rows, self.num_items = rows, num_items
         self._read: tuple[Sequences, scipy.sparse.csr_array] | None = None
-
-    def item_embeddings(self) -> np.ndarray:
-        # Row numbers are exact in float32 up to 2²⁴.
-        return np.arange(self._num_items, dtype=np.float32)[:, None]
 
     def user_embeddings(self, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
         if self._read is None or self._read[0] is not history:
-            self._read = (history, interaction_matrix(history, self._num_items))
+            self._read = (history, interaction_matrix(history, self.num_items))
         return np.asarray(self._rows(self._read[1][users], users), np.float32)
-
-    @property
-    def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
-        return _pick, None

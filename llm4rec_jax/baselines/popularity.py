@@ -9,14 +9,15 @@ import numpy as np
 
 from llm4rec_jax.baselines.core import BASELINES
 from llm4rec_jax.data.splits.split import Sequences, Split
+from llm4rec_jax.inference.scorer import Scorer
 
 
 def _times(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
     return user_embeddings @ item_embeddings.T
 
 
-class Popularity:
-    """Scores an item by its count, a `scoring.Scorer`. Scores are exact in float32 up to 2²⁴.
+class Popularity(Scorer):
+    """Scores an item by its count, a `Scorer`. Scores are exact in float32 up to 2²⁴.
 
     Args:
       split: whose interactions are counted.

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from llm4rec_jax.data.splits.leakage import assert_no_leakage
 from llm4rec_jax.data.splits.split import Phase, Sequences, Split
 from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.evaluation.sampled import num_sampled, rank_sampled
 from llm4rec_jax.inference.generative import Ranker
 from llm4rec_jax.inference.ranks import Ranks, rank
 from llm4rec_jax.inference.scorer import Scorer
@@ -19,8 +20,9 @@ from llm4rec_jax.registry import unknown_name
 
 Repeats = Literal["keep", "drop", "unmask_history"]
 """How targets are treated that the user's history holds already; see `evaluate`."""
-Candidates = Literal["all", "observed", "trained"]
-"""Which items are ranked: all that the split allows, those with an interaction, or those with one in training."""
+Candidates = Literal["all", "observed", "trained", "sampled_20", "sampled_100"]
+"""Which items are ranked: all that the split allows, those with an interaction, those with one in training, or the
+target among 20 or 100 drawn ones."""
 
 
 class Evaluation(NamedTuple):
@@ -30,7 +32,8 @@ class Evaluation(NamedTuple):
       summary: Metrics, each a mean over users, and counts: `users`, `users_skipped` (users without a target),
         `users_constant` (users to whom all candidates score the same, so that ranks say nothing), `repeated_targets`
         (targets that the history holds already) and `duplicate_targets` (further mentions of a target, counted once).
-        `missed_targets` counts those that a generator's beams did not reach, which rank last.
+        `missed_targets` counts those that a generator's beams did not reach, which rank last; `sampled_candidates` is
+        the number of items that a target was ranked among, itself included, where they were drawn.
         Where there are repeated targets, "new/METRIC" and "repeat/METRIC" are the means over the other targets and
         over the repeated ones, and `users_new` and `users_repeat` the users who have some.
       per_user: One row a user with targets: `user_id`, `targets` (how many), `history` (known items of the user),
@@ -71,7 +74,10 @@ def evaluate(
         target out and gives the numbers that are comparable with published ones. "drop" takes such targets out: the
         task is to find new items. "unmask_history" masks nothing: the task is to predict whatever comes next.
       candidates: Items that are ranked. "observed" leaves out items without any interaction, "trained" those without
-        one in training, and then targets among them too (`untrained_targets` counts them).
+        one in training, and then targets among them too (`untrained_targets` counts them). "sampled_20" ranks each
+        target among 19 drawn items that the user has not had, the same for every model; such metrics are far higher
+        than those over the catalogue and order models differently (Krichene & Rendle 2020, KDD), so they are for
+        comparison with publications, and for models that are too slow for a catalogue.
 
     Raises:
       Leak: a history holds an interaction that is to be predicted.
@@ -96,8 +102,13 @@ def evaluate(
         masked = Sequences(np.zeros_like(history.offsets), history.items[:0], None, None)
     elif repeats != "keep":
         raise ValueError(unknown_name("treatment of repeats", repeats, get_args(Repeats)))
+    sampled = num_sampled(candidates)
+    beyond_accuracy = beyond_accuracy and sampled is None
     top = min(max(ks), len(ranked)) if beyond_accuracy else 0
-    if isinstance(scorer, Ranker):
+    if sampled is not None:
+        item_embeddings = None
+        found = rank_sampled(scorer, history, masked, targets, ranked, sampled, mesh)
+    elif isinstance(scorer, Ranker):
         item_embeddings = None
         found = scorer.rank(history, history=masked, targets=targets, candidates=ranked, top=top)
     else:
@@ -125,6 +136,8 @@ def evaluate(
     summary |= {"repeated_targets": num_repeated, "duplicate_targets": duplicates}
     if found.missed:
         summary["missed_targets"] = found.missed
+    if sampled is not None:
+        summary["sampled_candidates"] = sampled
     if untrained:
         summary["untrained_targets"] = untrained
     if repeated.any():
@@ -158,7 +171,7 @@ def evaluate(
 def _allowed(split: Split, popularity: np.ndarray, candidates: Candidates) -> np.ndarray:
     """Returns the items [I] that are ranked."""
     match candidates:
-        case "all":
+        case "all" | "sampled_20" | "sampled_100":
             return np.ones(len(popularity), bool)
         case "observed":
             return np.bincount(split.dataset.interactions.item, minlength=len(popularity)) > 0

@@ -1,6 +1,5 @@
 """Ranks by generation: the items of the ids that a beam search finds, instead of a score of every item."""
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -45,8 +44,8 @@ class Ranker(Protocol):
         """
         ...
 
-    def score(self, items: Sequence[int], history: Sequence[int]) -> np.ndarray:
-        """Returns the scores [n] of the items in rows [n] for somebody with a history."""
+    def score(self, history: Sequences, users: np.ndarray, items: np.ndarray, *, mesh: Mesh) -> np.ndarray:
+        """Returns the scores [n, T] of the items in rows [n, T] for the users in rows [n]."""
         ...
 
 
@@ -112,11 +111,9 @@ class GenerativeScorer:
             )
         return found
 
-    def scores(self, params: Any, items: Sequence[int], history: Sequence[int]) -> np.ndarray:
-        """Returns the log-probabilities [n] of the ids of items in rows [n]."""
-        read = Sequences(np.array([0, len(history)], np.int64), np.asarray(history, np.int32), None, None)
-        rows = np.asarray(items, np.int32)[None]
-        return self._score((params, self._constants), *histories(read, [0], self._history), rows)[0]
+    def scores(self, params: Any, history: Sequences, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Returns the log-probabilities [n, T] of the ids of items in rows [n, T] for users in rows [n]."""
+        return self._score((params, self._constants), *histories(history, users, self._history), items)
 
 
 class FoundIds(NamedTuple):
@@ -178,9 +175,9 @@ class BoundGenerator:
             lists[users], scores[users] = self._lists(found, excluded, candidates, top)
         return Ranking(ranks, lists, scores, repeated, int((~reached).sum()))
 
-    def score(self, items: Sequence[int], history: Sequence[int]) -> np.ndarray:
-        """Returns the log-probabilities [n] of items; see `Ranker.score`."""
-        return self._scorer.scores(self._params, items, history)
+    def score(self, history: Sequences, users: np.ndarray, items: np.ndarray, *, mesh: Mesh) -> np.ndarray:
+        """Returns the log-probabilities [n, T] of items; see `Ranker.score`."""
+        return self._scorer.scores(self._params, history, users, np.asarray(items, np.int32))
 
     def _lists(
         self, found: FoundIds, excluded: np.ndarray, allowed: np.ndarray, top: int

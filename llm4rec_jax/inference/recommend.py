@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from llm4rec_jax.data.batching.buckets import bucket
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.generative import Ranker
-from llm4rec_jax.inference.ranks import rank, scores_of
+from llm4rec_jax.inference.ranks import rank
 from llm4rec_jax.inference.scorer import Scorer
 
 
@@ -106,10 +106,7 @@ def score_items(
     scorer: Scorer | Ranker, items: Sequence[int], history: Sequence[int], user: int, *, mesh: Mesh
 ) -> np.ndarray:
     """Returns the scores [n] of the items in rows [n] for one user; see `recommend`."""
-    if isinstance(scorer, Ranker):
-        return scorer.score(items, history)
-    item_embeddings, user_embedding = _embeddings(scorer, history, user)
-    return scores_of(*scorer.head, user_embedding, item_embeddings, np.asarray(items, np.int32)[None], mesh)[0]
+    return scorer.score(_in_row(history, user), np.array([user]), np.asarray(items, np.int32)[None], mesh=mesh)[0]
 
 
 def _without(excluded: Sequence[int], num_items: int) -> np.ndarray:
@@ -127,9 +124,12 @@ def _one(items: Sequence[int]) -> Sequences:
 def _embeddings(scorer: Scorer, history: Sequence[int], user: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the item embeddings [I, D], and the user embedding [1, D] of somebody with a history."""
     item_embeddings = scorer.item_embeddings()
-    # The history stands in the row of its user; everybody else's is empty.
-    read = _one(history)._replace(offsets=np.array([0] * (user + 1) + [len(history)], np.int64))
-    return item_embeddings, scorer.user_embeddings(item_embeddings, read, np.array([user]))
+    return item_embeddings, scorer.user_embeddings(item_embeddings, _in_row(history, user), np.array([user]))
+
+
+def _in_row(history: Sequence[int], user: int) -> Sequences:
+    """Returns the history in the row of its user; everybody else's is empty."""
+    return _one(history)._replace(offsets=np.array([0] * (user + 1) + [len(history)], np.int64))
 
 
 class Named(NamedTuple):

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,6 +18,7 @@ from llm4rec_jax.data.features.columns import NO_COLUMNS, Column, Columns
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.batched import map_in_fixed_batches
+from llm4rec_jax.inference.ranks import scores_of
 from llm4rec_jax.inference.text_encoder import BatchTextEncoder
 from llm4rec_jax.models.recommender import Recommender
 from llm4rec_jax.models.users.base import UserInputs, at_last_position
@@ -32,7 +34,7 @@ OnHostOrDevice: TypeAlias = np.ndarray | jax.Array | None
 
 
 class Scorer(Protocol):
-    """A model that can be evaluated: a trained recommender, or a baseline."""
+    """A model that can be evaluated: a trained recommender, or a baseline. Its classes inherit from this one."""
 
     def item_embeddings(self) -> np.ndarray:
         """Embeddings of all items, [I, D]."""
@@ -46,6 +48,35 @@ class Scorer(Protocol):
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
         """(score_matrix, params): `score_matrix(params, user embeddings [B, D], item embeddings [N, D])` is [B, N]."""
         ...
+
+    def score(self, history: Sequences, users: np.ndarray, items: np.ndarray, *, mesh: Mesh) -> np.ndarray:
+        """Returns the scores [n, T] of the items in rows [n, T] for the users in rows [n]."""
+        item_embeddings = self.item_embeddings()
+        user_embeddings = self.user_embeddings(item_embeddings, history, users)
+        return scores_of(*self.head, user_embeddings, item_embeddings, items, mesh)
+
+
+class RowScorer(Scorer, Protocol):
+    """A scorer whose embedding of a user is the row of its scores of all items, `user_embeddings` [n, I].
+
+    Attributes:
+      num_items: Number of items I.
+    """
+
+    num_items: int
+
+    def item_embeddings(self) -> np.ndarray:
+        # Row numbers are exact in float32 up to 2²⁴.
+        return np.arange(self.num_items, dtype=np.float32)[:, None]
+
+    @property
+    def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:
+        return _pick, None
+
+
+def _pick(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) -> jax.Array:
+    """Scores [B, I] at the item rows [N, 1]: [B, N]."""
+    return jnp.take(user_embeddings, item_embeddings[:, 0].astype(jnp.int32), axis=1)
 
 
 class RecommenderScorer:
@@ -203,7 +234,7 @@ class RecommenderScorer:
         return self._of_history(weights, item_embeddings[items], mask, *features)
 
 
-class BoundScorer:
+class BoundScorer(Scorer):
     """A `RecommenderScorer` with its parameters: a `Scorer`."""
 
     def __init__(

@@ -25,15 +25,12 @@ from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
 from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
+from llm4rec_jax.evaluation.sampled import name_protocol
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.inference.standardize import center, whiten
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
-from llm4rec_jax.models.encoders.sentence_folder import (
-    PretrainedText,
-    SentenceFolder,
-    describe,
-)
+from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
 from llm4rec_jax.models.graphs.base import GRAPHS, Edges
 from llm4rec_jax.models.recommender import Recommender, init, recommender, user_model_name
 from llm4rec_jax.models.users.base import USERS
@@ -51,11 +48,7 @@ from llm4rec_jax.training.config import TrainConfig
 
 
 class Assembly:
-    """The parts that a configuration describes, each made when it is first asked for.
-
-    Attributes:
-      config: the resolved configuration.
-    """
+    """The parts that a resolved configuration describes, each made when it is first asked for."""
 
     def __init__(self, config: ConfigDict) -> None:
         # Keys are not known statically.
@@ -107,6 +100,11 @@ class Assembly:
     def reads_text(self) -> bool:
         """Whether items are text, wholly or in part."""
         return "text" in self.config.inputs.split("+")
+
+    @property
+    def writes_prompts(self) -> bool:
+        """Whether histories are written as texts, for the encoder."""
+        return self.config.model.users == "text"
 
     @cached_property
     def features(self) -> FeatureSet | None:
@@ -181,8 +179,8 @@ class Assembly:
 
     @cached_property
     def prompts(self) -> Prompts | None:
-        """Writes histories as prompts, when the user model is the encoder itself."""
-        if self.config.model.users != "text":
+        """Writes histories as prompts, when a language model reads users."""
+        if not self.writes_prompts:
             return None
         text = self.config.text
         longest = token_bucket(text.max_prompt_tokens, self.pretrained.encoder.config.max_position_embeddings)
@@ -367,7 +365,8 @@ class Assembly:
     def identity(self) -> dict[str, Any]:
         """Returns what tells this data from other data."""
         files = {**digest_of(self.features), **digest_of_facts(self._edges)}
-        return {"fingerprint": self.dataset.fingerprint, "protocol": self.split.protocol, **files}
+        protocol = name_protocol(self.split.protocol, self.config.evaluation.candidates)
+        return {"fingerprint": self.dataset.fingerprint, "protocol": protocol, **files}
 
     def description(self) -> dict[str, Any]:
         """Returns the contents of dataset.json."""

@@ -1,6 +1,7 @@
 """The parts that the configuration of a run by prompts names: a decoder, prompts and answers."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,7 @@ class PromptAssembly(RatingAssembly):
           ValueError: The tokenizer ends each text with a token of its own, or both answers have the same tokens.
         """
         tokens = tokenizer(self._folder.model)
-        whole, plain = (tokens("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-        if whole[-len(plain) :] != plain:
-            last = tokens.convert_ids_to_tokens(whole[-1])
-            raise ValueError(
-                f"the tokenizer of {self._folder.model} ends every text with {last!r}, "
-                "after which no answer is expected: give another language model"
-            )
+        check_open_ended(tokens, self._folder.model)
         first, second = (tokens(text, add_special_tokens=False)["input_ids"] for text in self.config.prompt.answers)
         if first == second:
             raise ValueError(
@@ -87,3 +82,14 @@ class PromptAssembly(RatingAssembly):
         rows = self.data.train.take(np.arange(config.examples))
         written = zip(rating_prompts(rows, self.titles, self.config.text.user), rows.label, strict=True)
         return "".join(f"{prompt}{config.answers[0 if liked else 1]}{config.separator}" for prompt, liked in written)
+
+
+def check_open_ended(tokens: Any, model: Path) -> None:
+    """Raises ValueError where a tokenizer ends each text with a token of its own, after which no answer is expected."""
+    whole, plain = (tokens("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if whole[-len(plain) :] != plain:
+        last = tokens.convert_ids_to_tokens(whole[-1])
+        raise ValueError(
+            f"the tokenizer of {model} ends every text with {last!r}, after which no answer is expected: give another "
+            "language model"
+        )

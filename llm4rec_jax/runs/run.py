@@ -16,6 +16,7 @@ from llm4rec_jax.runs.prompt_assembly import PromptAssembly
 from llm4rec_jax.runs.rating_assembly import RatingAssembly
 from llm4rec_jax.runs.results import costs_of_baseline, costs_of_training
 from llm4rec_jax.runs.schema import resolve
+from llm4rec_jax.runs.title_assembly import TitleAssembly
 from llm4rec_jax.sharding import broadcast_from_first
 from llm4rec_jax.training.loop import train
 from llm4rec_jax.training.metric_writer import WandbWriter
@@ -32,17 +33,23 @@ def assemble(config: Any) -> Assembly | RatingAssembly:
     plugins.load(plugins.names(config))
     labeled = config.data.source in sources.LABELED_SOURCES
     task = config.task or ("rating" if labeled else "ranking")
-    if labeled == (task == "ranking"):
+    if labeled == (task in ("ranking", "title_likelihood")):
         raise ValueError(
             f"config.task is {task!r}, and the source {config.data.source!r} has "
             f"{'labeled examples' if labeled else 'interactions to rank'}: give another source, or no task"
         )
     if task == "ranking" and config.generation.ids is not None and config.baseline.name is None:
         return GenerationAssembly(config)
-    return _ASSEMBLIES[task](config)
+    # A baseline is what a model of any task is compared with.
+    return _ASSEMBLIES["ranking" if task == "title_likelihood" and config.baseline.name else task](config)
 
 
-_ASSEMBLIES = {"ranking": Assembly, "rating": RatingAssembly, "prompt_scoring": PromptAssembly}
+_ASSEMBLIES = {
+    "ranking": Assembly,
+    "title_likelihood": TitleAssembly,
+    "rating": RatingAssembly,
+    "prompt_scoring": PromptAssembly,
+}
 
 
 def run(

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+from llm4rec_jax.evaluation.evaluate import Candidates
 from llm4rec_jax.models.layers.quantized import FORMATS
 from llm4rec_jax.options import check, option
 from llm4rec_jax.registry import unknown_name
@@ -177,8 +178,8 @@ class EvaluationConfig:
 
     repeats: str = option("keep", choices=("keep", "drop", "unmask_history"))
     """Treatment of targets that the user has interacted with before; see `evaluation.evaluate`."""
-    candidates: str = option("all", choices=("all", "observed", "trained"))
-    """Items that are ranked: all, those with any interaction, or those with one in training."""
+    candidates: str = option("all", choices=typing.get_args(Candidates))
+    """Items that are ranked; see `evaluation.evaluate.evaluate`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Config:
 
     seed: int = option(0, low=0, below=2**32)
     """Seed of everything random."""
-    task: str | None = option(None, choices=("ranking", "rating", "prompt_scoring"))
+    task: str | None = option(None, choices=("ranking", "title_likelihood", "rating", "prompt_scoring"))
     """Definition of what is learned; None takes "rating" for sources of labeled examples, otherwise "ranking"."""
     inputs: str = option("text")
     """Representation of an item: "text", "id" and names of further features, joined by "+"."""

@@ -1,27 +1,21 @@
-"""The part of a task that all tasks on labeled examples share: order of the examples, placement, validation by AUC."""
+"""The part of a task that all tasks on labeled examples share: order of the examples, and validation by AUC."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from llm4rec_jax import sharding
 from llm4rec_jax.data.labeled import LabeledData
 from llm4rec_jax.evaluation import rating_metrics
 from llm4rec_jax.peft.core import Peft
+from llm4rec_jax.tasks.examples import ExampleTask
 from llm4rec_jax.training.config import TrainConfig
-from llm4rec_jax.training.task import Params, partition_params
 
 METRICS = ("auc", "gauc", "log_loss", "accuracy")
 
 
-class LabeledTask:
+class LabeledTask(ExampleTask):
     """A task on labeled examples. A subclass defines `loss`, `prepare`, `batches`, `scores` and counts of a batch.
-
-    Batches are NamedTuples of arrays whose field `users`, the rows of the user table, stays on the host.
 
     Args:
       method: Parameter-efficient method, brought `within` the encoder.
@@ -32,41 +26,12 @@ class LabeledTask:
     """
 
     metrics = METRICS
-    batch_axes = 0
-    """Axis of the runs in every field of a batch."""
 
     def __init__(
         self, method: Peft, params: Mapping[str, Any], data: LabeledData, config: TrainConfig, num_train: int
     ) -> None:
-        self.method, self._params, self._data, self._config = method, params, data, config
-        self.batch_size = min(config.batch_size, num_train)
-        self.notes = [f"{num_train:,} examples an epoch"]
-        self._mesh: Any = None
-
-    def init(self, key: jax.Array) -> Params:
-        """Returns the parameters at the start."""
-        return partition_params(self.method, self._params, key)
-
-    def place(self, batch: Any) -> Any:
-        """Splits the arrays over the data axis where it divides them; every process holds the whole batch."""
-        return jax.tree.map(self._put, batch._replace(users=None))
-
-    def place_together(self, batches: Sequence[Any]) -> Any:
-        """Stacks batches of several runs, which may differ in how many texts they hold and how long these are."""
-
-        def stacked(*arrays: Any) -> jax.Array:
-            if not np.ndim(arrays[0]):
-                return jnp.stack(arrays)
-            shape = np.max([array.shape for array in arrays], axis=0)
-            return jnp.stack(
-                [np.pad(a, [(0, int(n) - m) for n, m in zip(shape, a.shape, strict=True)]) for a in arrays]
-            )
-
-        return jax.tree.map(stacked, *(batch._replace(users=None) for batch in batches))
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        divides = np.ndim(array) and len(array) % self._mesh.shape["data"] == 0
-        return sharding.put(array, NamedSharding(self._mesh, PartitionSpec("data") if divides else PartitionSpec()))
+        super().__init__(method, params, data.users, config, num_train)
+        self._data = data
 
     def evaluate(self, trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, float]:
         """Returns the metrics of the validation part."""
@@ -77,11 +42,6 @@ class LabeledTask:
     def scores(self, trainable: Any, frozen: Any, part: str) -> np.ndarray:
         """Returns the logits of a part's examples [n], by a state over the frozen parameters."""
         raise NotImplementedError
-
-    def describe_batch(self, batch: Any) -> str:
-        """Names up to twenty users of a batch."""
-        names = list(dict.fromkeys(self._data.users["user_id"].gather(np.asarray(batch.users)).to_list()))
-        return f"the users {', '.join(names[:20])}{' …' if len(names) > 20 else ''}"
 
 
 class ShuffledBatches:

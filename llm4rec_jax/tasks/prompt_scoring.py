@@ -4,22 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.data.labeled import LabeledData
-from llm4rec_jax.inference.generate.likelihood import Answered, AnswerScorer, join, log_likelihood
+from llm4rec_jax.inference.generate.likelihood import Answered, AnswerScorer, join
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.options import option
 from llm4rec_jax.peft.core import Peft, within
+from llm4rec_jax.tasks.answers import AnswerLoss
 from llm4rec_jax.tasks.labeled import LabeledTask, ShuffledBatches
-from llm4rec_jax.tasks.parts import map_parts
 from llm4rec_jax.training.config import TrainConfig
-from llm4rec_jax.training.task import CheckpointableIterator, Params
-from llm4rec_jax.training.throughput import BatchStats
+from llm4rec_jax.training.task import CheckpointableIterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +30,16 @@ class PromptConfig:
     """Number of first training examples that stand with their answers before every prompt; they are not trained on."""
     separator: str = option("\n\n")
     """Text after the answer of each of these examples."""
+    title: str = option(" {title}\n")
+    """Task title_likelihood: text of an item right after a prompt; {title} is its title."""
+    orders: int | None = option(None, low=1)
+    """Task title_likelihood: number of orders in which one prompt lists all candidates, each with a letter, in place of
+    scoring each title; `text.user` then has the field {candidates}. None lists none."""
+    normalize_length: bool = option(False)
+    """Task title_likelihood: whether the log-likelihood of a title is divided by its number of tokens."""
 
 
-class PromptScoringTask(LabeledTask):
+class PromptScoringTask(AnswerLoss, LabeledTask):
     """Learns the answers to prompts by the loss of a language model, and validates by AUC.
 
     The logit of a like is log P(first answer | prompt) - log P(second answer | prompt). The loss is the mean
@@ -81,14 +86,6 @@ class PromptScoringTask(LabeledTask):
         if self._mesh != mesh:
             self._mesh, self._scorer = mesh, AnswerScorer(self._encoder, self._bare, mesh, self._answers)
 
-    def constant_shapes(self, params: Params) -> dict[str, Any]:
-        """Returns nothing: no part of a prompt is computed before."""
-        return {}
-
-    def prepare(self, params: Params) -> dict[str, Any]:
-        """Returns nothing."""
-        return {}
-
     def batches(self, seed: int) -> CheckpointableIterator:
         """Returns the stream of training batches."""
         rows, prompts, longest = self._data.train, self._prompts["train"], max(map(len, self._answers))
@@ -102,37 +99,8 @@ class PromptScoringTask(LabeledTask):
 
         return ShuffledBatches(rows.size - self._shown, self.batch_size, seed, make)
 
-    def loss(
-        self,
-        trainable: Mapping[str, Any],
-        frozen: Mapping[str, Any],
-        batch: Answered,
-        key: jax.Array | None,
-        item_micro_batch: int = 0,
-    ) -> jax.Array:
-        """Returns the mean loss over the tokens of the answers, and the method's penalty."""
-        delta = trainable["delta"]
-        weights = frozen["params"]["encoder"], delta["encoder"]
-
-        def likelihoods(texts: Answered, key: jax.Array | None) -> jax.Array:
-            rngs = None if key is None else {"dropout": key}
-            return log_likelihood(self._encoder, self._bare, weights, texts, rngs)
-
-        parts = -(-len(batch.ids) // item_micro_batch) if item_micro_batch else 0
-        sums = map_parts(likelihoods, batch, key, parts, self._mesh) if parts else likelihoods(batch, key)
-        return -sums.sum() / batch.counts.sum() + self.method.penalty(delta)
-
-    def text_shapes(self, batch: Answered) -> list[tuple[int, int]]:
-        """Returns the number of prompts and of tokens."""
-        return [(batch.ids.shape[-2], batch.ids.shape[-1])]
-
     def scores(self, trainable: Any, frozen: Any, part: str) -> np.ndarray:
         """Returns the logits of a part's examples [n], by a state over the frozen parameters."""
         weights = frozen["encoder"], trainable["delta"]["encoder"]
         likelihoods = self._scorer(weights, self._prompts[part]).astype(np.float64)
         return likelihoods[:, 0] - likelihoods[:, 1]
-
-    def batch_stats(self, batch: Answered) -> BatchStats:
-        """Counts tokens, padding, and the prompts."""
-        mask = np.asarray(batch.mask)
-        return BatchStats(int(mask.sum()), mask.size, len(mask), len(mask))

@@ -15,6 +15,7 @@ from llm4rec_jax.data.interactions import Dataset, Interactions
 from llm4rec_jax.data.splits.protocols import leave_one_out
 from llm4rec_jax.data.splits.split import Sequences, Split
 from llm4rec_jax.evaluation.evaluate import OrderMatters, check_order, evaluate
+from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.sharding import make_mesh
 
 
@@ -22,7 +23,7 @@ def dot(params: None, user_embeddings: jax.Array, item_embeddings: jax.Array) ->
     return user_embeddings @ item_embeddings.T
 
 
-class Table:
+class Table(Scorer):
     """A scorer that reads its scores [U, I] from a table."""
 
     def __init__(self, scores: list[list[float]]) -> None:

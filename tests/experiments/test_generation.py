@@ -112,7 +112,7 @@ def test_beams_decide_ranks_and_misses_are_last(study, tmp_path):
         ranks, missed = ranking.ranks, 0
         assert (ranks.candidates == 32).all()
         for user in range(48):
-            scores = ranker.score(range(40), history.of(user).tolist())
+            scores = ranker.score(history, np.array([user]), np.arange(40)[None], mesh=assembly.mesh)[0]
             open_items = np.setdiff1d(np.arange(40), history.of(user))
             want = 1 + (scores[open_items] > scores[targets.items[user]] + 1e-6).sum()
             best = open_items[np.argsort(-scores[open_items], kind="stable")]

@@ -8,6 +8,7 @@ import pytest
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.inference.ranks import NonFiniteScores, rank
 from llm4rec_jax.inference.recommend import find_items, recommend, score_items
+from llm4rec_jax.inference.scorer import Scorer
 from llm4rec_jax.sharding import make_mesh
 
 IDS = ["i1", "i2", "i3", "i4"]
@@ -38,7 +39,7 @@ def test_an_unknown_title_lists_near_ones():
     assert str(error.value).count("The Matrix") == 5
 
 
-class Vectors:
+class Vectors(Scorer):
     """A scorer whose users are the mean of the items in their history."""
 
     def __init__(self, items: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Runs whose language model answers prompts: trained, zero-shot, in context; loss and scores are transformers'."""
 
+import string
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llm4rec_jax.trees import flatten
 from tests.helpers import rating, tiny
 
 WORDS = [*tiny.COLOURS, *tiny.THINGS, *["Liked", "Disliked", "Next", "Answer", "Yes", "No", ":", ";", ".", "?"]]
+WORDS += string.ascii_uppercase[:20]
 TEMPLATE = "Liked: {liked}. Disliked: {disliked}. Next: {target}? Answer:"
 
 

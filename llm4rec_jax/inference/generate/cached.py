@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm4rec_jax.models.decoders.cache import Cache, empty_cache
+from llm4rec_jax.models.decoders.cache import Cache, empty_cache, take_rows, widen
 from llm4rec_jax.models.decoders.decoder import Decoder
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.peft.core import Peft, forward
@@ -52,6 +52,35 @@ class CachedDecoder:
         """Returns an empty cache for texts [rows] of up to `slots` tokens."""
         return empty_cache(self.config, rows, slots)
 
+    def begin(self, weights: Weights, ids: jax.Array) -> tuple[Weights, Cache]:
+        """Returns folded weights, and a cache of one row that holds the tokens [L] with which all texts begin."""
+        weights, cache = self.fold(weights), self.start(1, len(ids))
+        if len(ids):
+            _, cache = self.read(weights, cache, ids[None], jnp.ones((1, len(ids)), bool))
+        return weights, cache
+
+    def read_prompts(
+        self, weights: Weights, cache: Cache, ids: jax.Array, mask: jax.Array, more: int
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """Reads the ends of prompts after the beginning that they share.
+
+        Args:
+          weights: Result of `fold`.
+          cache: Cache of `begin`, of C tokens.
+          ids: [B, L].
+          mask: [B, L] bool, the real tokens; one in each row.
+          more: Number of slots for tokens after the prompts.
+
+        Returns:
+          Logits of the next tokens [B, V], a cache of C + L + more slots, and the mask of these [B, C + L + more].
+        """
+        common = cache["layer_0"]["attention"]["keys"].shape[1]
+        slots = common + ids.shape[1] + more
+        cache = take_rows(widen(cache, slots), jnp.zeros(len(ids), int))
+        read = padded_mask(jnp.concatenate([jnp.ones((len(ids), common), bool), mask], axis=1), slots)
+        states, cache = self.read(weights, cache, ids, read)
+        return self.logits(weights, last_real(states, mask)), cache, read
+
     def read(self, weights: Weights, cache: Cache, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
         """Reads the next tokens of every text.
 
@@ -59,7 +88,8 @@ class CachedDecoder:
           weights: Result of `fold`.
           cache: Tokens before.
           ids: [B, L].
-          mask: [B, S] bool, the real tokens among all slots, these included; later ones are False.
+          mask: [B, S] bool, the real tokens among all slots, these included; later ones are False. Or [B, L, S] bool,
+            the slots that each token sees, itself included, in the order of its own text.
 
         Returns:
           Hidden states of the last layer [B, L, D], and the cache with these tokens.

@@ -14,14 +14,14 @@ from llm4rec_jax.data.batching.buckets import text_bucket, text_groups
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.inference.batch_sizes import rows_per_batch
 from llm4rec_jax.inference.batched import FixedBatches, map_in_fixed_batches
-from llm4rec_jax.inference.generate.cached import CachedDecoder, Weights, check_causal, last_real, padded_mask
-from llm4rec_jax.models.decoders.cache import Cache, bytes_of_row, take_rows, widen
+from llm4rec_jax.inference.generate.cached import CachedDecoder, Weights, check_causal
+from llm4rec_jax.models.decoders.cache import Cache, bytes_of_row, take_rows
 from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.sharding import place
 
 # Memory that the caches of one batch may take.
-_CACHE_BYTES = 2**31
+CACHE_BYTES = 2**31
 
 
 class Answered(NamedTuple):
@@ -136,23 +136,14 @@ class AnswerScorer:
         self._model.check_length(weights, 1, longest)
         scores = np.zeros((len(prompts.lengths), len(self._answers)), np.float32)
         for rows, length in groups:
-            fitting = max(_CACHE_BYTES // (len(self._answers) * bytes_of_row(self._model.config, longest)), 1)
+            fitting = max(CACHE_BYTES // (len(self._answers) * bytes_of_row(self._model.config, longest)), 1)
             batches = self._batches(min(rows_per_batch(self._mesh, length), fitting))
             scores[rows] = batches((weights, cache, *answers), *token_group(rest, rows, length))
         return scores
 
     @functools.cached_property
     def _begin(self) -> Any:
-        """Returns folded weights, and a cache of one row that holds the beginning of all prompts."""
-        model = self._model
-
-        def begin(weights: Weights, ids: jax.Array) -> tuple[Weights, Cache]:
-            weights, cache = model.fold(weights), model.start(1, len(ids))
-            if len(ids):
-                _, cache = model.read(weights, cache, ids[None], jnp.ones((1, len(ids)), bool))
-            return weights, cache
-
-        return jax.jit(begin)
+        return jax.jit(self._model.begin)
 
     @functools.cached_property
     def _batches(self) -> Any:
@@ -165,18 +156,13 @@ class AnswerScorer:
         """Returns log-likelihoods [b, A] after the ends of prompts [b, L], whose beginning is in the cache."""
         model, (weights, cache, answers, counts) = self._model, params
         rows, (number, longest) = len(ids), answers.shape
-        common = cache["layer_0"]["attention"]["keys"].shape[1]
-        slots = common + ids.shape[1] + longest - 1
-        cache = take_rows(widen(cache, slots), jnp.zeros(rows, int))
-        read = padded_mask(jnp.concatenate([jnp.ones((rows, common), bool), mask], axis=1), slots)
-        states, cache = model.read(weights, cache, ids, read)
-        logits = model.logits(weights, last_real(states, mask))
+        logits, cache, read = model.read_prompts(weights, cache, ids, mask, longest - 1)
         first = logits[:, answers[:, 0]] - jax.nn.logsumexp(logits, axis=1, keepdims=True)
         if longest == 1:
             return first
         each, answer = jnp.repeat(jnp.arange(rows), number), jnp.tile(answers, (rows, 1))
         now = jnp.tile(counts[:, :-1], (rows, 1)) > 0
-        read = jnp.concatenate([read[each, : slots - longest + 1], now], axis=1)
+        read = jnp.concatenate([read[each, : 1 - longest], now], axis=1)
         states, _ = model.read(weights, take_rows(cache, each), answer[:, :-1], read)
         later = _of_tokens(model.logits(weights, states), answer[:, 1:]).reshape(rows, number, -1)
         return first + (later * counts[:, 1:]).sum(axis=2)
@@ -204,3 +190,24 @@ def common_beginning(prompts: Tokens) -> int:
     shortest = int(prompts.lengths.min()) - 1
     same = (prompts.ids[:, :shortest] == prompts.ids[:1, :shortest]).all(axis=0)
     return int(np.argmin(np.append(same, False)))
+
+
+def expected_ratings(log_likelihoods: np.ndarray, ratings: Sequence[float]) -> np.ndarray:
+    """Predicts ratings as means over the answers of a scale, such as " 1" to " 5", by their probabilities.
+
+    Probabilities are shared out among the answers of the scale. `evaluation.metrics.rmse` and `mae` compare the result
+    with ratings that were given.
+
+    Args:
+      log_likelihoods: [n, A] of the answers, as `AnswerScorer` returns them.
+      ratings: [A] the rating that each answer means.
+
+    Returns:
+      [n] predicted ratings.
+
+    Example:
+      >>> expected_ratings(np.log([[0.1, 0.3], [0.2, 0.2]]), [1.0, 5.0]).tolist()
+      [4.0, 3.0]
+    """
+    shifted = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
+    return shifted @ np.asarray(ratings, np.float64) / shifted.sum(axis=1)

@@ -205,7 +205,8 @@ class Decoder(Encoder):
     """A decoder-only language model without its head, or with it.
 
     Positions count real tokens, so texts may be padded on either side with the same states. With a collection "cache"
-    of `cache.empty_cache` it reads texts part by part; the mask is then that of all slots, [B, S].
+    of `cache.empty_cache` it reads texts part by part; the mask is then that of all slots, [B, S]. A mask [B, L, S]
+    says which slots each token sees, itself included: those of its own text in order, as for the branches of a tree.
 
     Example:
       >>> from llm4rec_jax.models.layers.rotary import Rope
@@ -232,7 +233,12 @@ class Decoder(Encoder):
             self.lm_head = _dense(c, c.vocab_size, "lm_head", False)
 
     def positions(self, mask: jax.Array) -> jax.Array:
-        """Positions of tokens among the real ones: mask [0, 0, 1, 1, 1] gives [0, 0, 0, 1, 2]. [B, L] -> [B, L]."""
+        """Positions of tokens among the real ones: mask [0, 0, 1, 1, 1] gives [0, 0, 0, 1, 2]. [B, L] -> [B, L].
+
+        With a mask [B, L, S] they are the number of slots that a token sees before itself, [B, L].
+        """
+        if mask.ndim == 3:
+            return mask.sum(axis=-1, dtype=jnp.int32) - 1
         return restart(jnp.maximum(jnp.cumsum(mask.astype(bool), axis=-1, dtype=jnp.int32) - 1, 0), mask)
 
     @nn.nowrap
@@ -251,10 +257,15 @@ class Decoder(Encoder):
 
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
         """Returns the keys that each token may attend to, [B, L, S], and angles of the rotation, by type of block."""
-        c, at_keys = self.config, self.positions(mask)
-        at = self.read_now(at_keys, x.shape[1])
-        distance = at[:, :, None] - at_keys[:, None, :]
-        keys = jnp.broadcast_to(same_text(mask), distance.shape)
+        c, positions = self.config, self.positions(mask)
+        at = self.read_now(positions, x.shape[1])
+        if mask.ndim == 3:
+            # Slots that a token sees hold its text in order: with 1 0 1 1 the distances of the 1s are 2, 1 and 0.
+            distance = mask.sum(axis=-1, keepdims=True) - jnp.cumsum(mask, axis=-1)
+            keys = mask
+        else:
+            distance = at[:, :, None] - positions[:, None, :]
+            keys = jnp.broadcast_to(same_text(mask), distance.shape)
         allowed = {FULL: keys & (distance >= 0) if c.causal else keys}
         if c.sliding_window is not None:
             allowed[SLIDING] = allowed[FULL] & (jnp.abs(distance) < c.sliding_window)

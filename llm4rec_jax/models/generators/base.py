@@ -77,10 +77,16 @@ def tokens_of(codes: jax.Array, sizes: Sequence[int]) -> jax.Array:
     return codes + np.array(first[: codes.shape[-1]], np.int32)
 
 
-def level_logits(states: jax.Array, table: jax.Array, sizes: Sequence[int], level: int) -> jax.Array:
-    """Returns the products [..., size] of states [..., D] with the embeddings of a level, from a table [V, D]."""
-    first = 1 + sum(sizes[:level])
-    return (states @ table[first : first + sizes[level]].T.astype(states.dtype)).astype(jnp.float32)
+class LevelLogits:
+    """The output of generators: a code's logit is the product with its embedding, among those of its level."""
+
+    sizes: tuple[int, ...]
+    embeddings: Any
+
+    def level_logits(self, states: jax.Array, level: int) -> jax.Array:
+        """Returns the logits [..., size] of the codes of a level by states [..., D]."""
+        first, table = 1 + sum(self.sizes[:level]), self.embeddings.word.embedding
+        return (states @ table[first : first + self.sizes[level]].T.astype(states.dtype)).astype(jnp.float32)
 
 
 def history_tokens(history: jax.Array, mask: jax.Array, sizes: Sequence[int]) -> tuple[jax.Array, jax.Array]:

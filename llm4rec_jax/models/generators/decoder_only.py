@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llm4rec_jax.models.decoders.config import FULL, DecoderConfig
 from llm4rec_jax.models.decoders.decoder import Decoder
-from llm4rec_jax.models.generators.base import GENERATORS, history_tokens, level_logits, tokens_of, vocabulary_size
+from llm4rec_jax.models.generators.base import GENERATORS, LevelLogits, history_tokens, tokens_of, vocabulary_size
 from llm4rec_jax.models.layers.rotary import rotation
 from llm4rec_jax.models.layers.segments import same_text
 
@@ -27,7 +27,7 @@ class Trunk(NamedTuple):
     mask: jax.Array
 
 
-class DecoderOnly(Decoder):
+class DecoderOnly(LevelLogits, Decoder):
     """A causal transformer over the codes of histories and of the items that come next.
 
     Attributes:
@@ -72,7 +72,7 @@ class DecoderOnly(Decoder):
         else:
             last = memory.mask.sum(-1)[:, None, None] - 1
             ends = jnp.broadcast_to(jnp.take_along_axis(states, last, axis=1), (users, beams, states.shape[-1]))
-        return self._level(ends, level)
+        return self.level_logits(ends, level)
 
     def code_logits(self, history: jax.Array, mask: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         """Logits of all levels; see `IdGenerator.code_logits`."""
@@ -82,10 +82,7 @@ class DecoderOnly(Decoder):
         levels = len(self.sizes)
         # With L codes an item, the state at place L predicts the first code of the second item.
         states = self(tokens, real)[:, levels:-1].reshape(*targets.shape, -1)
-        return tuple(self._level(states[:, :, level], level) for level in range(levels))
-
-    def _level(self, states: jax.Array, level: int) -> jax.Array:
-        return level_logits(states, self.embeddings.word.embedding, self.sizes, level)
+        return tuple(self.level_logits(states[:, :, level], level) for level in range(levels))
 
 
 @GENERATORS.register("decoder")

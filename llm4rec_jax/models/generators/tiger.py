@@ -15,7 +15,7 @@ import numpy as np
 
 from llm4rec_jax.models.encoders.attention import Attention
 from llm4rec_jax.models.encoders.t5 import T5, FeedForward, T5Config
-from llm4rec_jax.models.generators.base import GENERATORS, history_tokens, level_logits, tokens_of, vocabulary_size
+from llm4rec_jax.models.generators.base import GENERATORS, LevelLogits, history_tokens, tokens_of, vocabulary_size
 from llm4rec_jax.models.layers.attention import attend
 from llm4rec_jax.models.layers.dropout import dropout
 from llm4rec_jax.models.layers.linear import dense, normal
@@ -92,7 +92,7 @@ class DecoderLayer(nn.Module):
         return x + dropout(self, self.ffn(self.ffn_norm(x)), rate)
 
 
-class Tiger(T5):
+class Tiger(LevelLogits, T5):
     """An encoder-decoder over codes.
 
     Attributes:
@@ -135,15 +135,12 @@ class Tiger(T5):
 
     def next_logits(self, memory: Memory, prefixes: jax.Array) -> jax.Array:
         """Logits of the codes after prefixes; see `IdGenerator.next_logits`."""
-        return self._level(self.decode(memory, prefixes)[:, :, -1], prefixes.shape[-1])
+        return self.level_logits(self.decode(memory, prefixes)[:, :, -1], prefixes.shape[-1])
 
     def code_logits(self, history: jax.Array, mask: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         """Logits of all levels; see `IdGenerator.code_logits`."""
         states = self.decode(self.read(history, mask), targets[..., :-1])
-        return tuple(self._level(states[:, :, level], level) for level in range(len(self.sizes)))
-
-    def _level(self, states: jax.Array, level: int) -> jax.Array:
-        return level_logits(states, self.embeddings.word.embedding, self.sizes, level)
+        return tuple(self.level_logits(states[:, :, level], level) for level in range(len(self.sizes)))
 
 
 @GENERATORS.register("tiger")

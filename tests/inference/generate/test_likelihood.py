@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import mean_absolute_error, mean_squared_error
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm4rec_jax import peft
 from llm4rec_jax.data.features.tokens import Tokens
-from llm4rec_jax.inference.generate.likelihood import AnswerScorer, common_beginning
+from llm4rec_jax.evaluation import metrics
+from llm4rec_jax.inference.generate.likelihood import AnswerScorer, common_beginning, expected_ratings
 from llm4rec_jax.sharding import make_mesh
 from tests.helpers import tiny
 from tests.models.decoders.parity import Pair, make_pair
@@ -76,6 +78,16 @@ def test_a_method_that_adds_tokens_has_texts_read_whole(pair):
         AnswerScorer(pair.decoder, method, MESH, [[7], [9]], cached=True)
     with pytest.raises(ValueError, match="an answer has no tokens"):
         AnswerScorer(pair.decoder, method, MESH, [[7], []])
+
+
+def test_ratings_are_expectations_over_the_answers_of_the_scale(pair):
+    answers, given = [[7], [8], [9]], np.array([1.0, 3.0, 2.0, 1.0, 3.0])
+    found = AnswerScorer(pair.decoder, peft.create("frozen"), MESH, answers)((pair.params, {}), prompts())
+    predicted = expected_ratings(found, [1, 2, 3])
+    wanted = (torch.softmax(torch.tensor(theirs(pair, answers)), 1) * torch.tensor([1, 2, 3])).sum(1).numpy()
+    np.testing.assert_allclose(predicted, wanted, atol=1e-5)
+    assert metrics.rmse(predicted, given) == pytest.approx(mean_squared_error(given, wanted) ** 0.5, abs=1e-5)
+    assert metrics.mae(predicted, given) == pytest.approx(mean_absolute_error(given, wanted), abs=1e-5)
 
 
 def test_each_prompt_keeps_a_token_of_its_own():
