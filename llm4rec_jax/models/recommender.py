@@ -205,13 +205,19 @@ def _required(num_users: int | None, users: str) -> int:
     return num_users
 
 
-def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def init(
+    model: Recommender,
+    key: jax.Array,
+    encoder_params: Mapping[str, Any] | None = None,
+    user_params: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Draws a recommender's parameters.
 
     Args:
       model: The recommender.
       key: Key of the random draws.
       encoder_params: Parameters of the language model, which are returned as they are; None draws them too.
+      user_params: Parameters of the user encoder, where it is pretrained; None draws them.
 
     Returns:
       {"encoder": …, "project": …, "users": …, "head": …, "ids": …}, without the parts that have no parameters.
@@ -231,9 +237,12 @@ def init(model: Recommender, key: jax.Array, encoder_params: Mapping[str, Any] |
         items: Any = model.items.init(key, features)
         matcher: Any = model.matcher.init(key, inputs, jnp.zeros((2, width)))
         # Parts that both have, as a graph's vectors, are the same: a draw depends on the key and the name alone.
-        return {**items.get("params", {}), **matcher.get("params", {})}
+        drawn = {**items.get("params", {}), **matcher.get("params", {})}
+        # jit computes only what is returned.
+        return {name: part for name, part in drawn.items() if name != "users" or user_params is None}
 
-    return {**params, **jax.jit(draw)(key)}
+    drawn = {**params, **jax.jit(draw)(key)}
+    return drawn if user_params is None else {**drawn, "users": dict(user_params)}
 
 
 def user_model_name(name: str) -> str:

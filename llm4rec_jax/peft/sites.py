@@ -125,8 +125,17 @@ def count(delta: Any) -> int:
 
 
 def parts_of(delta: Delta) -> set[str]:
-    """Returns the parts of a recommender that its delta has arrays for: {"encoder"}, {"encoder", "users"}, …."""
-    return {re.sub(r"^(\d+/)+", "", path).split("/")[0].split(".")[0] for path in flatten(delta)}
+    """Returns the parts of a recommender that a method is within, with or without arrays of its own there.
+
+    Example:
+      >>> sorted(parts_of({"0": {"encoder": {"layer_0": {"gate": jax.numpy.ones(2)}}}, "1": {"users": {}}}))
+      ['encoder', 'users']
+    """
+    parts: set[str] = set()
+    for name, part in delta.items():
+        named = re.sub(r"^(\d+(/|$))+", "", name)
+        parts |= {re.split(r"[/.]", named)[0]} if named else parts_of(part)
+    return parts
 
 
 class Reach(NamedTuple):

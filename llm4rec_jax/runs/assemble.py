@@ -36,12 +36,13 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender, user_
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
-from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, method_within, reading_fingerprint
 from llm4rec_jax.runs.features import FeatureSet, columns_of, digest_of, fit_features, fitted_of
 from llm4rec_jax.runs.graph import digest_of_facts, training_edges
 from llm4rec_jax.runs.results import evaluate_ranking
 from llm4rec_jax.runs.schema import table
 from llm4rec_jax.runs.start import tuned_encoder
+from llm4rec_jax.runs.user_model import UserModel, user_model
 from llm4rec_jax.tasks.ranking import RankingTask
 from llm4rec_jax.training.checkpoint import load_matching_params
 from llm4rec_jax.training.config import TrainConfig
@@ -69,7 +70,19 @@ class Assembly:
         # An encoder that an earlier run has tuned is that run's alone.
         shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
         text = ("pretrained",) if shared else ()
-        for name in ("dataset", "tokens", "prompts", *text, "features", "model", "method", "mesh", "rules", "scorer"):
+        for name in (
+            "dataset",
+            "tokens",
+            "prompts",
+            *text,
+            "features",
+            "user_model",
+            "model",
+            "method",
+            "mesh",
+            "rules",
+            "scorer",
+        ):
             other.__dict__[name] = getattr(self, name)
         return other
 
@@ -229,10 +242,13 @@ class Assembly:
         return training_edges(self.users, dict(self.config.features.graph_options), self.split)
 
     @cached_property
+    def user_model(self) -> UserModel:
+        """The options and pretrained parameters of the user model."""
+        return user_model(self.config, self.users)
+
+    @cached_property
     def model(self) -> Recommender:
         model, users = self.config.model, self.users
-        former = (old for old, new in {**USERS.aliases, **GRAPHS.aliases}.items() if new == users)
-        user_options = next((model.user_options[name] for name in (users, *former) if name in model.user_options), {})
         return recommender(
             encoder=self.pretrained.encoder if self.reads_text else None,
             num_items=self.dataset.num_items if "id" in self.config.inputs.split("+") else None,
@@ -246,7 +262,7 @@ class Assembly:
             features=self.features,
             width=model.width,
             options={
-                "users": dict(user_options),
+                "users": self.user_model.options,
                 "head": dict(model.head_options),
                 "project": dict(model.project_options),
             },
@@ -260,17 +276,13 @@ class Assembly:
     @cached_property
     def method(self) -> peft.Peft:
         """The method within the parts of the recommender that it adapts."""
-        chosen, method = self.config.peft, self.bare_method
-        if not self.reads_text and chosen.method == "frozen":
-            return method
-        parts = [peft.within(method, part) for part in chosen.within.split("+")]
-        return parts[0] if len(parts) == 1 else peft.chain(*parts)
+        return method_within(self.config.peft, self.reads_text)
 
     def params(self) -> dict[str, Any]:
         """All parameters at the start: the encoder's, and those that `init_from` gives."""
         given = self.pretrained.params if self.reads_text else {}
         key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        params = {**init(self.model, key, given.get("encoder")), **given}
+        params = {**init(self.model, key, given.get("encoder"), self.user_model.params), **given}
         start = self.config.init_from
         return params if start is None else load_matching_params(params, Path(start))
 

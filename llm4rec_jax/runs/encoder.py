@@ -41,9 +41,31 @@ def check_token_ids(tokens: Tokens, text: PretrainedText, folder: Path) -> Token
     return tokens
 
 
-def create_method(config: Any) -> peft.Peft:
-    """The method that `config.peft` names, over one module."""
-    return peft.create(config.method, {name: dict(options) for name, options in config.options.items()})
+def create_method(config: Any, part: str = "encoder") -> peft.Peft:
+    """Returns the method that `config.peft` names for a part, "encoder" or "users", over that part alone."""
+    specs = {"encoder": config.method, "users": config.users or config.method}
+    names = {of: {name.strip() for name in spec.split("+")} for of, spec in specs.items()}
+    elsewhere = names["encoder"].union(names["users"]) - names[part]
+    options = {name: dict(given) for name, given in config.options.items() if name not in elsewhere}
+    return peft.create(specs[part], options)
+
+
+def method_within(config: Any, reads_text: bool) -> peft.Peft:
+    """Returns the methods of `config.peft` within the parts of the recommender that they adapt.
+
+    Raises:
+      ValueError: There is a method of the user model, and `within` does not name that part.
+    """
+    parts = config.within.split("+")
+    if config.users is not None and "users" not in parts:
+        raise ValueError(
+            f"config.peft.users is {config.users!r}, but within is {config.within!r}: give within=encoder+users, or "
+            "users alone"
+        )
+    if not reads_text and config.method == "frozen" and parts == ["encoder"]:
+        return create_method(config)
+    methods = [peft.within(create_method(config, part), part) for part in parts]
+    return methods[0] if len(methods) == 1 else peft.chain(*methods)
 
 
 def load_encoder(config: Any, path: str | Path, language_head: bool = False) -> PretrainedText:

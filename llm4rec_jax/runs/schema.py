@@ -135,7 +135,7 @@ class ModelConfig:
     tower: str = option("none", choices=("mlp", "linear", "none"))
     """Network over id embeddings."""
     users: str = option("transformer")
-    """User model; see `models.users.USERS`, or "text" for a language model that reads a prompt."""
+    """User model; see `models.users.USERS`, among them "text" and "llm" for language models."""
     user_options: dict[str, Any] = option(
         {
             "transformer": {"layers": 2, "heads": 2, "dropout": 0.2, "positions": 100},
@@ -151,6 +151,7 @@ class ModelConfig:
             },
             "two_tower": {"hidden": 128, "dropout": 0.2},
             "lightgcn": {"layers": 2},
+            "llm": {"path": "smollm2", "pretrained": True, "layers": 4, "dropout": 0.0},
         }
     )
     """Options by user model."""
@@ -170,6 +171,8 @@ class PeftConfig:
     """Options by method."""
     within: str = option("encoder")
     """Part that the method adapts: "encoder", "users" or "encoder+users". The part's own parameters are frozen."""
+    users: str | None = option(None)
+    """Method of the user model, where `within` names it; None takes `method`. "frozen" keeps it as it starts."""
 
 
 @dataclasses.dataclass(frozen=True)

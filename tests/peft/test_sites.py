@@ -66,7 +66,8 @@ def test_what_of_the_encoder_a_delta_leaves_constant(delta, constant):
     ("delta", "parts"),
     [
         ({}, set()),
-        ({"encoder": {}}, set()),
+        ({"encoder": {}}, {"encoder"}),
+        ({"0": {"encoder": {}}, "1": {"users": {}}}, {"encoder", "users"}),
         ({"encoder": {"layer_0/ffn": LORA, "shared": LORA}}, {"encoder"}),
         ({"0": {"encoder": {"layer_4/ffn": LORA}}, "1": {"users": {"0": {"layer_2/ffn": LORA}}}}, {"encoder", "users"}),
         ({"encoder.layers/1": LORA, "users/layer_1/ffn": LORA}, {"encoder", "users"}),

@@ -56,20 +56,35 @@ class Embeddings(nn.Module):
             self.norm = _norm(c, "norm")
 
     def __call__(self, ids: jax.Array, positions: jax.Array, token_type: jax.Array | None = None) -> jax.Array:
+        return self._complete(self.words(ids), positions, token_type)
+
+    def of_vectors(self, vectors: jax.Array, positions: jax.Array) -> jax.Array:
+        """Embeddings from vectors [B, L, D] in place of those of words, at positions [B, L]."""
+        return self._complete(vectors, positions, None)
+
+    @nn.nowrap
+    def words(self, ids: jax.Array) -> jax.Array:
+        """Word embeddings of ids [B, L], scaled where the family does so. [B, L, D]."""
         c = self.config
         x = self.word(ids)
         if c.embedding_scale is not None:
             # Rounded to the compute dtype, as Gemma was trained.
             x = x.astype(c.dtype) * jnp.asarray(c.embedding_scale, c.dtype)
+        return x
+
+    @nn.nowrap
+    def _complete(self, x: jax.Array, positions: jax.Array, token_type: jax.Array | None) -> jax.Array:
+        """Adds positions and token types to word embeddings [B, L, D]."""
+        c, (rows, length) = self.config, x.shape[:2]
         if c.learned_positions:
-            if ids.shape[-1] > c.max_position_embeddings:
+            if length > c.max_position_embeddings:
                 raise ValueError(
-                    f"{ids.shape[-1]} tokens, but the encoder has {c.max_position_embeddings} positions: "
+                    f"{length} tokens, but the encoder has {c.max_position_embeddings} positions: "
                     "truncate the text when tokenising"
                 )
             x = x + self.position(positions + c.position_offset)
         if c.type_vocab_size:
-            x = x + self.token_type(jnp.zeros_like(ids) if token_type is None else token_type)
+            x = x + self.token_type(jnp.zeros((rows, length), jnp.int32) if token_type is None else token_type)
         if c.embedding_norm:
             x = self.norm(x)
         return dropout(self, x.astype(c.dtype), c.hidden_dropout_prob)
@@ -254,6 +269,21 @@ class Decoder(Encoder):
         if self.is_initializing() and self.config.language_head:
             self.logits(x[:1, :1])
         return x
+
+    def of_vectors(self, vectors: jax.Array, mask: jax.Array) -> jax.Array:
+        """Hidden states of the last layer, from vectors in place of word embeddings.
+
+        They are transformers' for `inputs_embeds`. The table of word embeddings is not read, so parameters may lack it.
+
+        Args:
+          vectors: [B, L, D].
+          mask: [B, L] bool or 0/1, which vectors are real.
+
+        Returns:
+          [B, L, D] in the compute dtype.
+        """
+        mask = mask.astype(bool)
+        return self.finish(self.layers(self.embeddings.of_vectors(vectors, self.positions(mask)), mask)[-1])
 
     def block_inputs(self, x: jax.Array, mask: jax.Array) -> tuple[Any, ...]:
         """Returns the keys that each token may attend to, [B, L, S], and angles of the rotation, by type of block."""
