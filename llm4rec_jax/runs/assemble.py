@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from llm4rec_jax import peft, sharding
 from llm4rec_jax.baselines import BASELINES
-from llm4rec_jax.data import assets, download, filters, sources
+from llm4rec_jax.data import assets, sources
 from llm4rec_jax.data.batching.batch import TokenGroup, token_group
 from llm4rec_jax.data.batching.buckets import token_bucket
 from llm4rec_jax.data.features.prompts import PromptTokenizer
@@ -23,7 +23,6 @@ from llm4rec_jax.data.features.tokens import Tokens, tokenise, tokenizer
 from llm4rec_jax.data.interactions import Dataset, format_statistics
 from llm4rec_jax.data.notices import Notice, notices
 from llm4rec_jax.data.ondisk import reader as ondisk
-from llm4rec_jax.data.splits import protocols as splits
 from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation.sampled import name_protocol
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
@@ -36,6 +35,7 @@ from llm4rec_jax.models.recommender import Recommender, init, recommender, user_
 from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
+from llm4rec_jax.runs.data import load_dataset, load_split
 from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, method_within, reading_fingerprint
 from llm4rec_jax.runs.features import FeatureSet, columns_of, digest_of, fit_features, fitted_of
 from llm4rec_jax.runs.graph import digest_of_facts, training_edges
@@ -88,26 +88,11 @@ class Assembly:
 
     @cached_property
     def dataset(self) -> Dataset:
-        data = self.config.data
-        path = download.resolve_data_path(data.path, data.published)
-        dataset = sources.load(data.source, path, **data.options)
-        if data.deduplicate is not None:
-            dataset = filters.deduplicate(dataset, keep=data.deduplicate)
-        if data.min_rating is not None:
-            dataset = filters.min_rating(dataset, data.min_rating)
-        if data.k_core is not None:
-            dataset = filters.k_core(dataset, data.k_core)
-        return dataset
+        return load_dataset(self.config.data)
 
     @cached_property
     def split(self) -> Split:
-        data = self.config.data
-        split = ondisk.stored_split(self.dataset, data.split, data.split_options)
-        if split is None:
-            split = splits.SPLITS.build(data.split, self.dataset, **data.split_options)
-        if data.few_shot is not None:
-            split = splits.few_shot(split, data.few_shot, per=data.few_shot_per, seed=self.config.seed)
-        return split
+        return load_split(self.config.data, self.dataset, self.config.seed)
 
     @property
     def reads_text(self) -> bool:

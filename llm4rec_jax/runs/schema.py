@@ -300,7 +300,7 @@ def resolve(config: Any) -> ConfigDict:
 
 def table(config: Any, name: str, **more: Any) -> Any:
     """Returns a table of a resolved configuration as its dataclass: `table(config, "loss").num_negatives`."""
-    return _as_dataclass(getattr(Config(), name), _plain(config[name]), **more)
+    return _as_dataclass(getattr(Config(), name), config[name].to_dict(), **more)
 
 
 def _as_dataclass(defaults: Any, values: Mapping[str, Any], **more: Any) -> Any:
@@ -395,7 +395,3 @@ def _update(config: Any, values: Mapping[str, Any]) -> None:
             _update(config[key], value)
         else:
             config[key] = ConfigDict(value) if isinstance(value, dict) else value
-
-
-def _plain(values: ConfigDict) -> dict[str, Any]:
-    return values.to_dict()
