@@ -1,5 +1,6 @@
 """The feature `images`: vectors of a frozen vision encoder, cached, with damaged images named or counted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from llm4rec_jax.data.features.columns import Rows, fit
+from llm4rec_jax.data.features.image_processing import PROCESSOR, read_processor
 from llm4rec_jax.data.features.images import Images
 from llm4rec_jax.data.interactions import DataError
 from llm4rec_jax.inference import image_vectors
@@ -27,7 +28,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
     )
     ViTModel(config).eval().save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}}
+    (folder / PROCESSOR).write_text(json.dumps(processor))
     return folder
 
 
@@ -53,10 +55,10 @@ def test_vectors_are_those_of_transformers_and_cached(folder, model, monkeypatch
     feature = fit(rows(), "picture", options(folder, model))
     assert feature.column.present.tolist() == [True] * 6 + [False]
     assert not feature.column.values[6].any()
-    processor, vit = ViTImageProcessorPil.from_pretrained(model), ViTModel.from_pretrained(model).eval()
-    pictures = [Image.open(folder / f"{name}.png") for name in NAMES[:-1]]
+    processor, vit = read_processor(model), ViTModel.from_pretrained(model).eval()
+    pixels = np.stack([processor(Image.open(folder / f"{name}.png")) for name in NAMES[:-1]])
     with torch.no_grad():
-        want = vit(**processor(pictures, return_tensors="pt")).pooler_output
+        want = vit(torch.tensor(pixels.transpose(0, 3, 1, 2))).pooler_output
     np.testing.assert_allclose(feature.column.values[:6], want, atol=1e-5)
     assert feature.fitted == {"kind": "images", "rows": 6, "damaged": 0, "width": 16}
 
@@ -108,7 +110,7 @@ def test_the_store_is_read_in_order_of_its_files_with_few_images_ahead(folder, m
             yield str(n), content
 
     store = Images(folder, frozenset(map(str, range(200))), stream)
-    processor = image_vectors.read_processor(model)
+    processor = read_processor(model)
     images: Any = image_vectors.decoded(store, store.ids, processor, 2)
     assert next(images).name == "0"
     assert len(read) < 40

@@ -13,7 +13,6 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 from transformers import ViTConfig, ViTModel
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from llm4rec_jax.runs.folder import RunFolderError
 from llm4rec_jax.runs.load import evaluate_again, load
@@ -101,7 +100,8 @@ def pictures(data: Path) -> Path:
     torch.manual_seed(0)
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     ViTModel(ViTConfig(**small, image_size=16, patch_size=8)).save_pretrained(data / "vision")
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(data / "vision")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (data / "vision" / "preprocessor_config.json").write_text(json.dumps(processor))
     return data
 
 

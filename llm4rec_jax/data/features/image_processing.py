@@ -101,7 +101,7 @@ def _cropped(levels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
     for axis, wanted in enumerate(crop):
         have = levels.shape[axis]
         if have < wanted:
-            before = -(-wanted // 2) - -(-have // 2) if have % 2 == wanted % 2 else -(-(wanted - have) // 2)
+            before = (wanted - have + 1) // 2
             pads = [(0, 0)] * levels.ndim
             pads[axis] = before, wanted - have - before
             levels = np.pad(levels, pads)

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import hashlib
 import io
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Set
@@ -197,9 +196,7 @@ def decoded(images: Images, wanted: Set[str], processor: ImageProcessor, workers
         except ValueError as error:
             return Decoded(name, None, str(error))
 
-    # An image between once and twice Pillow's limit is decoded; it would warn in every thread.
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(workers) as pool:
         pending: collections.deque[Future[Decoded]] = collections.deque()
         for name, content in images.stream(wanted):
             pending.append(pool.submit(attempt, name, content))

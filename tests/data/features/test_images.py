@@ -9,15 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from llm4rec_jax.data.features.image_processing import PROCESSOR, ImageProcessor, from_fields, read_processor
 from llm4rec_jax.data.features.images import decoded, open_images
 from llm4rec_jax.data.interactions import DataError
 
+# Processors that compute by Pillow; older versions of transformers call them otherwise.
+BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil, ViTImageProcessorPil = (
+    getattr(pytest.importorskip(f"transformers.models.{name.lower()}.image_processing_pil_{name.lower()}"), kind)
+    for name in ("Bit", "CLIP", "Siglip", "ViT")
+    for kind in (f"{name}ImageProcessorPil",)
+)
 RNG = np.random.default_rng(0)
 PROCESSORS = {
     "vit": ViTImageProcessorPil(size={"height": 11, "width": 14}, image_mean=[0.2, 0.4, 0.5]),
