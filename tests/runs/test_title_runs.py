@@ -1,7 +1,7 @@
 """Runs that rank items by the likelihood of their titles: the whole catalogue, drawn candidates, and trained."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,8 +50,9 @@ def config(folder: Path, arg: str, **values: Any) -> Any:
 def test_a_run_ranks_as_each_title_alone_would(folder, tmp_path):
     workdir = tmp_path / "zero"
     result = run(config(folder, "zero_shot_normalized", **{"evaluation.candidates": "all"}), workdir)
-    assembly, scorer = restore_scorer(workdir)
-    assert isinstance(assembly, TitleAssembly)
+    restored, scorer = restore_scorer(workdir)
+    assert isinstance(restored, TitleAssembly)
+    assembly, scorer = cast(Any, restored), cast(Any, scorer)
     history, targets = assembly.split.history("test"), assembly.split.targets_of("test")
     users = np.arange(12)
     titles, encoder = assembly.title_tokens, assembly.pretrained.encoder
@@ -109,8 +110,9 @@ def test_candidates_are_listed_in_several_orders(folder, tmp_path):
     by_item = every.scorer.of(parts, delta).score(history, np.arange(2), items, mesh=every.mesh)
     wanted = [[places[u][orders[u] == i].mean() for i in range(3)] for u in range(2)]
     np.testing.assert_allclose(by_item, wanted, atol=1e-6)
+    other: Any = assemble(config(folder, "listwise", **{"evaluation.candidates": "all"}))
     with pytest.raises(ValueError, match="which lists drawn candidates"):
-        _ = assemble(config(folder, "listwise", **{"evaluation.candidates": "all"})).scorer
+        _ = other.scorer
 
 
 def test_drawn_candidates_are_others_and_the_same_again():
