@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from configs import title_likelihood_movielens as study
+from experiments.reports.spec import checked
 from llm4rec_jax.data.sources import SOURCES
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.evaluation.sampled import draw_candidates
@@ -163,3 +164,11 @@ def test_completed_texts_are_those_of_greedy_generation(folder):
 def test_a_wrong_key_is_named(folder, key, value, said):
     with pytest.raises(ValueError, match=said):
         _ = assemble(config(folder, "zero_shot", **{key: value})).task
+
+
+def test_the_study_has_a_row_for_each_model():
+    for arg in study.ARGS:
+        assert isinstance(assemble(study.get_config(arg)), TitleAssembly) == (arg not in ("popularity", "id"))
+    assert {group for section in checked(study.table()).rows for group in section} == {t.group for t in study.sweep()}
+    with pytest.raises(ValueError, match="zero_shot"):
+        study.get_config("zero_shots")
