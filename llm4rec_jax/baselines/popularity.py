@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax.baselines.core import BASELINES
@@ -45,11 +44,11 @@ class Popularity(Scorer):
             counted[order] = np.arange(len(counted), 0, -1)
         self._scores = counted
 
-    def item_embeddings(self) -> jax.Array:
-        return jnp.asarray(self._scores[:, None], jnp.float32)
+    def item_embeddings(self) -> np.ndarray:
+        return self._scores[:, None].astype(np.float32)
 
-    def user_embeddings(self, item_embeddings: jax.Array, history: Sequences, users: np.ndarray) -> jax.Array:
-        return jnp.ones((len(users), 1))
+    def user_embeddings(self, item_embeddings: np.ndarray, history: Sequences, users: np.ndarray) -> np.ndarray:
+        return np.ones((len(users), 1), np.float32)
 
     @property
     def head(self) -> tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]:

@@ -57,7 +57,7 @@ def draw_candidates(history: Sequences, targets: Sequences, allowed: np.ndarray,
     """
     drawn = np.empty((len(targets.items), count), np.int32)
     drawn[:, 0] = targets.items
-    for user in np.flatnonzero(np.diff(targets.offsets)):
+    for user in np.flatnonzero(np.diff(targets.offsets)).tolist():
         free = allowed.copy()
         free[history.of(user)] = free[targets.of(user)] = False
         pool = np.flatnonzero(free)
@@ -66,7 +66,7 @@ def draw_candidates(history: Sequences, targets: Sequences, allowed: np.ndarray,
                 f"user row {user} has {len(pool)} candidates beside the history and the targets, and {count - 1} are "
                 "to be drawn: rank all candidates"
             )
-        rng = np.random.default_rng([count, int(user)])
+        rng = np.random.default_rng([count, user])
         for row in range(targets.offsets[user], targets.offsets[user + 1]):
             drawn[row, 1:] = rng.choice(pool, count - 1, replace=False)
     return drawn

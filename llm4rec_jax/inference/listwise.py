@@ -101,7 +101,7 @@ class ListwiseScorer:
             raise ValueError(f"a list has {count} items, and there are {len(self._letters)} letters: rank fewer")
         orders = np.stack([rotations(count, self._orders, int(user)) for user in users])
         listed = np.take_along_axis(items[:, None], orders, axis=2).reshape(-1, count)
-        texts = [lettered([self.titles[item] for item in row]) for row in listed.tolist()]
+        texts = [lettered([self.titles[int(item)] for item in row]) for row in listed.tolist()]
         each = np.repeat(users, self._orders)
         prompts = self._write([history.of(user) for user in each], each, texts)
         scores = AnswerScorer(*self._parts, self._letters[:count])(weights, prompts)

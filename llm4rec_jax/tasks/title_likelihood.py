@@ -61,7 +61,8 @@ class TitleLikelihoodTask(AnswerLoss, ExampleTask):
         super().__init__(within(method, "encoder"), params, split.dataset.users, config, config.batch_size)
         self._encoder, self._bare, self.compute_dtype = encoder, method, encoder.config.dtype
         self.split, self._titles, self._prompts = split, titles, prompts
-        self._scorer, self._candidates = scorer, candidates
+        self._scorer = scorer
+        self._candidates: Candidates = candidates
         self.metrics = metric_names(KS)
         self.notes = []
         if not len(split.validation):

@@ -1,7 +1,7 @@
 """Runs that rank items by the likelihood of their titles: the whole catalogue, drawn candidates, and trained."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from configs import title_likelihood_movielens as study
+from experiments.reports.spec import checked
 from llm4rec_jax.data.sources import SOURCES
 from llm4rec_jax.data.splits.split import Sequences
 from llm4rec_jax.evaluation.sampled import draw_candidates
@@ -50,8 +51,9 @@ def config(folder: Path, arg: str, **values: Any) -> Any:
 def test_a_run_ranks_as_each_title_alone_would(folder, tmp_path):
     workdir = tmp_path / "zero"
     result = run(config(folder, "zero_shot_normalized", **{"evaluation.candidates": "all"}), workdir)
-    assembly, scorer = restore_scorer(workdir)
-    assert isinstance(assembly, TitleAssembly)
+    restored, scorer = restore_scorer(workdir)
+    assert isinstance(restored, TitleAssembly)
+    assembly, scorer = cast(Any, restored), cast(Any, scorer)
     history, targets = assembly.split.history("test"), assembly.split.targets_of("test")
     users = np.arange(12)
     titles, encoder = assembly.title_tokens, assembly.pretrained.encoder
@@ -109,8 +111,9 @@ def test_candidates_are_listed_in_several_orders(folder, tmp_path):
     by_item = every.scorer.of(parts, delta).score(history, np.arange(2), items, mesh=every.mesh)
     wanted = [[places[u][orders[u] == i].mean() for i in range(3)] for u in range(2)]
     np.testing.assert_allclose(by_item, wanted, atol=1e-6)
+    other: Any = assemble(config(folder, "listwise", **{"evaluation.candidates": "all"}))
     with pytest.raises(ValueError, match="which lists drawn candidates"):
-        _ = assemble(config(folder, "listwise", **{"evaluation.candidates": "all"})).scorer
+        _ = other.scorer
 
 
 def test_drawn_candidates_are_others_and_the_same_again():
@@ -161,3 +164,11 @@ def test_completed_texts_are_those_of_greedy_generation(folder):
 def test_a_wrong_key_is_named(folder, key, value, said):
     with pytest.raises(ValueError, match=said):
         _ = assemble(config(folder, "zero_shot", **{key: value})).task
+
+
+def test_the_study_has_a_row_for_each_model():
+    for arg in study.ARGS:
+        assert isinstance(assemble(study.get_config(arg)), TitleAssembly) == (arg not in ("popularity", "id"))
+    assert {group for section in checked(study.table()).rows for group in section} == {t.group for t in study.sweep()}
+    with pytest.raises(ValueError, match="zero_shot"):
+        study.get_config("zero_shots")
