@@ -69,20 +69,8 @@ class Assembly:
         other = type(self)(config)
         # An encoder that an earlier run has tuned is that run's alone.
         shared = self.reads_text and not self.starts_tuned and not other.starts_tuned
-        text = ("pretrained",) if shared else ()
-        for name in (
-            "dataset",
-            "tokens",
-            "prompts",
-            *text,
-            "features",
-            "user_model",
-            "model",
-            "method",
-            "mesh",
-            "rules",
-            "scorer",
-        ):
+        read = ("dataset", "tokens", "prompts", "features", *(("pretrained",) if shared else ()))
+        for name in (*read, "user_model", "model", "method", "mesh", "rules", "scorer"):
             other.__dict__[name] = getattr(self, name)
         return other
 

@@ -35,12 +35,12 @@ def user_model(config: Any, name: str) -> UserModel:
     tables, former = config.model.user_options, {**USERS.aliases, **GRAPHS.aliases}
     names = (name, *(old for old, new in former.items() if new == name))
     options = next((dict(tables[known]) for known in names if known in tables), {})
-    if name != "llm" or options.get("path") is None:
-        return UserModel({option: value for option, value in options.items() if (name, option) not in _OF_FOLDERS})
+    if name != "llm":
+        return UserModel(options)
+    if options.get("path") is None:
+        of_folders = ("path", "pretrained")
+        return UserModel({option: value for option, value in options.items() if option not in of_folders})
     return _load_decoder(config.encoder, options)
-
-
-_OF_FOLDERS = (("llm", "path"), ("llm", "pretrained"))
 
 
 def _load_decoder(encoder: Any, options: Mapping[str, Any]) -> UserModel:
