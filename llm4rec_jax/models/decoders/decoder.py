@@ -74,8 +74,9 @@ class Embeddings(nn.Module):
 
     @nn.nowrap
     def _complete(self, x: jax.Array, positions: jax.Array, token_type: jax.Array | None) -> jax.Array:
-        """Adds positions and token types to word embeddings [B, L, D]."""
-        c, (rows, length) = self.config, x.shape[:2]
+        """Adds the embeddings of positions [B, L] and token types to those of words [B, L, D]."""
+        # A method may have put tokens of its own before the words.
+        c, length = self.config, positions.shape[-1]
         if c.learned_positions:
             if length > c.max_position_embeddings:
                 raise ValueError(
@@ -84,7 +85,7 @@ class Embeddings(nn.Module):
                 )
             x = x + self.position(positions + c.position_offset)
         if c.type_vocab_size:
-            x = x + self.token_type(jnp.zeros((rows, length), jnp.int32) if token_type is None else token_type)
+            x = x + self.token_type(jnp.zeros_like(positions) if token_type is None else token_type)
         if c.embedding_norm:
             x = self.norm(x)
         return dropout(self, x.astype(c.dtype), c.hidden_dropout_prob)
