@@ -219,7 +219,10 @@ def test_a_run_starts_from_another(config, tmp_path_factory, monkeypatch):
             "--config.text.user=the user bought: {history}.",
             "--config.text.max_prompt_tokens=32",
         ],
-        ["--config.model.users=gru", "--config.encoder.pooling=attention", "--config.loss.name=mse"],
+        pytest.param(
+            ["--config.model.users=gru", "--config.encoder.pooling=attention", "--config.loss.name=mse"],
+            marks=pytest.mark.long,
+        ),
         ["--config.model.head=mlp", "--config.loss.name=bce_pointwise", "--config.loss.label_threshold=4"],
     ],
 )
@@ -319,7 +322,7 @@ def test_importing_the_package_is_quick_and_leaves_torch_alone():
     assert float(seconds) < 3
 
 
-@pytest.mark.parametrize("arg", ["id", "lora"])
+@pytest.mark.parametrize("arg", [pytest.param("id", marks=pytest.mark.long), "lora"])
 def test_a_run_on_prepared_data_is_the_run_on_its_source(config, arg, tmp_path):
     prepared = tmp_path / "prepared"
     told = last_line(command("prepare", f"--config={config}:{arg}", f"--out={prepared}"))

@@ -58,7 +58,9 @@ def study(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "study.py"
 
 
-@pytest.mark.parametrize("model", sorted(GENERATORS))
+@pytest.mark.parametrize(
+    "model", [name if name == "tiger" else pytest.param(name, marks=pytest.mark.long) for name in sorted(GENERATORS)]
+)
 def test_a_generator_learns_what_comes_next(study, model, tmp_path):
     config = load_study(str(study)).get_config(model)
     result = run(config, tmp_path)
