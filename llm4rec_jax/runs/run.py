@@ -38,6 +38,11 @@ def assemble(config: Any) -> Assembly | RatingAssembly:
             f"config.task is {task!r}, and the source {config.data.source!r} has "
             f"{'labeled examples' if labeled else 'interactions to rank'}: give another source, or no task"
         )
+    if config.prompt.vectors_from is not None and task != "prompt_scoring":
+        raise ValueError(
+            f"config.prompt.vectors_from is {config.prompt.vectors_from!r}, but the prompts of task {task!r} have no "
+            "vectors: give config.task=prompt_scoring, or leave it out"
+        )
     if task == "ranking" and config.generation.ids is not None and config.baseline.name is None:
         return GenerationAssembly(config)
     # A baseline is what a model of any task is compared with.

@@ -30,6 +30,9 @@ class PromptConfig:
     """Number of first training examples that stand with their answers before every prompt; they are not trained on."""
     separator: str = option("\n\n")
     """Text after the answer of each of these examples."""
+    vectors_from: str | None = option(None)
+    """Task prompt_scoring: folder of a trained ranking run on the same items, whose item vectors become tokens where
+    `text.item` has the field {item_vector}. None has none."""
     title: str = option(" {title}\n")
     """Task title_likelihood: text of an item right after a prompt; {title} is its title."""
     orders: int | None = option(None, low=1)

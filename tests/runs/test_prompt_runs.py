@@ -1,6 +1,5 @@
 """Runs whose language model answers prompts: trained, zero-shot, in context; loss and scores are transformers'."""
 
-import string
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import polars as pl
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from configs import prompt_scoring_movie as study
 from experiments import tables
@@ -23,11 +21,7 @@ from llm4rec_jax.runs.prompt_assembly import PromptAssembly
 from llm4rec_jax.runs.run import assemble, run
 from llm4rec_jax.training import metric_writer
 from llm4rec_jax.trees import flatten
-from tests.helpers import rating, tiny
-
-WORDS = [*tiny.COLOURS, *tiny.THINGS, *["Liked", "Disliked", "Next", "Answer", "Yes", "No", ":", ";", ".", "?"]]
-WORDS += string.ascii_uppercase[:20]
-TEMPLATE = "Liked: {liked}. Disliked: {disliked}. Next: {target}? Answer:"
+from tests.helpers import rating, tiny, words
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,27 +34,14 @@ def source():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with a tokenizer of words."""
-    place = tmp_path_factory.mktemp("llama")
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(
-        place
-    )
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=32, max_position_embeddings=96, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(place)
-    return place
+    return words.llama_folder(tmp_path_factory.mktemp("llama"))
 
 
 def config(folder: Path, arg: str = "lora", **values: Any) -> Any:
     config: Any = study.get_config(arg)
     with config.unlocked():
         config.data.source, config.data.few_shot = "colours", 24
-        config.text.item, config.text.user, config.text.max_prompt_tokens = "{item_id}", TEMPLATE, 40
+        config.text.item, config.text.user, config.text.max_prompt_tokens = "{item_id}", words.TEMPLATE, 40
         config.encoder.path = str(folder)
         if config.train.steps:
             config.train.update({"steps": 4, "eval_every": 4, "log_every": 1, "warmup": 0, "batch_size": 8})
@@ -152,7 +133,7 @@ def test_a_long_prompt_loses_its_oldest_items(folder):
 
 
 @pytest.mark.parametrize(
-    ("arg", "values", "words"),
+    ("arg", "values", "message"),
     [
         ("lora", {"loss.name": "bpr"}, "answers are learnt by 'language_model'"),
         ("lora", {"task": "ranking"}, "config.task is 'ranking', and the source 'colours' has labeled examples"),
@@ -164,8 +145,8 @@ def test_a_long_prompt_loses_its_oldest_items(folder):
         ("zero_shot", {"peft.method": "k_adapter", "train.steps": 1}, "k_adapter lets tokens read later ones"),
     ],
 )
-def test_misuse(folder, tmp_path, arg, values, words):
-    with pytest.raises(ValueError, match=words):
+def test_misuse(folder, tmp_path, arg, values, message):
+    with pytest.raises(ValueError, match=message):
         run(config(folder, arg, **values), tmp_path)
 
 
