@@ -1,6 +1,7 @@
 """Texts of a whole catalogue to vectors."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from llm4rec_jax.data.batching.packing import pack, packed_rows, row_length
 from llm4rec_jax.data.features.tokens import Tokens
 from llm4rec_jax.inference.batch_sizes import even_rows
 from llm4rec_jax.inference.batched import FixedBatches, map_in_fixed_batches
+from llm4rec_jax.models.encoders.base import Encoder
 from llm4rec_jax.models.text_encoder import TextEncoder
 from llm4rec_jax.peft.core import Peft, forward
 from llm4rec_jax.peft.sites import Delta, Params, constant_below
@@ -120,6 +122,17 @@ class BatchTextEncoder:
         c = self._config
         blocks = () if stop is not None else (c.num_hidden_layers + 1,)
         return jax.ShapeDtypeStruct((len(tokens.ids), int(tokens.lengths.max()), *blocks, c.hidden_size), c.dtype)
+
+
+def check_token_ids(tokens: Tokens, encoder: Encoder, folder: Path) -> Tokens:
+    """Returns tokens all of which the encoder has an embedding of; ValueError names the largest that it has not."""
+    size, largest = encoder.config.vocab_size, int(tokens.ids.max(initial=0))
+    if largest >= size:
+        raise ValueError(
+            f"{folder}: its tokenizer gives the token {largest}, and the encoder has embeddings of the tokens below "
+            f"{size} only: tokens were added without `resize_token_embeddings`; give the tokenizer of the encoder"
+        )
+    return tokens
 
 
 def _states_of_group(states: np.ndarray, tokens: Tokens, rows: np.ndarray, length: int) -> tuple[np.ndarray, Any]:

@@ -27,6 +27,7 @@ from llm4rec_jax.data.splits.split import Split
 from llm4rec_jax.evaluation.sampled import name_protocol
 from llm4rec_jax.inference.scorer import Prompts, RecommenderScorer, Scorer
 from llm4rec_jax.inference.standardize import center, whiten
+from llm4rec_jax.inference.text_encoder import check_token_ids
 from llm4rec_jax.losses.ranking import LOSSES
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
@@ -36,7 +37,7 @@ from llm4rec_jax.models.users.base import USERS
 from llm4rec_jax.registry import unknown_name
 from llm4rec_jax.runs import plugins
 from llm4rec_jax.runs.data import load_dataset, load_split
-from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, method_within, reading_fingerprint
+from llm4rec_jax.runs.encoder import create_method, load_encoder, method_within, reading_fingerprint
 from llm4rec_jax.runs.features import FeatureSet, columns_of, digest_of, fit_features, fitted_of
 from llm4rec_jax.runs.graph import digest_of_facts, training_edges
 from llm4rec_jax.runs.results import evaluate_ranking
@@ -145,14 +146,14 @@ class Assembly:
                 # To look at every token would be to read the whole file.
                 known = pretrained.read_config(self._folder.model)[1].vocab_size
                 beyond = len(self._tokenizer) > known
-                return check_token_ids(stored, self.pretrained, self._folder.model) if beyond else stored
+                return check_token_ids(stored, self.pretrained.encoder, self._folder.model) if beyond else stored
         return self.tokenise(item_texts(self.dataset.items, text.item), text.max_tokens)
 
     def tokenise(self, texts: list[str], max_tokens: int) -> Tokens:
         """Token ids of items' texts, from the cache when they have been tokenised before."""
         prepared = self._folder.prepare(texts, self.config.encoder.item_prompt)
         tokens = tokenise(prepared, self._folder.model, max_tokens)
-        return check_token_ids(tokens, self.pretrained, self._folder.model)
+        return check_token_ids(tokens, self.pretrained.encoder, self._folder.model)
 
     @cached_property
     def _folder(self) -> SentenceFolder:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm4rec_jax import peft
-from llm4rec_jax.data.features.tokens import Tokens, tokenizer_fingerprint
+from llm4rec_jax.data.features.tokens import tokenizer_fingerprint
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import (
     PretrainedText,
@@ -28,17 +28,6 @@ def reading_fingerprint(folder: SentenceFolder, pooling: str) -> str:
     steps = folder.pooling if pooling == FROM_FOLDER else None
     read = folder.prompts, folder.prompt, folder.lower_case, repr(steps)
     return run_id.hash_of([tokenizer_fingerprint(folder.model), *read])
-
-
-def check_token_ids(tokens: Tokens, text: PretrainedText, folder: Path) -> Tokens:
-    """Returns tokens all of which the encoder has an embedding of; ValueError names the largest that it has not."""
-    size, largest = text.encoder.config.vocab_size, int(tokens.ids.max(initial=0))
-    if largest >= size:
-        raise ValueError(
-            f"{folder}: its tokenizer gives the token {largest}, and the encoder has embeddings of the tokens below "
-            f"{size} only: tokens were added without `resize_token_embeddings`; give the tokenizer of the encoder"
-        )
-    return tokens
 
 
 def create_method(config: Any, part: str = "encoder") -> peft.Peft:

@@ -10,7 +10,7 @@ from llm4rec_jax import sharding
 from llm4rec_jax.data.features import categorical, numeric, vectors  # noqa: F401  (they register themselves)
 from llm4rec_jax.data.features.columns import Columns, FittedFeature, Rows, fit
 from llm4rec_jax.data.splits.split import Split
-from llm4rec_jax.inference import image_vectors  # noqa: F401  (it registers itself)
+from llm4rec_jax.inference import image_vectors, text_states  # noqa: F401  (they register themselves)
 from llm4rec_jax.models.items.item_encoder import FeatureSet
 from llm4rec_jax.options import option
 from llm4rec_jax.registry import unknown_name

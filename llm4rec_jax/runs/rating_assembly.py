@@ -18,13 +18,14 @@ from llm4rec_jax.data.features.tokens import Tokens, tokenise
 from llm4rec_jax.data.interactions import format_statistics
 from llm4rec_jax.data.labeled import LabeledData, few_shot
 from llm4rec_jax.data.notices import Notice
+from llm4rec_jax.inference.text_encoder import check_token_ids
 from llm4rec_jax.inference.text_vectors import text_vectors
 from llm4rec_jax.models.encoders import huggingface as pretrained
 from llm4rec_jax.models.encoders.sentence_folder import PretrainedText, SentenceFolder, describe
 from llm4rec_jax.models.rating import RATING_HEADS
 from llm4rec_jax.models.text_encoder import TextEncoder, init
 from llm4rec_jax.registry import unknown_name
-from llm4rec_jax.runs.encoder import check_token_ids, create_method, load_encoder, reading_fingerprint
+from llm4rec_jax.runs.encoder import create_method, load_encoder, reading_fingerprint
 from llm4rec_jax.runs.features import feature_names
 from llm4rec_jax.runs.results import evaluate_rating
 from llm4rec_jax.runs.schema import resolve, table
@@ -101,7 +102,7 @@ class RatingAssembly:
 
     def _tokenise(self, texts: list[str], max_tokens: int, prompt: str | None) -> Tokens:
         tokens = tokenise(self._folder.prepare(texts, prompt), self._folder.model, max_tokens)
-        return check_token_ids(tokens, self.pretrained, self._folder.model)
+        return check_token_ids(tokens, self.pretrained.encoder, self._folder.model)
 
     @cached_property
     def model(self) -> TextEncoder:

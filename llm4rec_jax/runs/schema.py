@@ -384,7 +384,8 @@ def _check_options(options: Mapping[str, Any], name: str) -> None:
     for key, value in options.items():
         if isinstance(value, dict):
             _check_options(value, f"{name}.{key}")
-        elif key in _OPTION_RANGES and value is not None:
+        # A list, such as the layers that a feature reads, is checked where it is used.
+        elif key in _OPTION_RANGES and value is not None and not isinstance(value, (list, tuple)):
             field = option(value, **_OPTION_RANGES[key])
             check(dataclasses.make_dataclass("Options", [(key, float, field)])(), name)
 

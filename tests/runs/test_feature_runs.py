@@ -166,6 +166,22 @@ def test_images_that_tell_the_taste_reach_what_can_be_reached(pictures, tmp_path
     assert ndcg(tmp_path / "run", config(pictures, inputs, fusion=fusion)) >= 0.95
 
 
+@pytest.mark.parametrize("steps", [2, pytest.param(200, marks=long)])
+def test_side_networks_read_states_of_texts_and_images(pictures, tmp_path, monkeypatch, steps):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = config(pictures, "title+picture", fusion="iisan", fusion_options=ConfigDict({"side_width": 16}))
+    with chosen.unlocked():
+        title = {"kind": "text_states", "model": str(pictures / "encoder"), "layers": [0, 1, 2]}
+        chosen.features.item_options.title = ConfigDict(title)
+        chosen.features.item_options.picture.layers = [0, 1, 2]
+    chosen.train.steps = chosen.train.eval_every = chosen.train.checkpoint_every = steps
+    held = run(chosen, tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "dataset.json").read_text())["item_features"]
+    assert {name: each["layers"] for name, each in described.items()} == {"title": [0, 1, 2], "picture": [0, 1, 2]}
+    assert evaluate_again(tmp_path / "run")["test"] == held["test"]
+    assert steps == 2 or held["test"]["ndcg@10"] >= 0.95
+
+
 @pytest.mark.long
 def test_images_of_other_items_are_no_better_than_chance(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,5 +1,6 @@
 """Vectors from a file: extracted features of images, sound or text, or trained embeddings of a knowledge graph."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def vectors(
             f"{file} has a vector for no {rows.name} of training; its ids are {', '.join(file_ids[:5])} …, those of "
             f"the data {', '.join(rows.table[:5, 0].to_list())} …: bring them into one form"
         )
-    taken = np.where(present[:, None], values[found], 0.0).astype(np.float32)
+    taken = of_rows(values, found)
     fitted = {"kind": "vectors", "rows": int(present.sum()), "width": values.shape[1]}
     return fit_vectors(rows, taken, present, fitted, standardise=standardise, project=project)
 
@@ -69,23 +70,73 @@ def vectors(
 def fit_vectors(
     rows: Rows, values: np.ndarray, present: np.ndarray, fitted: dict[str, Any], *, standardise: bool, project: str
 ) -> FittedFeature:
-    """Makes a feature of the vectors of all rows.
+    """Makes a feature of the vectors of all rows, or of hidden states of several layers.
 
     Args:
       rows: The table and its training rows.
-      values: float32 [N, K]; rows that are not present hold zeros.
+      values: float32 [N, K], or [N, K, W] for states of K layers; rows that are not present hold zeros.
       present: bool [N], the rows that have a vector.
       fitted: Figures about the vectors, for the run's folder.
       standardise: Whether each dimension is brought to mean 0 and standard deviation 1 over the training rows.
-      project: Name in `PROJECTIONS` of the network that reads the vectors.
+      project: Name in `PROJECTIONS` of the network that reads the vectors; the states of layers have none.
     """
     if standardise:
         known = values[present & rows.trained].astype(np.float64)
         mean, deviation = known.mean(axis=0), known.std(axis=0)
         deviation = np.where(deviation > 0, deviation, 1.0)
-        values = np.where(present[:, None], (values - mean) / deviation, 0.0).astype(np.float32)
+        values = np.where(_beside(present, values), (values - mean) / deviation, 0.0).astype(np.float32)
         fitted = fitted | {"mean": mean.tolist(), "deviation": deviation.tolist()}
+    if values.ndim == 3:
+        return FittedFeature(Column(values, present), "states", {}, fitted)
     return FittedFeature(Column(values, present), "projection", {"project": project}, fitted)
+
+
+def of_rows(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Takes the values of each row.
+
+    Args:
+      values: [n, …].
+      found: Place of each row in the values, [N]; -1 for none.
+
+    Returns:
+      float32 [N, …], zeros for rows without a place.
+
+    Example:
+      >>> of_rows(np.array([[1.0], [2.0]]), np.array([1, -1])).tolist()
+      [[2.0], [0.0]]
+    """
+    return np.where(_beside(found >= 0, values), values[found], 0.0).astype(np.float32)
+
+
+def check_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Checks the option `layers` of a feature that reads hidden states.
+
+    Args:
+      layers: Layers of an encoder; 0 stands before its first block, k after block k.
+      depth: Number of blocks of the encoder.
+
+    Returns:
+      The layers.
+
+    Raises:
+      ValueError: There are none, or they don't ascend from 0 to `depth` at most.
+
+    Example:
+      >>> check_layers([1, 3, 5], depth=6)
+      (1, 3, 5)
+    """
+    chosen = tuple(layers)
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] > depth:
+        raise ValueError(
+            f"layers is {list(chosen)}, and the encoder has {depth} blocks: give ascending numbers from 0, the state "
+            f"before the first block, to {depth}"
+        )
+    return chosen
+
+
+def _beside(flags: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns flags [N] in a shape that stands beside values [N, …]."""
+    return flags.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _from_parquet(file: Path, key: str, column: str) -> tuple[list[str], np.ndarray]:

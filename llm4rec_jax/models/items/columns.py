@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.data.features.columns import Column
+from llm4rec_jax.models.items.fusion import States
 from llm4rec_jax.models.items.projection import PROJECTIONS
 from llm4rec_jax.registry import Registry
 
@@ -20,7 +21,7 @@ class ColumnLayer(nn.Module):
 
     width: int
 
-    def __call__(self, column: Column) -> jax.Array:
+    def __call__(self, column: Column) -> jax.Array | States:
         """A column of U rows, [U, …], to vectors [U, D]. Nothing reads the vectors of rows that are not present."""
         raise NotImplementedError
 
@@ -114,3 +115,12 @@ class ProjectedVectors(ColumnLayer):
     @nn.compact
     def __call__(self, column: Column) -> jax.Array:
         return PROJECTIONS.lookup(self.project)(self.width, name="output")(jnp.asarray(column.values))
+
+
+@COLUMN_LAYERS.register("states")
+class HiddenStates(ColumnLayer):
+    """Hidden states of several layers as they are, for a fusion that reads them."""
+
+    def __call__(self, column: Column) -> States:
+        """A column [U, K, W] to the states of K layers."""
+        return States(jnp.asarray(column.values))

@@ -5,6 +5,7 @@ features against each other, the others take its share.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,14 +16,27 @@ from llm4rec_jax.registry import Registry
 FUSIONS: Registry = Registry("fusion of features")
 
 
+class States(NamedTuple):
+    """A feature that has the hidden states of several layers of an encoder in the place of one vector.
+
+    Attributes:
+      values: [..., K, W], the states of K layers.
+    """
+
+    values: jax.Array
+
+
 class Fusion(nn.Module):
     """Base of fusions.
 
     Attributes:
       width: D.
+      reads_states: Whether the fusion is for features that are `States`.
     """
 
     width: int
+
+    reads_states: ClassVar[bool] = False
 
     def __call__(self, parts: Sequence[jax.Array], present: jax.Array | None) -> jax.Array:
         """The vectors of M features, each [..., D], to embeddings [..., D].

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from llm4rec_jax.data.features.columns import Column, FittedFeature
+from llm4rec_jax.models.items import iisan  # noqa: F401  (it registers itself)
 from llm4rec_jax.models.items.columns import COLUMN_LAYERS
-from llm4rec_jax.models.items.fusion import FUSIONS, Fusion
+from llm4rec_jax.models.items.fusion import FUSIONS, Fusion, States
 
 
 class Feature(NamedTuple):
@@ -69,8 +70,8 @@ class FeatureEncoder(nn.Module):
         drops = self.dropout > 0 and self.has_rng("dropout")
         if not drops and all(mask is None for mask in masks):
             return self.fusion(parts, None)
-        parts = jnp.broadcast_arrays(*parts)
-        rows = parts[0].shape[:-1]
+        rows = jnp.broadcast_shapes(*map(_rows, parts))
+        parts = [_to_rows(part, rows) for part in parts]
         present = jnp.stack([jnp.broadcast_to(True if mask is None else mask, rows) for mask in masks], axis=-1)
         if drops:
             kept = present & ~jax.random.bernoulli(self.make_rng("dropout"), self.dropout, present.shape)
@@ -106,15 +107,45 @@ class FeatureSet:
 
     def of_items(self, features: tuple[Feature, ...], width: int) -> FeatureEncoder:
         """Returns the encoder of items from their text and ids and the features here."""
-        fusion = FUSIONS.build(self.fusion, width=width, **self.fusion_options)
+        fusion = _fusion(self.fusion, self.fusion_options, width, self.items)
         return FeatureEncoder((*features, *_columns(self.items, width, "feature_")), width, fusion, self.dropout)
 
     def of_users(self, width: int) -> FeatureEncoder | None:
         """Returns the encoder that fuses the user encoder's output, "history", with features; None without any."""
         if not self.users:
             return None
-        fusion = FUSIONS.build(self.user_fusion, width=width, **self.user_fusion_options)
+        fusion = _fusion(self.user_fusion, self.user_fusion_options, width, self.users)
         return FeatureEncoder((Feature("history", ()), *_columns(self.users, width)), width, fusion, self.dropout)
+
+
+def _fusion(name: str, options: Mapping[str, Any], width: int, fitted: Mapping[str, FittedFeature]) -> Fusion:
+    """Returns the fusion of a name, which fits the features: some read vectors, others hidden states."""
+    fusion: Fusion = FUSIONS.build(name, width=width, **options)
+    stacks = [feature for feature, held in fitted.items() if held.layer == "states"]
+    if stacks and not fusion.reads_states:
+        able = " or ".join(known for known, made in FUSIONS.items() if made.reads_states)
+        raise ValueError(
+            f"the fusion {name!r} reads one vector of a feature, and {', '.join(stacks)} has hidden states of several "
+            f"layers: give the fusion {able}, or a kind of feature without the option layers"
+        )
+    if fusion.reads_states and not stacks:
+        raise ValueError(
+            f"the fusion {name!r} reads hidden states, and none of the features has any: give a feature of the kind "
+            "text_states, or images with the option layers"
+        )
+    return fusion
+
+
+def _rows(part: jax.Array | States) -> tuple[int, ...]:
+    """Returns the shape of the rows of a feature, without the axes of each row's values."""
+    return part.values.shape[:-2] if isinstance(part, States) else part.shape[:-1]
+
+
+def _to_rows(part: jax.Array | States, rows: tuple[int, ...]) -> jax.Array | States:
+    """Returns a feature with its rows repeated to a shape."""
+    if isinstance(part, States):
+        return States(jnp.broadcast_to(part.values, (*rows, *part.values.shape[-2:])))
+    return jnp.broadcast_to(part, (*rows, part.shape[-1]))
 
 
 def _columns(fitted: Mapping[str, FittedFeature], width: int, prefix: str = "") -> tuple[Feature, ...]:

@@ -1,5 +1,6 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929): one module for all families."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import flax.linen as nn
@@ -196,6 +197,15 @@ class VisionEncoder(nn.Module):
     def all_hidden_states(self, pixels: jax.Array) -> jax.Array:
         """Hidden states before and after each block, [B, L, S, D] with S one more than the number of blocks."""
         return jnp.stack(self.layers(*self.embed(pixels)), axis=2)
+
+    def layer_vectors(self, pixels: jax.Array, layers: Sequence[int]) -> jax.Array:
+        """Vectors of images after chosen blocks, [B, K, D] for K layers; layer 0 is before the first block.
+
+        They are the class token's states; without a class token, means of states.
+        """
+        states = self.layers(*self.embed(pixels))
+        chosen = jnp.stack([states[layer] for layer in layers], axis=1)
+        return chosen[:, :, 0] if self.config.class_token else chosen.mean(axis=2)
 
     def vectors(self, pixels: jax.Array) -> jax.Array:
         """Pooled vectors of images, [B, W], as the family defines them.

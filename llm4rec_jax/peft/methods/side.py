@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm4rec_jax.models.layers.side_network import gated, side_block
 from llm4rec_jax.peft.core import Call, Peft
 from llm4rec_jax.peft.registry import METHODS
 from llm4rec_jax.peft.sites import Delta, Params, stack
@@ -74,9 +75,7 @@ def side(width: int = 64, every: int = 2, temperature: float = 0.1) -> Peft:
         z = states[0] @ delta[".layers/0"]["reduce"]
         for i in sorted(int(s.removeprefix(".layers/")) for s in delta if s not in (".layers/0", ".layers/out")):
             w = delta[f".layers/{i}"]
-            gate = jax.nn.sigmoid(w["gate"] / temperature)
-            z = gate * z + (1 - gate) * (states[i] @ w["reduce"])
-            z = z + jax.nn.gelu(z @ w["down"] + w["down_bias"], approximate=False) @ w["up"] + w["up_bias"]
+            z = side_block(w, gated(w["gate"], z, states[i] @ w["reduce"], temperature))
         return [*states[:-1], states[-1] + z @ delta[".layers/out"]["up"]]
 
     return Peft(init, tap=tap)
