@@ -60,7 +60,8 @@ class FeatureEncoder(nn.Module):
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any]) -> jax.Array:
         """The features of U rows, each [U, …], to embeddings [U, D]."""
-        parts, masks = [], []
+        parts: list[Any] = []  # `States` where a feature has them, which `iisan` alone reads
+        masks = []
         for feature in self.features:
             x = inputs[feature.name]
             masks.append(x.present if isinstance(x, Column) else None)
