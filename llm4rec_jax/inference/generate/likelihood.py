@@ -206,7 +206,7 @@ def expected_ratings(log_likelihoods: np.ndarray, ratings: Sequence[float]) -> n
       [n] predicted ratings.
 
     Example:
-      >>> expected_ratings(np.log([[0.1, 0.3], [0.2, 0.2]]), [1.0, 5.0]).tolist()
+      >>> expected_ratings(np.log([[0.1, 0.3], [0.2, 0.2]]), [1.0, 5.0]).round(6).tolist()
       [4.0, 3.0]
     """
     shifted = np.exp(log_likelihoods - log_likelihoods.max(axis=1, keepdims=True))
